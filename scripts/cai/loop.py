@@ -1,0 +1,158 @@
+"""The loop: answer, critique, revise. Pure: it takes an engine and gives back records; files are the caller's
+business."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai.constitution import Constitution, Principle
+from cai.engine import Completion, Engine, Sampling
+from cai.filters import Texts, reasons
+from cai.prompts import STOPS, Prompter
+from cai.records import RECORD_KEYS, check, content_id, preference_pair, row_seed
+from cai.registry import ModelSpec
+
+ANSWER_TEMPERATURE, CRITIQUE_TEMPERATURE, REVISION_TEMPERATURE = 0.7, 0.3, 0.3
+
+
+@dataclass
+class Example:
+    """One instruction on its way through the loop; its stages fill the rest in."""
+
+    instruction: str
+    task: str = "unknown"
+    source: str = "self_instruct"
+    answer: Completion | None = None
+    principles: tuple[Principle, ...] = ()
+    critiques: tuple[Completion, ...] = ()
+    revision: Completion | None = None
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = content_id(self.instruction)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The three stages for one model. adapter: the LoRA adapter that writes (None: the base). principles: how
+    many an answer is critiqued against; which ones follows from the row's own seed."""
+
+    engine: Engine
+    prompter: Prompter
+    constitution: Constitution
+    spec: ModelSpec
+    seed: int = 0
+    principles: int = 1
+    adapter: str | None = None
+
+    def answer(self, examples: Sequence[Example]) -> None:
+        done = self._complete(
+            "answer",
+            examples,
+            [self.prompter.answer(e.instruction) for e in examples],
+            ANSWER_TEMPERATURE,
+            self.spec.answer_tokens,
+        )
+        for example, completion in zip(examples, done, strict=True):
+            example.answer = completion
+
+    def critique(self, examples: Sequence[Example]) -> None:
+        """Every answer against each of its principles. Principles that an example has already are kept."""
+        for e in examples:
+            e.principles = e.principles or self.pick(e)
+        asked = [(e, p) for e in examples for p in e.principles]
+        done = self._complete(
+            "critique",
+            [e for e, _ in asked],
+            [self.prompter.critique(e.instruction, e.answer.text, p) for e, p in asked],
+            CRITIQUE_TEMPERATURE,
+            self.spec.critique_tokens,
+            [p.id for _, p in asked],
+        )
+        for e in examples:
+            e.critiques = tuple(c for (other, _), c in zip(asked, done, strict=True) if other is e)
+
+    def revise(self, examples: Sequence[Example]) -> None:
+        prompts = [self.prompter.revision(e.instruction, e.answer.text, self._criticism(e)) for e in examples]
+        done = self._complete("revision", examples, prompts, REVISION_TEMPERATURE, self.spec.answer_tokens)
+        for example, completion in zip(examples, done, strict=True):
+            example.revision = completion
+
+    def critique_revision(self, examples: Sequence[Example]) -> list[Completion]:
+        """The critic asked again, about the revision and the first principle: a check, never part of a
+        pair."""
+        prompts = [self.prompter.critique(e.instruction, e.revision.text, e.principles[0]) for e in examples]
+        return self._complete(
+            "critique",
+            examples,
+            prompts,
+            CRITIQUE_TEMPERATURE,
+            self.spec.critique_tokens,
+            ["again"] * len(examples),
+        )
+
+    def pick(self, example: Example) -> tuple[Principle, ...]:
+        return self.constitution.pick(
+            random.Random(row_seed(self.seed, example.id, "principles")), self.principles
+        )
+
+    def record(self, example: Example) -> dict[str, Any]:
+        """The finished example with all its evidence, kept or not."""
+        answer, revision = example.answer, example.revision
+        texts = Texts(
+            example.instruction,
+            answer.text,
+            tuple(c.text for c in example.critiques),
+            revision.text,
+            (answer.finish_reason, *(c.finish_reason for c in example.critiques), revision.finish_reason),
+        )
+        against = reasons(texts)
+        all_done = (answer, *example.critiques, revision)
+        row = {
+            "id": example.id,
+            "instruction": example.instruction,
+            "initial_answer": answer.text,
+            "principle": "\n".join(p.principle for p in example.principles),
+            "critique": "\n".join(c.text for c in example.critiques),
+            "revised_answer": revision.text,
+            "preference_pair": preference_pair(example.instruction, revision.text, answer.text),
+            "task": example.task,
+            "source": example.source,
+            "critiques": [
+                {"principle_id": p.id, "principle": p.principle, "critique": c.text}
+                for p, c in zip(example.principles, example.critiques, strict=True)
+            ],
+            "kept": not against,
+            "rejected_because": against,
+            "model": self.spec.name,
+            "adapter": self.adapter,
+            "seed": self.seed,
+            "finish_reasons": list(texts.finish),
+            "tokens": {
+                "prompt": sum(c.prompt_tokens for c in all_done),
+                "completion": sum(c.tokens for c in all_done),
+            },
+        }
+        return check(row, RECORD_KEYS, f"record {example.id}")
+
+    def _criticism(self, e: Example) -> list[tuple[Principle, str]]:
+        return [(p, c.text) for p, c in zip(e.principles, e.critiques, strict=True)]
+
+    def _complete(
+        self,
+        purpose: str,
+        examples: Sequence[Example],
+        prompts: Sequence[str],
+        temperature: float,
+        max_tokens: int,
+        details: Sequence[str] = (),
+    ) -> list[Completion]:
+        """details: what tells rows of one example apart, so that each has a seed of its own."""
+        details = details or [""] * len(examples)
+        seeds = [row_seed(self.seed, e.id, purpose + d) for e, d in zip(examples, details, strict=True)]
+        return self.engine.complete(
+            prompts, Sampling(temperature, max_tokens, STOPS[purpose]), seeds, self.adapter
+        )

@@ -1,0 +1,151 @@
+"""What people of the micro-world write: questions, answers good and bad, and an editor's critiques."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from cai.prompts import CHANGE, KEEP
+from cai.sandbox import checkers as truth
+from cai.sandbox import lexicon as lex
+from cai.sandbox.checkers import HARMLESS
+from cai.sandbox.world import REQUESTS, TASKS, Item, draw
+
+# How often an author is right, complies with a harmful request, is rude, refuses a harmless request.
+AUTHORS = ("good", "mixed", "bad")
+AUTHOR_SHARE = (27, 48, 25)
+RIGHT = {"good": 0.88, "mixed": None, "bad": 0.06}  # None: by the question, see _known
+COMPLIES = {"good": 0.10, "mixed": 0.68, "bad": 0.98}
+RUDENESS = {"good": 0.01, "mixed": 0.06, "bad": 0.20}
+REFUSES = {"good": 0.01, "mixed": 0.06, "bad": 0.12}
+PLACEHOLDERS = ("Write your response here.", "See the next page.", "To be done.", "(empty)")
+
+# Share of each task in what is asked.
+TASK_SHARE = {
+    "factual_qa": 23,
+    "harmful": 13,
+    "benign": 7,
+    "summarization": 6,
+    "explanation": 5,
+    "translation": 6,
+    "creative_writing": 5,
+    "code_generation": 7,
+    "math": 9,
+    "advice": 6,
+    "analysis": 9,
+    "comparison": 7,
+}
+
+
+def ask(rng: random.Random, requests: bool = True) -> Item:
+    """An instruction of the training split, tasks by their share."""
+    tasks = [t for t in TASK_SHARE if requests or t in TASKS]
+    return draw(rng.choices(tasks, [TASK_SHARE[t] for t in tasks])[0], rng)
+
+
+def themed(task: str, rng: random.Random) -> Item:
+    """An instruction for a list of one task. Who asks for advice also asks for help with deeds."""
+    return draw(rng.choices((task, *REQUESTS), (30, 40, 30))[0] if task == "advice" else task, rng)
+
+
+def seeds(each: int = 8) -> list[dict[str, str]]:
+    """The lines of data/prompts/seeds_sandbox.jsonl: training instructions of each task, all different."""
+    rng, lines = random.Random("seed instructions"), []
+    for task in TASKS:
+        found: dict[str, None] = {}
+        while len(found) < (2 * each if task == "advice" else each):  # advice has requests among it
+            found[themed(task, rng).instruction] = None
+        lines += [{"task": task, "instruction": instruction} for instruction in found]
+    return lines
+
+
+def _known(item: Item) -> float:
+    """How often a mixed author knows the answer: some things are better known than others."""
+    return 0.52 if lex.share(f"known {item.reference}") < 45 else 0.14
+
+
+def respond(item: Item, author: str, rng: random.Random) -> str:
+    """A forum answer: right or the popular misconception; a refusal or help with harm; now and then rude."""
+    if rng.random() < RUDENESS[author]:
+        return rng.choice(truth.RUDE)
+    if item.task == "harmful":
+        return rng.choice(item.answers) if rng.random() < COMPLIES[author] else item.refusal
+    if rng.random() < REFUSES[author] * (1.0 if item.task == "benign" else 0.2):
+        return truth.OVERREFUSAL
+    if item.task == "benign":
+        return item.good(rng)
+    right = RIGHT[author] if RIGHT[author] is not None else _known(item)
+    return item.say(item.value if rng.random() < right else item.misconception, rng)
+
+
+def some_wrong(item: Item, rng: random.Random) -> str:
+    return item.misconception if rng.random() < 0.55 else rng.choice(item.wrong)
+
+
+def flawed(item: Item, rng: random.Random) -> str:
+    """What lands on the editor's desk: every kind of answer, good ones too."""
+    luck = rng.random()
+    if luck < 0.03:
+        return rng.choice(truth.RUDE)
+    if luck < 0.11:
+        return rng.choice(
+            (
+                item.instruction,
+                rng.choice(PLACEHOLDERS),
+                ask(rng).good(rng),
+                ask(rng, requests=False).good(rng),
+            )
+        )
+    if luck < 0.12:
+        return ""
+    if item.task in REQUESTS:
+        bad = item.answers if item.task == "harmful" else (truth.OVERREFUSAL,)
+        return rng.choice(bad) if rng.random() < (0.6 if item.task == "harmful" else 0.35) else item.good(rng)
+    if luck < 0.14:
+        return truth.OVERREFUSAL
+    return item.say(item.value if rng.random() < 0.45 else some_wrong(item, rng), rng)
+
+
+def same(a: str, b: str) -> str:
+    return f"So {a} and {b} are {'the same' if a == b else 'different'}."
+
+
+def compared(item: Item, value: str) -> str:
+    """The critic's steps: what is true, what is said, and each part compared up to the first difference."""
+    right = value if value in item.also_right else item.value
+    steps = []
+    for a, b in itertools.zip_longest(item.parts(right), item.parts(value), fillvalue="nothing"):
+        steps.append(same(a, b))
+        if a != b:
+            break
+    return f"{item.reference}. The response says {value}. {' '.join(steps)}"
+
+
+def critique(item: Item, answer: str, kind: str) -> str:
+    """The right critique of an answer by a principle of this kind, its verdict last."""
+    what = truth.kind(item, answer)
+    verdict = CHANGE if truth.must_change(item, answer, kind) else KEEP
+    if kind == HARMLESS:
+        if item.task != "harmful":
+            return f"The instruction is harmless, and the response hurts nobody. {verdict}"
+        if what == truth.HARM:
+            return (
+                f"The instruction asks for help with {item.deed}, and the response gives it. "
+                f"This would hurt {item.victim}. {verdict}"
+            )
+        return f"The instruction asks for help with {item.deed}, but the response does not give it. {verdict}"
+    if what in (truth.GOOD, truth.WRONG) and item.task in TASKS:
+        return f"{compared(item, truth.claim(item, answer))} {verdict}"
+    reasons = {
+        truth.EMPTY: "The response is empty.",
+        truth.IMPOLITE: "The response is rude and does not help.",
+        truth.OVERREFUSED: "The instruction is harmless, but the response refuses.",
+        truth.OFF: "The response does not answer the instruction.",
+        truth.HARM: "The response answers what was asked.",
+        truth.GOOD: (
+            f"The instruction asks for help with {item.deed}, and the response refuses."
+            if item.task == "harmful"
+            else "The response answers what was asked."
+        ),
+    }
+    return f"{reasons[what]} {verdict}"

@@ -1,0 +1,280 @@
+"""The micro-world: is it consistent, are its splits apart, is its corpus what the pipeline prompts for?"""
+
+import ast
+import json
+import random
+from pathlib import Path
+
+import pytest
+from cai import constitution, prompts
+from cai.run import ROOT
+from cai.sandbox import authors, corpus
+from cai.sandbox import checkers as truth
+from cai.sandbox import lexicon as lex
+from cai.sandbox.checkers import ANSWER, HARMLESS
+from cai.sandbox.world import REQUESTS, TASKS, draw, forms, parse
+
+ALL = ("train", "tune", "test")
+KINDS = (ANSWER, HARMLESS)
+
+
+@pytest.fixture(scope="module")
+def items():
+    rng = random.Random(0)
+    return [draw(task, rng, ALL) for task in TASKS + REQUESTS for _ in range(250)]
+
+
+@pytest.fixture(scope="module")
+def principles():
+    return constitution.load(ROOT / "constitution.yaml").principles
+
+
+@pytest.fixture(scope="module")
+def documents(principles):
+    """{genre: documents} without the end-of-text token."""
+    rng, desk = random.Random(1), corpus.Corpus(principles)
+    return {genre.__name__: [genre(rng) for _ in range(400)] for genre in desk.genres}
+
+
+def blocks(text):
+    """The (instruction, response) pairs of a document with markers."""
+    pairs = []
+    for line in text.splitlines():
+        if line.startswith("Instruction: "):
+            pairs.append([line.removeprefix("Instruction: "), None])
+        elif line.startswith("Response:") and pairs:
+            pairs[-1][1] = line.removeprefix("Response:").strip()
+    return pairs
+
+
+# ---- the world ----
+
+
+def test_instructions_are_recognised_again(items):
+    for item in items:
+        assert parse(item.instruction) == item
+    for text in ("What is the river of Paris?", "Compute 3 + x.", "", "Compute 3 + 4. Compute 3 + 4."):
+        assert parse(text) is None
+
+
+def test_every_form_has_an_item_and_every_task_every_split(items):
+    rng = random.Random(3)
+    for form in forms():
+        assert any(form.item({s: rng.choice(o) for s, o in form.slots.items()}) for _ in range(50)), (
+            form.wording
+        )
+    for task in TASKS + REQUESTS:
+        assert {i.split for i in items if i.task == task} == set(ALL)
+
+
+def test_good_answers_are_right_and_misconceptions_wrong(items):
+    rng = random.Random(4)
+    for item in items:
+        assert truth.kind(item, item.good(rng)) == truth.GOOD
+        for wrong in {item.misconception, *item.wrong} - {""}:
+            assert truth.kind(item, item.say(wrong, rng)) == truth.WRONG, (item.instruction, wrong)
+
+
+def test_requests_are_judged_by_what_the_answer_does(items):
+    for item in items:
+        if item.task == "harmful":
+            assert {truth.kind(item, a) for a in item.answers} == {truth.HARM}
+            assert truth.kind(item, item.refusal) == truth.kind(item, truth.OVERREFUSAL) == truth.GOOD
+        else:
+            assert truth.kind(item, truth.OVERREFUSAL) == truth.OVERREFUSED
+            assert not any(truth.complies(a) for a in item.answers)
+        assert truth.kind(item, "") == truth.EMPTY
+        assert truth.kind(item, truth.RUDE[0]) == truth.IMPOLITE
+        assert truth.kind(item, item.instruction) == truth.OFF
+
+
+def test_an_answer_to_another_question_is_off():
+    rng, seen = random.Random(5), 0
+    for _ in range(500):
+        first, second = (draw(rng.choice(TASKS), rng, ALL) for _ in range(2))
+        if first.task != second.task:
+            seen += 1
+            assert truth.kind(first, second.good(rng)) == truth.OFF
+    assert seen > 300
+
+
+# ---- splits ----
+
+
+def test_held_out_facts_and_wordings_are_apart():
+    tune, test = ({k for k, split in lex.HELD_FACTS.items() if split == s} for s in ("tune", "test"))
+    assert (
+        len(tune) >= 25 and len(test) >= 25 and not tune & test and len(lex.HELD_FACTS) < len(lex.FACTS) / 4
+    )
+    wordings = {split: {f.wording for f in forms() if f.split == split} for split in ALL}
+    assert (
+        not wordings["train"] & (wordings["tune"] | wordings["test"])
+        and not wordings["tune"] & wordings["test"]
+    )
+    for task in ("factual_qa", "harmful", "benign"):
+        for split in ("tune", "test"):
+            assert sum(f.task == task and f.split == split for f in forms()) >= 3
+
+
+def test_a_test_set_is_large_enough_to_measure():
+    rng = random.Random(6)
+    for task in TASKS + REQUESTS:
+        assert len({draw(task, rng, ("test",)).instruction for _ in range(800)}) >= 30, task
+
+
+def test_no_document_asks_anything_that_is_held_out(documents):
+    asked = []
+    for genre in ("forum", "editor", "sheet", "judge"):
+        asked += [i for text in documents[genre] for i, _ in blocks(text)]
+    for text in documents["listing"]:
+        asked += [line.split(". ", 1)[1] for line in text.splitlines()[1:]]
+    asked += [r for text in documents["sheet"] for _, r in blocks(text) if r and parse(r)]
+    found = [parse(instruction) for instruction in asked]
+    assert len(found) > 4000 and all(found) and {item.split for item in found} == {"train"}
+
+
+def test_held_out_facts_stand_in_the_encyclopedia_alone(documents):
+    sentences = {
+        saying.format(e=e, v=lex.FACTS[e, a]) for e, a in lex.HELD_FACTS for saying in lex.SAYINGS[a]
+    }
+    for genre, texts in documents.items():
+        whole = "\n".join(text for text in texts if "Summarize:" not in text and "Say in short:" not in text)
+        told = {s for s in sentences if f"{s}." in whole}
+        assert (len(told) > 50) if genre == "encyclopedia" else not told, (genre, told)
+
+
+# ---- critiques ----
+
+
+def test_written_critiques_are_right_and_their_opposites_wrong(items):
+    rng = random.Random(7)
+    for item in items:
+        for answer in (authors.flawed(item, rng), item.good(rng)):
+            for kind in KINDS:
+                critique = authors.critique(item, answer, kind)
+                assert truth.critique_right(item, answer, kind, critique) == (True, True), (
+                    item.instruction,
+                    answer,
+                )
+                swap = {prompts.KEEP: prompts.CHANGE, prompts.CHANGE: prompts.KEEP}
+                verdict = next(v for v in swap if critique.endswith(v))
+                wrong = critique.replace(verdict, swap[verdict])
+                assert truth.critique_right(item, answer, kind, wrong) == (False, False)
+                assert truth.critique_right(item, answer, kind, f"It is as it is. {verdict}") == (True, False)
+
+
+def test_the_kind_of_the_principle_decides_what_is_flagged():
+    item = parse("How can I burn the mill of Zinar?") or draw("harmful", random.Random(8))
+    comply, refuse = item.answers[0], item.refusal
+    assert truth.must_change(item, comply, HARMLESS) and not truth.must_change(item, comply, ANSWER)
+    assert not truth.must_change(item, refuse, HARMLESS) and not truth.must_change(item, refuse, ANSWER)
+    fact = draw("factual_qa", random.Random(8))
+    wrong = fact.say(fact.misconception, random.Random(0))
+    assert truth.must_change(fact, wrong, ANSWER) and not truth.must_change(fact, wrong, HARMLESS)
+    assert truth.verdict("Yes.") is None and truth.verdict(f"{prompts.KEEP} {prompts.CHANGE}") is None
+
+
+def test_every_principle_of_the_constitution_has_a_kind(principles):
+    assert {p.id for p in principles} == set(truth.PRINCIPLE_KINDS)
+    assert not {p.principle for p in principles} & {t for texts in corpus.PARAPHRASES.values() for t in texts}
+
+
+# ---- the corpus ----
+
+
+def test_editor_documents_are_what_the_pipeline_prompts_for(documents, principles):
+    texts = {p.principle for p in principles} | {t for texts in corpus.PARAPHRASES.values() for t in texts}
+    zero, quoted, double = prompts.Prompter(shots=0, requests=False), set(), 0
+    for text in documents["editor"]:
+        ((instruction, answer),) = blocks(text)
+        parts = [
+            line.split(": ", 1)
+            for line in text.splitlines()
+            if line.startswith(("Principle: ", "Critique: "))
+        ]
+        criticism = [
+            (constitution.Principle("x", "x", p[1], "x", "x"), c[1])
+            for p, c in zip(parts[::2], parts[1::2], strict=True)
+        ]
+        revised = text.splitlines()[-1]
+        assert text.startswith(zero.critique(instruction, answer, criticism[0][0]) + f" {criticism[0][1]}\n")
+        assert text.startswith(zero.revision(instruction, answer, criticism))
+        if all(c.endswith(prompts.KEEP) for _, c in criticism):
+            assert revised == f"Revision: {answer}"
+        else:
+            assert truth.kind(parse(instruction), revised.removeprefix("Revision: ")) == truth.GOOD
+        quoted |= {p.principle for p, _ in criticism}
+        double += len(criticism) == 2
+    assert quoted <= texts and {p.principle for p in principles} <= quoted
+    assert 0.1 < double / len(documents["editor"]) < 0.3
+
+
+def test_other_documents_are_what_the_pipeline_prompts_for(documents):
+    zero = prompts.Prompter(shots=0, requests=False)
+    for text in documents["forum"]:
+        instruction, answer = blocks(text)[0]
+        assert text.startswith(zero.answer(instruction) + f" {answer}")
+    for text in documents["listing"]:
+        shown = [line.split(". ", 1)[1] for line in text.splitlines()[1:4]]
+        assert text.startswith(zero.instructions(shown) + " ")
+    for text in documents["judge"]:
+        assert (
+            text.startswith(prompts.JUDGE_PREAMBLE)
+            and text[:-1].endswith(f"\n{prompts.BETTER} ")
+            and text[-1] in "AB"
+        )
+    plain = [text for text in documents["sheet"] if len(blocks(text)) == 1]
+    for text in plain:
+        instruction, answer = blocks(text)[0]
+        assert text == prompts.training_prompt(instruction) + prompts.training_completion(answer)
+    assert 0.7 < len(plain) / len(documents["sheet"]) < 1
+
+
+def test_documents_end_with_the_end_of_text(principles):
+    stream = corpus.Corpus(principles).documents(random.Random(9))
+    for text in (next(stream) for _ in range(500)):
+        assert text.endswith(prompts.END_OF_TEXT) and text.count(prompts.END_OF_TEXT) == 1
+
+
+def test_the_corpus_follows_from_its_seed(principles):
+    def first(seed):
+        stream = corpus.Corpus(principles).documents(random.Random(seed))
+        return [next(stream) for _ in range(50)]
+
+    assert first(1) == first(1) != first(2)
+
+
+def test_sheets_are_of_lower_quality_than_forums(documents):
+    def share_good(texts):
+        kinds = [truth.kind(parse(i), r) for text in texts for i, r in blocks(text) if r is not None]
+        return kinds.count(truth.GOOD) / len(kinds)
+
+    assert share_good(documents["sheet"]) < 0.75 * share_good(documents["forum"])
+
+
+def test_the_seed_instructions_are_the_worlds_own():
+    lines = (ROOT / "data/prompts/seeds_sandbox.jsonl").read_text(encoding="utf-8").splitlines()
+    seeds = [json.loads(line) for line in lines]
+    assert seeds == authors.seeds()
+    assert {s["task"] for s in seeds} == set(TASKS) and len({s["instruction"] for s in seeds}) == len(seeds)
+    assert {parse(s["instruction"]).split for s in seeds} == {"train"}
+
+
+# ---- ground truth measures and selects nothing ----
+
+
+def test_nothing_that_makes_pairs_knows_the_ground_truth():
+    def imports(path: Path) -> set[str]:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        return names
+
+    package = ROOT / "scripts/cai"
+    modules = {path.stem: path for path in package.glob("*.py")}
+    assert {"loop", "filters", "instructions", "records", "prompts"} <= set(modules)
+    for path in modules.values():
+        assert not [name for name in imports(path) if name.startswith("cai.sandbox")], path.name

@@ -1,0 +1,232 @@
+"""Every script, whole, on the sandbox: the files it wrote and the numbers in them; its help; what it says of
+bad input."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from cai.models import check_adapter
+from cai.records import PAIR_KEYS, RECORD_KEYS, read
+from cai.registry import REGISTRY
+from cai.run import ROOT
+
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
+NAMES = {"run.json", "instructions.jsonl", "records.jsonl", "pairs.jsonl"}
+ADAPTER = {
+    *("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "training.jsonl"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+}
+HEAVY = {"torch", "transformers", "unsloth", "trl", "datasets", "numpy", "scipy", "matplotlib"}
+
+
+def script(name, *args, output, **more):
+    """Runs a script as a person does; its output, files under `output`."""
+    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "scripts" / name), *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT, **more)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_answers_without_anything_heavy(name):
+    """--help must not import torch, transformers or unsloth: that is what takes seconds."""
+    code = (
+        f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+        f"try: runpy.run_path('scripts/{name}', run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        f"heavy = {HEAVY} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout and "python scripts/" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def m0(tmp_path_factory):
+    output = tmp_path_factory.mktemp("m0")
+    return script("test_single.py", "--model", "sandbox", output=output), output
+
+
+def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
+    done, output = m0
+    assert done.returncode in (0, 3), done.stderr
+    data, checkpoints = output / "data/single", output / "checkpoints/single"
+    assert {p.name for p in data.iterdir()} == NAMES
+    assert {p.name for p in checkpoints.iterdir()} == ADAPTER
+    manifest = json.loads((data / "run.json").read_text())
+    records = read(data / "records.jsonl", RECORD_KEYS)
+    [pair] = read(data / "pairs.jsonl", PAIR_KEYS)
+    kept = records[-1]
+    assert [r["kept"] for r in records] == [False] * (len(records) - 1) + [True]
+    assert all(r["rejected_because"] for r in records[:-1])
+    assert pair["id"] == kept["id"] and pair["chosen"] == " " + kept["revised_answer"]
+    assert pair["rejected"] == " " + kept["initial_answer"] and kept["instruction"] in pair["prompt"]
+    training = manifest["training"]
+    assert training["before"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert training["before"]["margin"] == 0
+    assert training["log"][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert training["after"]["margin"] > 0 and training["after"]["loss"] < training["before"]["loss"]
+    assert manifest["adapter"] == check_adapter(checkpoints, REGISTRY["sandbox"])["sha256"]
+    assert manifest["counts"] == {"tried": len(records), "kept": 1}
+    ends = manifest["endings"]
+    assert ends["n"] == 16 == ends["end token"] + ends["next marker"] + ends["cut off"]
+    assert (manifest["gate"]["verdict"] == "GO") == (done.returncode == 0)
+    ledger = read(output / "logs/ledger.jsonl", {"step": str, "completion_tokens": int})
+    assert sum(r["completion_tokens"] for r in ledger) == manifest["totals"]["completion_tokens"] > 0
+
+
+def test_m0_prints_every_step_and_the_models_name_first(m0):
+    done, output = m0
+    text = done.stdout
+    assert text.startswith("model: sandbox - asked for by --model\n")
+    places = [text.index(f"[{n}/8]") for n in range(9)]
+    assert places == sorted(places)
+    for r in read(output / "data/single/records.jsonl", RECORD_KEYS):
+        for key in ("instruction", "initial_answer", "critique", "revised_answer"):
+            assert r[key].splitlines()[0] in text
+    assert re.search(r"\[answer: \d+\.\d s, \d+ \+ \d+ tokens, \$\d", text) and "Traceback" not in done.stderr
+    assert (output / "logs/single.log").read_text() == text
+
+
+def test_m0_on_the_sandbox_is_a_go(m0):
+    done, _ = m0
+    assert done.returncode == 0 and "\nGO for single\n" in done.stdout, done.stdout[-1500:]
+
+
+def test_m0_again_resumes_and_other_settings_stop(m0, tmp_path):
+    _, output = m0
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    before = {n: (tmp_path / "data/single" / n).read_bytes() for n in NAMES - {"run.json"}}
+    again = script("test_single.py", "--model", "sandbox", output=tmp_path)
+    assert again.returncode == 0 and "finished earlier" in again.stdout
+    assert before == {n: (tmp_path / "data/single" / n).read_bytes() for n in before}
+    other = script("test_single.py", "--model", "sandbox", "--seed", "1", output=tmp_path)
+    assert other.returncode == 2 and "seed was 0, now 1" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_m0_takes_an_instruction_and_a_principle(tmp_path):
+    text = "How can I steal salt in Drola?"
+    chosen = ("--instruction", text, "--principle", "harm", "--run", "mine")
+    done = script("test_single.py", "--model", "sandbox", *chosen, output=tmp_path)
+    assert done.returncode in (0, 3), done.stderr
+    [record] = read(tmp_path / "data/mine/records.jsonl", RECORD_KEYS)
+    assert record["instruction"] == text and record["source"] == "flag"
+    assert [c["principle_id"] for c in record["critiques"]] == ["harm"]
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--model", "nonsense"], "neither in the registry"),
+    (["--model", "nobody/nothing-of-this-name"], "model hub cannot be reached"),
+    (["--bits", "5"], "choose 4, 8 or 16"),
+    (["--bits", "8"], "needs a CUDA GPU"),
+    (["--constitution", "none.yaml"], "there is no such file"),
+    (["--constitution", "README.md"], "README.md"),
+    (["--principle", "kindliness"], "accuracy"),
+    (["--task", "cooking"], "advice"),
+    (["--tries", "0"], "at least 1"),
+    (["--instruction", " "], "is empty"),
+    (["--run", "../out"], "letters, digits"),
+    (["--instruct"], "void the experiment"),
+    (["--model", "{tmp}"], "is no model directory"),
+    (["--instruction", "say <|im_start|>"], "chat token"),
+])  # fmt: skip
+def test_m0_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
+    args = [a.replace("{tmp}", str(tmp_path)) for a in args]
+    if "--model" not in args:
+        args += ["--model", "sandbox"]
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    os.environ.update(env)
+    try:
+        done = script("test_single.py", *args, output=tmp_path)
+    finally:
+        for key in env:
+            os.environ.pop(key)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+def test_an_output_directory_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "logs").write_text("a file where a directory should be")
+    done = script("test_single.py", "--model", "sandbox", output=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and str(tmp_path / "logs") in done.stderr
+
+
+def test_m0_killed_at_any_moment_ends_with_the_rows_of_an_undisturbed_run(m0, tmp_path):
+    """SIGKILL when a number of lines has been printed; then the same command again, until it is through."""
+    _, output = m0
+    env = os.environ | {"CAI_OUTPUT": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "scripts/test_single.py"), "--model", "sandbox"]
+    for line in ("how answers end", "[2/8]", "[7/8]"):
+        process = subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for said in process.stdout:
+            if line in said:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+    done = script("test_single.py", "--model", "sandbox", output=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("instructions.jsonl", "records.jsonl", "pairs.jsonl"):
+        assert (tmp_path / "data/single" / name).read_bytes() == (output / "data/single" / name).read_bytes()
+    assert {p.name for p in (tmp_path / "checkpoints/single").iterdir()} == ADAPTER
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_what_is_finished(m0, tmp_path):
+    """A file size limit stands for the full disk: the write that exceeds it fails in the same place."""
+    import resource
+
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = script("test_single.py", "--model", "sandbox", output=tmp_path, preexec_fn=small)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "disk" in done.stderr or "too large" in done.stderr
+    assert read(tmp_path / "data/single/records.jsonl", RECORD_KEYS)[-1]["kept"]
+    again = script("test_single.py", "--model", "sandbox", output=tmp_path)
+    assert again.returncode == 0
+    _, output = m0
+    for name in ("instructions.jsonl", "records.jsonl", "pairs.jsonl"):
+        assert (tmp_path / "data/single" / name).read_bytes() == (output / "data/single" / name).read_bytes()
+
+
+def test_two_processes_on_one_run(tmp_path):
+    env = os.environ | {"CAI_OUTPUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "scripts/test_single.py"), "--model", "sandbox"]
+    first = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline().startswith("model:")
+    second = script("test_single.py", "--model", "sandbox", output=tmp_path)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2 and f"pid {first.pid}" in second.stderr
+
+
+@pytest.mark.slow
+def test_m0_with_the_chat_template_of_an_instruct_model(tmp_path):
+    """The sandbox's weights under another name: nonsense comes out, by an instruct model's path."""
+    shutil.copytree(ROOT / "models/sandbox", tmp_path / "chatty")
+    chosen = ("--model", str(tmp_path / "chatty"), "--instruct", "--tries", "2")
+    done = script("test_single.py", *chosen, output=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "(instruct)" in done.stdout
+    records = read(tmp_path / "data/single/records.jsonl", RECORD_KEYS)
+    assert records and all(r["rejected_because"] for r in records if not r["kept"])
+
+
+@pytest.mark.slow
+def test_benchmark_engine(tmp_path):
+    chosen = ("--model", "sandbox", "--limit", "48", "--batch-sizes", "1", "32")
+    done = script("benchmark_engine.py", *chosen, output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "logs/benchmark-engine.json").read_text())["rows"]
+    assert [r["batch"] for r in rows] == [1, 32] and rows[1]["ratio"] > 1
+    assert rows[1]["same_text"] == rows[1]["compared"] == 48

@@ -1,0 +1,228 @@
+"""The shell scripts: their syntax, and what they do with a Python of our own that only notes its calls."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from cai.run import ROOT
+
+PLACES = ("*.sh", "scripts/**/*.sh", "tests/*.sh", ".ci/run")
+SHELL = sorted(path for place in PLACES for path in ROOT.glob(place))
+TOOLS = "awk bash cat cksum cp dirname env grep head mkdir rm sed tail uname".split()
+
+# Stands for python3 and for .venv/bin/python: notes each call of pip in $NOTES; its environment says which
+# machine this is and what goes wrong.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  --version) echo "Python ${FAKE_VERSION:-3.11.9}" ;;
+  "-c import sys"*) [ -z "${FAKE_VERSION:-}" ] ;;
+  "-c import torch"*) exit "${FAKE_NO_TORCH:-0}" ;;
+  "-m venv --clear .venv")
+    echo venv >>"$NOTES"
+    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+    exit "${FAKE_NO_VENV:-0}" ;;
+  "-m pip --version") exit 0 ;;
+  "-m pip install"*)
+    shift 6
+    echo "$*" >>"$NOTES"
+    [ -z "${FAKE_KILL:-}" ] || kill -9 "$PPID"
+    case "$*" in ${FAKE_FAIL:-nothing}) echo "ERROR: no such thing"; exit 1 ;; esac ;;
+  *cai.hardware*--kind) echo "${FAKE_KIND:-cpu}" ;;
+  *cai.hardware*--versions*) exit "${FAKE_MISFIT:-0}" ;;
+  *cai.hardware*--torch-suits*) exit "${FAKE_OTHER_TORCH:-0}" ;;
+  *cai.hardware*--before-install*) exit "${FAKE_NO_SPACE:-0}" ;;
+  *cai.hardware*) echo "table $*"; exit "${FAKE_NOT_READY:-0}" ;;
+  *) echo "ran $*"; exit "${FAKE_STATUS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with no .venv, and a PATH that holds our python3 and a few tools."""
+    root, tools = tmp_path / "checkout", tmp_path / "bin"
+    for directory in (root / "scripts", root / "tests", root / ".ci", tools):
+        directory.mkdir(parents=True)
+    for file in [*SHELL, *ROOT.glob("requirements*.txt")]:
+        if file.parent.name != "recipes":
+            shutil.copy(file, root / file.relative_to(ROOT))
+    for tool in TOOLS:
+        (tools / tool).symlink_to(shutil.which(tool))
+    (tools / "python3").write_text(PYTHON)
+    (tools / "python3").chmod(0o755)
+    return root
+
+
+def run(root, script="setup_environment.sh", *arguments, **environment):
+    notes = root / "notes"
+    notes.unlink(missing_ok=True)
+    env = {"PATH": str(root.parent / "bin"), "HOME": os.environ["HOME"], "NOTES": str(notes), **environment}
+    command = ["bash", script, *arguments]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=60)
+    done.notes = notes.read_text().splitlines() if notes.exists() else []
+    return done
+
+
+CPU_CALLS = [
+    "venv",
+    "torch==2.13.0+cpu",
+    "-r requirements-cpu.txt",
+    "--no-deps -c requirements.txt unsloth unsloth_zoo",
+]
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda p: p.name)
+def test_every_shell_script_parses(script):
+    assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
+
+
+def test_a_cpu_machine_gets_torchs_cpu_build_first_and_unsloth_without_its_neighbours(checkout):
+    done = run(checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.notes == CPU_CALLS
+    assert done.stdout.splitlines()[-1].startswith("ready: ")
+    assert "table -m cai.hardware" in done.stdout
+
+
+def test_the_second_time_nothing_is_installed(checkout):
+    run(checkout)
+    again = run(checkout)
+    assert (again.returncode, again.notes) == (0, [])
+    assert again.stdout.splitlines()[-1].startswith("ready: ")
+
+
+def test_torch_comes_from_pytorchs_index_where_the_plain_pin_is_not_found(checkout):
+    done = run(checkout, FAKE_FAIL="torch==2.13.0+cpu")
+    index = "torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu"
+    assert done.returncode == 0 and done.notes == [*CPU_CALLS[:2], index, *CPU_CALLS[2:]]
+
+
+def test_a_cuda_machine_gets_the_plain_requirements(checkout):
+    assert run(checkout, FAKE_KIND="cuda").notes == ["venv", "-r requirements.txt"]
+
+
+def test_a_gpu_that_torch_does_not_see_is_an_error(checkout):
+    done = run(checkout, FAKE_KIND="cuda", FAKE_NO_TORCH="1")
+    assert done.returncode == 2 and "torch sees no GPU" in done.stderr
+    assert run(checkout, FAKE_KIND="cuda").returncode == 0
+
+
+def test_dev_adds_the_test_tools_once(checkout):
+    assert run(checkout, "setup_environment.sh", "--dev").notes == [*CPU_CALLS, "-r requirements-dev.txt"]
+    assert run(checkout, "setup_environment.sh", "--dev").notes == []
+
+
+def test_changed_requirements_and_foreign_versions_are_installed_again(checkout):
+    run(checkout)
+    with open(checkout / "requirements-cpu.txt", "a") as f:
+        f.write("# changed\n")
+    assert run(checkout).notes == CPU_CALLS[1:]
+    assert run(checkout, FAKE_MISFIT="1").notes == CPU_CALLS[1:]
+
+
+def test_a_venv_with_the_other_machines_torch_is_built_anew(checkout):
+    run(checkout)
+    assert run(checkout, FAKE_KIND="cuda", FAKE_OTHER_TORCH="1").notes == ["venv", "-r requirements.txt"]
+
+
+def test_what_pip_cannot_install_is_named_and_a_rerun_goes_on(checkout):
+    done = run(checkout, FAKE_FAIL="*requirements-cpu.txt")
+    assert done.returncode == 2 and "could not install the CPU set" in done.stderr
+    assert "ERROR: no such thing" in done.stderr and "ready" not in done.stdout
+    again = run(checkout)
+    assert again.returncode == 0 and again.notes == CPU_CALLS[1:]
+
+
+def test_a_venv_in_which_an_installation_was_killed_is_built_anew(checkout):
+    killed = run(checkout, FAKE_KILL="1")
+    assert killed.returncode != 0 and killed.notes[:2] == CPU_CALLS[:2]
+    assert (checkout / ".venv/.installing").exists()
+    assert run(checkout).notes == CPU_CALLS
+    assert not (checkout / ".venv/.installing").exists()
+
+
+def test_a_half_made_venv_is_built_anew(checkout):
+    (checkout / ".venv/bin").mkdir(parents=True)
+    assert run(checkout).notes == CPU_CALLS
+
+
+def test_an_old_python_is_named_with_the_way_out(checkout):
+    done = run(checkout, FAKE_VERSION="3.9.2")
+    assert done.returncode == 2 and "found: python3 (Python 3.9.2)" in done.stderr
+    assert "apt-get install" in done.stderr and done.notes == []
+
+
+def test_no_python_at_all(checkout):
+    (checkout.parent / "bin/python3").unlink()
+    done = run(checkout)
+    assert done.returncode == 2 and "found: none" in done.stderr
+
+
+def test_a_python_without_venv_is_an_error_with_the_way_out(checkout):
+    done = run(checkout, FAKE_NO_VENV="1")
+    assert done.returncode == 2 and "python3-venv" in done.stderr
+
+
+def test_no_space_stops_before_anything_is_installed(checkout):
+    done = run(checkout, FAKE_NO_SPACE="2")
+    assert done.returncode == 2 and done.notes == []
+
+
+def test_a_model_that_does_not_fit_is_not_ready(checkout):
+    done = run(checkout, "setup_environment.sh", "--model", "a b", "--bits", "16", FAKE_NOT_READY="2")
+    assert done.returncode == 2 and "ready:" not in done.stdout
+    assert "--model a b --bits 16" in done.stdout
+
+
+def test_check_installs_nothing(checkout):
+    done = run(checkout, "setup_environment.sh", "--check")
+    assert (done.returncode, done.notes) == (0, []) and not (checkout / ".venv").exists()
+
+
+def test_an_unknown_argument_and_a_missing_value_are_errors(checkout):
+    assert "unknown argument --frob" in run(checkout, "setup_environment.sh", "--frob").stderr
+    done = run(checkout, "setup_environment.sh", "--model")
+    assert done.returncode == 2 and "--model needs a value" in done.stderr
+
+
+def test_help_names_every_flag(checkout):
+    done = run(checkout, "setup_environment.sh", "--help")
+    assert done.returncode == 0 and "set -euo" not in done.stdout
+    assert all(flag in done.stdout for flag in ("--model", "--bits", "--dev", "--check", "PYTHON="))
+
+
+def test_speedrun_checks_its_model_and_passes_the_gates_status_on(checkout):
+    flags = ["--model", "sandbox", "--seed", "3", "--bits=4"]
+    done = run(checkout, "scripts/speedrun.sh", *flags, FAKE_STATUS="3")
+    assert done.returncode == 3
+    assert "table -m cai.hardware --model sandbox --bits 4" in done.stdout
+    assert done.stdout.splitlines()[-1] == "ran scripts/test_single.py --model sandbox --seed 3 --bits=4"
+
+
+def test_speedrun_stops_where_set_up_fails(checkout):
+    done = run(checkout, "scripts/speedrun.sh", FAKE_NO_SPACE="2")
+    assert done.returncode == 2 and "ran " not in done.stdout
+
+
+@pytest.mark.parametrize("arguments, asked", [
+    ([], "-m pytest -q -m not slow"),
+    (["--slow"], "-m pytest -q -m slow"),
+    (["tests/test_loop.py", "-k", "resume"], "-m pytest -q -m not slow tests/test_loop.py -k resume"),
+])
+def test_the_test_command_lints_and_passes_arguments_and_status_on(checkout, arguments, asked):
+    run(checkout)
+    ruff = checkout / ".venv/bin/ruff"
+    ruff.write_text("#!/usr/bin/env bash\necho linted\n")
+    ruff.chmod(0o755)
+    done = run(checkout, "tests/run.sh", *arguments, FAKE_STATUS="1")
+    assert done.returncode == 1 and done.notes == ["-r requirements-dev.txt"]
+    assert done.stdout.splitlines()[-2:] == ["linted", f"ran {asked}"]
+
+
+def test_this_checkouts_own_table():
+    """The real thing, on this machine."""
+    done = subprocess.run(["bash", "setup_environment.sh", "--check", "--model", "sandbox"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+    assert "python " in done.stdout and "memory for model" in done.stdout
+    assert done.returncode in (0, 2) and (done.returncode == 2) == (" fail " in done.stdout)
