@@ -227,6 +227,7 @@ def test_benchmark_engine(tmp_path):
     chosen = ("--model", "sandbox", "--limit", "48", "--batch-sizes", "1", "32")
     done = script("benchmark_engine.py", *chosen, output=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "logs/benchmark-engine.json").read_text())["rows"]
-    assert [r["batch"] for r in rows] == [1, 32] and rows[1]["ratio"] > 1
-    assert rows[1]["same_text"] == rows[1]["compared"] == 48
+    found = json.loads((tmp_path / "logs/benchmark-engine.json").read_text())
+    for rows in (found["lists"], found["answers"]):
+        assert [r["batch"] for r in rows] == [1, 32] and rows[1]["ratio"] > 1
+        assert rows[1]["same_text"] == rows[1]["compared"] == 48
