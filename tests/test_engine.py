@@ -27,6 +27,18 @@ def test_a_rows_text_does_not_depend_on_its_batch(base, prompts):
     assert together == alone == by_five
 
 
+def test_the_roomy_cache_holds_what_transformers_own_cache_holds():
+    from cai.cache import STEP, RoomyLayer
+    from transformers.cache_utils import DynamicLayer
+
+    roomy, plain = RoomyLayer(), DynamicLayer()
+    for length in (5, 1, 1, STEP, 1, 3 * STEP):
+        keys, values = torch.randn(2, 3, length, 4), torch.randn(2, 3, length, 4)
+        for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
+            assert torch.equal(mine, theirs)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+
+
 def test_the_seed_and_the_temperature_decide(base, prompts):
     engine = LocalEngine(base)
     texts = {engine.complete([prompts[-1]], Sampling(1.0, 24), [s])[0].text for s in range(6)}

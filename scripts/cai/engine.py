@@ -204,11 +204,14 @@ class LocalEngine:
     def _generate(
         self, batch: list[int], ids: list[list[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Completion]:
+        from cai.cache import roomy
+
         torch, tokenizer = self._torch, self.model.tokenizer
         padded, mask = self._pad(batch, ids)
         sampler = _RowSampler(
             sampling.temperature, [seeds[i] for i in batch], len(tokenizer), self.model.device
         )
+        own = {"past_key_values": roomy()} if self.model.device.type == "cpu" else {}
         with torch.inference_mode():
             out = self.model.model.generate(
                 input_ids=padded,
@@ -220,6 +223,7 @@ class LocalEngine:
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=self.ends,
                 stopping_criteria=self._stopping(tuple(sampling.stop)),
+                **own,
             )
         rows = out[:, padded.shape[1] :].tolist()
         return [self._completion(row, len(ids[i]), sampling) for i, row in zip(batch, rows, strict=True)]

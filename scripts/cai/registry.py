@@ -86,6 +86,7 @@ REGISTRY: dict[str, ModelSpec] = {
             beta=0.3,
             batch_size=8,
             gradient_accumulation=1,
+        max_batch=128,
         ),
         # The hub holds no commit of the ready 4-bit weights that we could check from here; the one taken is
         # recorded with the run.
