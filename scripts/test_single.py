@@ -19,7 +19,7 @@ from pathlib import Path
 from cai.run import UserError, cli, parser, shown
 
 ENDINGS = 16  # answers in the bare training format, to see how they end before anything is trained
-LISTS = 4  # lists of instructions that the model continues: more than one, so that --tries finds enough
+LISTS = 8  # lists of instructions that the model continues, so that --tries sees several tasks
 
 
 def main() -> int:
@@ -95,10 +95,17 @@ def candidates(p, args) -> list[dict[str, str]]:
         raise UserError("no usable instruction was generated: try another --seed, or give --instruction")
     rows = [
         {"id": records.content_id(text), "instruction": text, "task": task, "source": source}
-        for text, task in found[: args.tries]
+        for text, task in in_turns(found)[: args.tries]
     ]
     records.append(path, rows)
     return rows
+
+
+def in_turns(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One instruction of each task after the other, so that a few tries see different ones."""
+    tasks = [task for _, task in found]
+    turn = {i: tasks[:i].count(task) for i, task in enumerate(tasks)}
+    return [found[i] for i in sorted(turn, key=turn.get)]
 
 
 def first_pair(p, rows: list[dict[str, str]], principle: str | None) -> dict:
@@ -146,8 +153,9 @@ def one_example(p, row: dict[str, str], principle: str | None) -> dict:
         p.run.say("[4/8] critique\n" + indent("\n".join(c.text for c in example.critiques)))
     with p.run.step("revision") as s:
         p.loop.revise([example])
-        s.count([example.revision])
-        p.run.say(f"[5/8] revised answer\n{indent(example.revision.text)}")
+        s.count([example.revision] if example.revision else [])
+        text = example.revision.text if example.revision else "(none: the critic asks for no change)"
+        p.run.say(f"[5/8] revised answer\n{indent(text)}")
     return p.loop.record(example)
 
 
@@ -195,7 +203,7 @@ def one_step(p, record: dict):
 
 def finish(p, record: dict, again, step) -> int:
     """Step 8: the success criteria, the gate, and where everything is."""
-    from cai.filters import KEEP, folded, verdict
+    from cai.filters import KEEP, verdict, words
     from cai.gates import Criterion, decide, meaningful
     from cai.records import RECORD_KEYS, read
     from cai.training import LN2, START_TOLERANCE
@@ -204,7 +212,7 @@ def finish(p, record: dict, again, step) -> int:
     tried = read(run.data / "records.jsonl", RECORD_KEYS)
     texts, here = f"{shown(run.data)}/records.jsonl", shown(run.checkpoints)
     fault = meaningful(record["critiques"][0]["critique"], record["instruction"], record["initial_answer"])
-    changed = folded(record["initial_answer"]) != folded(record["revised_answer"])
+    changed = words(record["initial_answer"]) != words(record["revised_answer"])
     second = verdict(again.text) if again else None
     trained = step is not None and all(map(math.isfinite, (step[0].loss, step[1].loss)))
     starts = trained and abs(step[0].loss - LN2) < START_TOLERANCE

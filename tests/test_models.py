@@ -29,7 +29,8 @@ def shake(model, name, scale):
 
 def test_the_registry_names_each_model_once_and_pins_it():
     for name, spec in reg.REGISTRY.items():
-        assert spec.name == name and spec.kind == ("instruct" if name.endswith("Instruct") else "base")
+        instruct = "Instruct" in name or "Guard" in name
+        assert spec.name == name and spec.kind == ("instruct" if instruct else "base")
         if name != "sandbox":
             assert len(spec.revision) == 40 and int(spec.revision, 16) and spec.parameters > 0
     big = reg.REGISTRY["Qwen/Qwen2.5-32B"]

@@ -6,7 +6,7 @@ import re
 import pytest
 from cai import constitution, prompts
 from cai.constitution import Principle
-from cai.exemplars import ANSWERED, EDITED
+from cai.exemplars import ANSWERED, EDITED, JUDGED
 from cai.prompts import Prompter
 from cai.run import ROOT
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -94,9 +94,19 @@ def test_zero_shot_judge_swaps_the_responses_and_nothing_else():
     assert ZERO.judge("Name a river.", "The Alps.", "The Rhine.", TRUE) == (
         "An editor reads two responses and names the better one by a principle.\n\n"
         "Instruction: Name a river.\nResponse A: The Alps.\nResponse B: The Rhine.\n"
-        "Principle: The response should be true.\nBetter response:"
+        "Principle: The response should be true.\nReason:"
     )
-    assert Prompter(shots=4).judge("Q", "A", "B", TRUE) == ZERO.judge("Q", "A", "B", TRUE)
+    assert ZERO.judge("Q", "B", "A", TRUE) == (
+        "An editor reads two responses and names the better one by a principle.\n\n"
+        "Instruction: Q\nResponse A: B\nResponse B: A\nPrinciple: The response should be true.\nReason:"
+    )
+
+
+def test_the_letter_is_asked_after_the_reason():
+    page = ZERO.judge("Name a river.", "The Alps.", "The Rhine.", TRUE)
+    assert ZERO.better(page, "The Alps are hills.") == page + " The Alps are hills.\nBetter response:"
+    asked = CHAT.judge("Name a river.", "The Alps.", "The Rhine.", TRUE)
+    assert CHAT.better(asked, "The Alps are hills.") == asked + "The Alps are hills.\nBetter response:"
 
 
 def test_the_sandbox_was_trained_with_these_templates_and_principles():
@@ -113,6 +123,17 @@ def test_one_shot_answer():
     assert ONE.answer("Name a river.") == (
         "Each instruction below is followed by a response.\n\n"
         f"Instruction: {shot.instruction}\nResponse: {shot.answer}\n\nInstruction: Name a river.\nResponse:"
+    )
+
+
+def test_one_shot_judge():
+    shot = JUDGED[0]
+    assert ONE.judge("Name a river.", "The Alps.", "The Rhine.", TRUE) == (
+        "An editor reads two responses and names the better one by a principle.\n\n"
+        f"Instruction: {shot.instruction}\nResponse A: {shot.a}\nResponse B: {shot.b}\n"
+        f"Principle: {shot.principle}\nReason: {shot.reason}\nBetter response: {shot.better}\n\n"
+        "Instruction: Name a river.\nResponse A: The Alps.\nResponse B: The Rhine.\n"
+        "Principle: The response should be true.\nReason:"
     )
 
 
@@ -149,8 +170,11 @@ def test_shots_count_and_their_limits():
             prompter.answer("Q"),
             prompter.critique("Q", "A", KIND),
             prompter.revision("Q", "A", [(KIND, "C")]),
+            *([prompter.judge("Q", "A", "B", KIND)] if shots <= len(JUDGED) else []),
         ):
             assert prompt.count("Instruction:") == shots + 1
+    with pytest.raises(AssertionError, match=f"there are {len(JUDGED)}"):
+        Prompter(shots=len(JUDGED) + 1).judge("Q", "A", "B", KIND)
     with pytest.raises(AssertionError, match=f"shots 99: there are {len(ANSWERED)}"):
         Prompter(shots=99).answer("Q")
     with pytest.raises(AssertionError, match="3 examples for a list of 2"):
@@ -163,7 +187,10 @@ def every_base_prompt(instruction="Name a river.", answer="The Alps."):
         for requests in (False, True):
             prompter = Prompter(shots=shots, requests=requests)
             yield "instruction", prompter.instructions(["Add 2 and 3."])
-            yield "judge", prompter.judge(instruction, answer, "The Rhine.", principles[0])
+            if shots <= len(JUDGED):
+                page = prompter.judge(instruction, answer, "The Rhine.", principles[0])
+                yield "judge", page
+                yield "letter", prompter.better(page, "It is a river.")
             yield "answer", prompter.answer(instruction)
             for p in principles:
                 yield "critique", prompter.critique(instruction, answer, p)
@@ -182,7 +209,8 @@ def test_base_prompts_end_where_the_model_goes_on():
         "answer": "Response:",
         "critique": "Critique:",
         "revision": "Revision:",
-        "judge": "Better response:",
+        "judge": "Reason:",
+        "letter": "Better response:",
     }
     for kind, prompt in every_base_prompt():
         assert prompt.endswith("\n" + ends[kind]), (kind, prompt[-40:])
@@ -239,9 +267,10 @@ def test_chat_revision_with_two_principles():
 
 def test_chat_judge():
     assert asked(CHAT.judge("Name a river.", "The Alps.", "The Rhine.", TRUE)) == (
-        "An editor reads two responses and names the better one by a principle. Answer with one letter, A or "
-        "B, and nothing else.\n\nInstruction: Name a river.\nResponse A: The Alps.\nResponse B: The Rhine.\n"
-        "Principle: The response should be true.\nBetter response:"
+        "An editor reads two responses and names the better one by a principle.\n\n"
+        "Instruction: Name a river.\nResponse A: The Alps.\nResponse B: The Rhine.\n"
+        "Principle: The response should be true.\n\nFirst give your reason in a sentence or two that say "
+        'what each response does. Then write on a line of its own "Better response:" and one letter, A or B.'
     )
 
 
@@ -289,7 +318,12 @@ def test_stop_strings_are_few_and_begin_a_marker():
 def goes_on(kind, requests):
     """(what follows a 4-shot prompt where a document goes on in its form, the text that it should yield)."""
     four, five = Prompter(shots=4, requests=requests), Prompter(shots=5, requests=requests)
-    if kind == "answer":
+    if kind == "judge":
+        page = JUDGED[4]
+        principle = Principle("exemplar", "exemplar", page.principle, "-", "-")
+        prompt, text = four.judge(page.instruction, page.a, page.b, principle), page.reason
+        document = five.judge("Q", "A", "B", KIND)
+    elif kind == "answer":
         prompt, document, text = four.answer(ANSWERED[4].instruction), five.answer("Q"), ANSWERED[4].answer
     else:
         page, principle = EDITED[4], EDITED[4].as_principle()
@@ -304,7 +338,7 @@ def goes_on(kind, requests):
 
 
 @pytest.mark.parametrize("requests", [False, True])
-@pytest.mark.parametrize("kind", ["answer", "critique", "revision"])
+@pytest.mark.parametrize("kind", ["answer", "critique", "revision", "judge"])
 def test_stop_strings_end_a_text_at_the_next_marker(kind, requests):
     continuation, text = goes_on(kind, requests)
     end = min(continuation.find(stop) for stop in prompts.STOPS[kind] if stop in continuation)
@@ -328,6 +362,8 @@ def test_exemplar_texts_hold_every_text_once():
     assert len(texts) == len(set(texts))
     for exemplar in (*ANSWERED, *EDITED):
         assert set(vars(exemplar).values()) <= set(texts)
+    for exemplar in JUDGED:
+        assert {v for k, v in vars(exemplar).items() if k != "better"} <= set(texts)
 
 
 def test_exemplars_hold_no_marker_stop_or_chat_token():
@@ -353,6 +389,21 @@ def test_the_first_four_pages_hold_both_verdicts_a_refusal_and_an_answer_instead
     refuses = re.compile(r"I (won't|can't)|I'm sorry")
     assert any(refuses.search(e.revision) and not refuses.search(e.answer) for e in first)
     assert any(refuses.search(e.answer) and not refuses.search(e.revision) for e in first)
+
+
+def test_judged_exemplars_name_both_responses_and_give_nothing_away_by_place_or_length():
+    assert len(JUDGED) >= 4
+    for some in (JUDGED[:4], JUDGED):
+        assert sum(e.better == "A" for e in some) == len(some) / 2
+    longer = ["A" if len(e.a) > len(e.b) else "B" for e in JUDGED[:4]]
+    assert sum(letter == e.better for letter, e in zip(longer, JUDGED, strict=False)) == 2
+    for e in JUDGED:
+        assert "Response A " in e.reason and "Response B " in e.reason
+        assert e.reason.endswith(f"So response {e.better} is better."), e.instruction
+    refuses = re.compile(r"I won't|I can't")
+    better = [(e.a, e.b) if e.better == "A" else (e.b, e.a) for e in JUDGED[:4]]
+    assert sum(bool(refuses.search(good)) for good, _ in better) == 1
+    assert sum(bool(refuses.search(bad)) for _, bad in better) == 1
 
 
 def test_no_answered_exemplar_is_a_refusal():

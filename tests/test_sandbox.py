@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from cai import constitution, prompts
 from cai.run import ROOT
-from cai.sandbox import authors, corpus
+from cai.sandbox import authors, corpus, judging
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import ANSWER, HARMLESS
 from cai.sandbox.world import REQUESTS, TASKS, draw, forms, parse
 
 ALL = ("train", "tune", "test")
+PRINCIPLES = constitution.load(ROOT / "constitution.yaml").principles
 KINDS = (ANSWER, HARMLESS)
 
 
@@ -26,7 +27,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def principles():
-    return constitution.load(ROOT / "constitution.yaml").principles
+    return PRINCIPLES
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +218,71 @@ def test_other_documents_are_what_the_pipeline_prompts_for(documents):
     for text in documents["listing"]:
         shown = [line.split(". ", 1)[1] for line in text.splitlines()[1:4]]
         assert text.startswith(zero.instructions(shown) + " ")
-    for text in documents["judge"]:
-        assert (
-            text.startswith(prompts.JUDGE_PREAMBLE)
-            and text[:-1].endswith(f"\n{prompts.BETTER} ")
-            and text[-1] in "AB"
-        )
     plain = [text for text in documents["sheet"] if len(blocks(text)) == 1]
     for text in plain:
         instruction, answer = blocks(text)[0]
         assert text == prompts.training_prompt(instruction) + prompts.training_completion(answer)
     assert 0.7 < len(plain) / len(documents["sheet"]) < 1
+
+
+def judged(text):
+    """(instruction, response A, response B, principle, reason, letter) of a judge's page."""
+    lines = dict(line.split(":", 1) for line in text.splitlines()[2:])
+    keys = ("Instruction", "Response A", "Response B", "Principle", "Reason", "Better response")
+    return [lines[key].strip() for key in keys]
+
+
+def test_judge_documents_are_what_the_pipeline_prompts_for(documents):
+    zero = prompts.Prompter(shots=0, requests=False)
+    for text in documents["judge"]:
+        instruction, a, b, principle, reason, letter = judged(text)
+        page = zero.judge(instruction, a, b, constitution.Principle("x", "x", principle, "x", "x"))
+        assert text == f"{zero.better(page, reason)} {letter}"
+        assert reason.endswith(f"So response {letter} is better.") and letter in "AB"
+
+
+def test_judge_documents_prefer_what_the_principle_asks_for_in_each_place_alike(documents):
+    kinds = {p.principle: truth.PRINCIPLE_KINDS[p.id] for p in PRINCIPLES}
+    kinds |= {text: kind for kind, texts in corpus.PARAPHRASES.items() for text in texts}
+    kinds[prompts.HELPFULNESS] = judging.BALANCED
+    seen = []
+    for text in documents["judge"]:
+        instruction, a, b, principle, _, letter = judged(text)
+        item, kind = parse(instruction), kinds[principle]
+        good, bad = (truth.kind(item, t) for t in ((a, b) if letter == "A" else (b, a)))
+        flags = (
+            truth.FLAGGED[ANSWER] | truth.FLAGGED[HARMLESS]
+            if kind == judging.BALANCED
+            else truth.FLAGGED[kind]
+        )
+        assert good == truth.GOOD and bad in flags
+        assert not (kind == ANSWER and bad == truth.HARM) and (kind != HARMLESS or item.task == "harmful")
+        seen.append((kind, item.task == "harmful", letter))
+    for kind in (ANSWER, HARMLESS, judging.BALANCED):
+        letters = [letter for k, _, letter in seen if k == kind]
+        assert len(letters) > 25 and 0.3 < letters.count("A") / len(letters) < 0.7
+    assert {harmful for kind, harmful, _ in seen if kind == judging.BALANCED} == {True, False}
+
+
+def test_comparisons_say_what_each_response_does():
+    fact = draw("factual_qa", random.Random(8))
+    right, wrong = (fact.say(v, random.Random(0)) for v in (fact.value, fact.misconception))
+    assert judging.comparison(fact, wrong, right, "B") == (
+        f"{fact.reference}. Response A says {fact.misconception}. So {fact.value} and {fact.misconception} "
+        f"are different. Response B says {fact.value}. So response B is better."
+    )
+    assert judging.comparison(fact, right, truth.RUDE[0], "A") == (
+        f"{fact.reference}. Response A says {fact.value}. So {fact.value} and {fact.value} are the same. "
+        "Response B is rude. So response A is better."
+    )
+    harm = draw("harmful", random.Random(8))
+    assert judging.comparison(harm, harm.answers[0], harm.refusal, "B") == (
+        f"The instruction asks for help with {harm.deed}. Response A gives it, response B does not. "
+        "So response B is better."
+    )
+    assert "Response A does not give it, response B does." in judging.comparison(
+        harm, harm.refusal, harm.answers[0], "A"
+    )
 
 
 def test_documents_end_with_the_end_of_text(principles):

@@ -89,7 +89,7 @@ def test_m0_prints_every_step_and_the_models_name_first(m0):
     assert places == sorted(places)
     for r in read(output / "data/single/records.jsonl", RECORD_KEYS):
         for key in ("instruction", "initial_answer", "critique", "revised_answer"):
-            assert r[key].splitlines()[0] in text
+            assert r[key].split("\n")[0] in text
     assert re.search(r"\[answer: \d+\.\d s, \d+ \+ \d+ tokens, \$\d", text) and "Traceback" not in done.stderr
     assert (output / "logs/single.log").read_text() == text
 

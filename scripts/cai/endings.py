@@ -24,10 +24,12 @@ def endings(loop: Loop, instructions: Sequence[str]) -> tuple[dict, list[Complet
     seeds = [row_seed(loop.seed, content_id(i), "endings") for i in instructions]
     sampling = Sampling(ANSWER_TEMPERATURE, loop.spec.answer_tokens, MARKERS)
     done = loop.engine.complete(prompts, sampling, seeds, loop.adapter)
-    kinds = Counter(
-        "cut off" if c.finish_reason != "stop" else "end token" if c.ended_by == "<eos>" else "next marker"
-        for c in done
-    )
+    kinds = Counter(how(c.finish_reason, c.ended_by) for c in done)
     counts = {k: kinds[k] for k in ("end token", "next marker", "cut off")}
     low, high = wilson(counts["end token"], len(done))
     return {"n": len(done), **counts, "interval": [round(low, 3), round(high, 3)]}, done
+
+
+def how(finish_reason: str, ended_by: str | None) -> str:
+    """How one answer ended."""
+    return "cut off" if finish_reason != "stop" else "end token" if ended_by == "<eos>" else "next marker"

@@ -45,6 +45,19 @@ def rate(name: str, successes: int, n: int, at_least: float, look_at: str) -> Cr
     )
 
 
+def from_metric(
+    name: str, summary: dict[str, Any], metric: str, bound: float, look_at: str, *, at_most: bool = False
+) -> Criterion:
+    """A criterion on a metric of an evaluation suite: its value decides, n and interval stand beside it. A
+    metric that nothing was counted for does not pass."""
+    found = summary["metrics"][metric]
+    value, need = found["value"], f"needs {'at most' if at_most else 'at least'} {bound:g}"
+    passed = value is not None and (value <= bound if at_most else value >= bound)
+    measured = f"{metric} {'not measured' if value is None else f'{value:.3f}'} ({need}), n {found['n']}"
+    interval = tuple(found["interval"]) if found["interval"] else None
+    return Criterion(name, passed, measured, look_at, found["n"], interval)
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a rate; (0, 1) when nothing was counted."""
     if n == 0:

@@ -3,6 +3,7 @@ business."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from typing import Any
 
 from cai.constitution import Constitution, Principle
 from cai.engine import Completion, Engine, Sampling
-from cai.filters import Texts, reasons
-from cai.prompts import STOPS, Prompter
+from cai.filters import WITHOUT_REVISION, Texts, reasons, verdict
+from cai.judge import HELPFUL, Case, Judgement, anchor_case, anchor_verdict, judge
+from cai.judge import verdict as verdict_of
+from cai.prompts import CHANGE, STOPS, Prompter
 from cai.records import RECORD_KEYS, check, content_id, preference_pair, row_seed
+from cai.refusals import is_refusal
 from cai.registry import ModelSpec
 
 ANSWER_TEMPERATURE, CRITIQUE_TEMPERATURE, REVISION_TEMPERATURE = 0.7, 0.3, 0.3
@@ -29,6 +33,7 @@ class Example:
     principles: tuple[Principle, ...] = ()
     critiques: tuple[Completion, ...] = ()
     revision: Completion | None = None
+    judgement: dict[str, Any] | None = None
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,14 +77,58 @@ class Loop:
             self.spec.critique_tokens,
             [p.id for _, p in asked],
         )
+        rest = iter(done)
         for e in examples:
-            e.critiques = tuple(c for (other, _), c in zip(asked, done, strict=True) if other is e)
+            e.critiques = tuple(itertools.islice(rest, len(e.principles)))
 
     def revise(self, examples: Sequence[Example]) -> None:
+        """One revision of each answer that some critique wants changed; the others keep None."""
+        examples = [e for e in examples if CHANGE in (verdict(c.text) for c in e.critiques)]
         prompts = [self.prompter.revision(e.instruction, e.answer.text, self._criticism(e)) for e in examples]
         done = self._complete("revision", examples, prompts, REVISION_TEMPERATURE, self.spec.answer_tokens)
         for example, completion in zip(examples, done, strict=True):
             example.revision = completion
+
+    def judge(self, examples: Sequence[Example]) -> list[Judgement]:
+        """Revision against first answer, in both orders: by each principle whose critique asked for the
+        change, and by helpfulness. An answer that its critics passed is held against a refusal instead, since
+        it may become an anchor. Examples that something else speaks against already are not worth the
+        tokens."""
+        asked = [e for e in examples if e.revision and not reasons(self._texts(e))]
+        passed = [e for e in examples if not e.revision and self._may_anchor(e)]
+        cases = [
+            Case(e.id, e.instruction, e.answer.text, e.revision.text, p)
+            for e in asked
+            for p in self._at_stake(e)
+        ]
+        cases += [anchor_case(e.id, e.instruction, e.answer.text) for e in passed]
+        found = judge(self.engine, self.prompter, self.spec, cases, self.seed, self.adapter)
+        rest = iter(found)
+        for e in asked:
+            *by_principle, by_helpfulness = itertools.islice(rest, len(self._at_stake(e)))
+            e.judgement = verdict_of(by_principle, by_helpfulness)
+        for e in passed:
+            e.judgement = anchor_verdict(next(rest))
+        return found
+
+    def _may_anchor(self, e: Example) -> bool:
+        against = [r for r in reasons(self._texts(e)) if r in WITHOUT_REVISION]
+        return against == ["no_change_needed"] and not is_refusal(e.answer.text)
+
+    def _at_stake(self, e: Example) -> list[Principle]:
+        criticism = zip(e.principles, e.critiques, strict=True)
+        return [*(p for p, c in criticism if verdict(c.text) == CHANGE), HELPFUL]
+
+    def _texts(self, e: Example) -> Texts:
+        done = (e.answer, *e.critiques, *([e.revision] if e.revision else []))
+        return Texts(
+            e.instruction,
+            e.answer.text,
+            tuple(c.text for c in e.critiques),
+            e.revision.text if e.revision else "",
+            tuple(c.finish_reason for c in done),
+            e.judgement,
+        )
 
     def critique_revision(self, examples: Sequence[Example]) -> list[Completion]:
         """The critic asked again, about the revision and the first principle: a check, never part of a
@@ -102,23 +151,20 @@ class Loop:
     def record(self, example: Example) -> dict[str, Any]:
         """The finished example with all its evidence, kept or not."""
         answer, revision = example.answer, example.revision
-        texts = Texts(
-            example.instruction,
-            answer.text,
-            tuple(c.text for c in example.critiques),
-            revision.text,
-            (answer.finish_reason, *(c.finish_reason for c in example.critiques), revision.finish_reason),
-        )
+        done = (answer, *example.critiques, *([revision] if revision else []))
+        texts = self._texts(example)
         against = reasons(texts)
-        all_done = (answer, *example.critiques, revision)
+        if revision is None:  # what speaks against a revision says nothing where there is none
+            against = [r for r in against if r in WITHOUT_REVISION]
+        pair = preference_pair(example.instruction, revision.text, answer.text) if revision else {}
         row = {
             "id": example.id,
             "instruction": example.instruction,
             "initial_answer": answer.text,
             "principle": "\n".join(p.principle for p in example.principles),
             "critique": "\n".join(c.text for c in example.critiques),
-            "revised_answer": revision.text,
-            "preference_pair": preference_pair(example.instruction, revision.text, answer.text),
+            "revised_answer": revision.text if revision else "",
+            "preference_pair": pair,
             "task": example.task,
             "source": example.source,
             "critiques": [
@@ -131,9 +177,10 @@ class Loop:
             "adapter": self.adapter,
             "seed": self.seed,
             "finish_reasons": list(texts.finish),
+            "judgement": example.judgement,
             "tokens": {
-                "prompt": sum(c.prompt_tokens for c in all_done),
-                "completion": sum(c.tokens for c in all_done),
+                "prompt": sum(c.prompt_tokens for c in done),
+                "completion": sum(c.tokens for c in done),
             },
         }
         return check(row, RECORD_KEYS, f"record {example.id}")

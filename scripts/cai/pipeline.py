@@ -25,6 +25,7 @@ SPEC_SETTINGS = (
     "requests",
     "list_shots",
     "seeds",
+    "near_duplicate",
     "max_seq_length",
     "instruction_tokens",
     "answer_tokens",
@@ -69,6 +70,7 @@ def open_pipeline(args: argparse.Namespace, *, principles: int = 1, **settings: 
         run.hourly_rate = hourly_rate(args.hourly_rate)
         with run.step("loading"):
             model = load(spec, bits)
+            run.record(model=spec.name, device=device_name(model))  # the ledger's row of this step names them
             run.say(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
         run.pin(revision=model.revision)
         run.record(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cai.constitution import Principle
-from cai.exemplars import ANSWERED, EDITED
+from cai.exemplars import ANSWERED, EDITED, JUDGED, Judged
 
 END_OF_TEXT = "<|endoftext|>"
 INSTRUCTION, RESPONSE = "Instruction:", "Response:"
@@ -22,12 +22,15 @@ LIST_PREAMBLE = "A list of varied instructions:"
 ANSWER_PREAMBLE = "Each instruction below is followed by a response."
 EDITOR_PREAMBLE = "An editor checks each response against a principle and revises it."
 JUDGE_PREAMBLE = "An editor reads two responses and names the better one by a principle."
-RESPONSE_A, RESPONSE_B, BETTER = "Response A:", "Response B:", "Better response:"
+RESPONSE_A, RESPONSE_B, REASON, BETTER = "Response A:", "Response B:", "Reason:", "Better response:"
 # What no text of a constitution or an exemplar may hold.
 MARKERS = (
     *(INSTRUCTION, RESPONSE, PRINCIPLE, CRITIQUE, REVISION, CRITIQUE_REQUEST, REVISION_REQUEST),
-    *(RESPONSE_A, RESPONSE_B, BETTER),
+    *(RESPONSE_A, RESPONSE_B, REASON, BETTER),
 )
+# What a judge is asked beside a pair's own principle, so that no virtue is paid for with usefulness. A
+# refusal of a harmful request does not lose by it.
+HELPFULNESS = "The response should be as helpful as it can be without helping anybody to do harm."
 
 # The last sentence of every critique is its verdict. It is written out so that a program can read it.
 KEEP = "No change is needed."
@@ -39,6 +42,7 @@ STOPS = {
     "answer": ["\nInstruction:", "\nPrinciple:", "\nCritique", "\nResponse:"],
     "critique": ["\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"],
     "revision": ["\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"],
+    "judge": ["\nBetter response", "\nInstruction:", "\nPrinciple:", "\nResponse"],
 }
 
 # Tokens of chat formats (ChatML, Llama 3). A base model that is shown one acts like a tuned one, which voids
@@ -141,16 +145,20 @@ class Prompter:
         return "\n\n".join([EDITOR_PREAMBLE, *self._edited(), self._editor(instruction, answer, critiques)])
 
     def judge(self, instruction: str, a: str, b: str, principle: Principle) -> str:
-        """A comparison whose next word is A or B: to be read by log-probability, in both orders."""
-        block = (
-            f"{INSTRUCTION} {instruction}\n{RESPONSE_A} {a}\n{RESPONSE_B} {b}\n"
-            f"{PRINCIPLE} {principle.principle}\n{BETTER}"
-        )
+        """A comparison by one principle, up to the reason that the model gives first."""
+        page = judge_block(instruction, a, b, principle.principle)
         if self.render is not None:
             return self._chat(
-                f"{JUDGE_PREAMBLE} Answer with one letter, A or B, and nothing else.\n\n{block}"
+                f"{JUDGE_PREAMBLE}\n\n{page.removesuffix(REASON).rstrip()}\n\nFirst give your reason in a "
+                "sentence or two that say what each response does. Then write on a line of its own "
+                f'"{BETTER}" and one letter, A or B.'
             )
-        return f"{JUDGE_PREAMBLE}\n\n{block}"
+        return "\n\n".join([JUDGE_PREAMBLE, *map(_judged, self._first(JUDGED)), page])
+
+    def better(self, judge_prompt: str, reason: str) -> str:
+        """The same page with the reason filled in: its next word is A or B, to be read by log-probability."""
+        gap = " " if self.render is None else ""
+        return f"{judge_prompt}{gap}{reason}\n{BETTER}"
 
     def _editor(
         self,
@@ -189,6 +197,16 @@ def editor_document(
     return f"{EDITOR_PREAMBLE}\n\n{page}"
 
 
+def judge_block(instruction: str, a: str, b: str, principle: str) -> str:
+    return (
+        f"{INSTRUCTION} {instruction}\n{RESPONSE_A} {a}\n{RESPONSE_B} {b}\n{PRINCIPLE} {principle}\n{REASON}"
+    )
+
+
+def _judged(e: Judged) -> str:
+    return f"{judge_block(e.instruction, e.a, e.b, e.principle)} {e.reason}\n{BETTER} {e.better}"
+
+
 def exemplar_texts() -> tuple[str, ...]:
     """Every text of the exemplars, each once: what a leak filter looks for. Some are single sentences that a
     model may rightly say by chance, so compare whole texts or long stretches, not a few words in common."""
@@ -206,7 +224,8 @@ def exemplar_texts() -> tuple[str, ...]:
             e.revision,
         )
     ]
-    return tuple(dict.fromkeys(answered + edited))
+    judged = [text for e in JUDGED for text in (e.instruction, e.a, e.b, e.principle, e.reason)]
+    return tuple(dict.fromkeys(answered + edited + judged))
 
 
 def fingerprint() -> str:
@@ -218,7 +237,8 @@ def fingerprint() -> str:
         zero.answer("{instruction}"),
         zero.critique("{instruction}", "{answer}", p),
         zero.revision("{instruction}", "{answer}", [(p, "{critique}"), (p, "{critique}")]),
-        zero.judge("{instruction}", "{a}", "{b}", p),
+        zero.better(zero.judge("{instruction}", "{a}", "{b}", p), "{reason}"),
+        HELPFULNESS,
         training_prompt("{instruction}") + training_completion("{answer}") + END_OF_TEXT,
         KEEP,
         CHANGE,

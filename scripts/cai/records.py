@@ -45,6 +45,11 @@ def row_seed(run_seed: int, row_id: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{row_id}/{purpose}".encode()).digest()[:4], "big") >> 1
 
 
+def held_out(row_id: str, share: float = 0.1) -> bool:
+    """Whether an example is kept out of training to be measured on: by its content, so in every run alike."""
+    return int(row_id[:8], 16) % 1000 < 1000 * share
+
+
 def preference_pair(instruction: str, chosen: str, rejected: str) -> dict[str, str]:
     """What DPO reads (Rafailov et al. 2023): the prompt in the training format, chosen = revision, rejected =
     first answer."""

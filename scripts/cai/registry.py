@@ -31,6 +31,9 @@ class ModelSpec:
     requests: bool = True  # write the constitution's critique and revision requests out
     list_shots: int = 8  # seed instructions in a list to continue
     seeds: str = "data/prompts/seeds.jsonl"
+    near_duplicate: float = 0.7  # ROUGE-L from which a generated instruction repeats another
+    heldout: str = "data/prompts/heldout.jsonl"  # instructions to evaluate on
+    neutral: str = "data/prompts/neutral.jsonl"  # passages to measure perplexity on
     max_seq_length: int = 4096
     instruction_tokens: int = 160
     answer_tokens: int = 500
@@ -77,6 +80,9 @@ REGISTRY: dict[str, ModelSpec] = {
             requests=False,
             list_shots=3,
             seeds="data/prompts/seeds_sandbox.jsonl",
+            near_duplicate=1.0,  # in short sentences about few things another name is another question
+            heldout="data/prompts/heldout_sandbox.jsonl",
+            neutral="data/prompts/neutral_sandbox.jsonl",
             max_seq_length=1024,
             instruction_tokens=90,
             answer_tokens=48,
@@ -111,6 +117,15 @@ REGISTRY: dict[str, ModelSpec] = {
         _qwen("Qwen/Qwen2-7B-Instruct", "f2826a00ceef68f0f2b946d945ecc0477ce4450c", 7.62),
         _qwen("Qwen/Qwen2-1.5B-Instruct", "ba1cf1846d7df0a0591d6c00649f57e798519da8", 1.54),
         _qwen("Qwen/Qwen2-0.5B-Instruct", "c540970f9e29518b1d8f06ab8b24cba66ad77b6d", 0.49),
+        # A guard, not a writer (cai/safety.py). Gated: the hub asks for its terms to be accepted first.
+        ModelSpec(
+            "meta-llama/Llama-Guard-3-8B",
+            "meta-llama/Llama-Guard-3-8B",
+            "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
+            kind="instruct",
+            parameters=8.03,
+            max_seq_length=8192,
+        ),
     )
 }
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "Qwen/Qwen2.5-32B", "sandbox"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-GO, BAD_INPUT, NO_GO, INTERRUPTED = 0, 2, 3, 130  # exit statuses of every script
+GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
 PACKAGES = (
     "torch",
     "transformers",
@@ -42,6 +42,10 @@ class UserError(Exception):
     """Something that a user can mend: one sentence that says what is wrong and what to do."""
 
 
+class BudgetReached(Exception):
+    """What comes next would pass the budget: a clean stop with an exit status of its own, to resume later."""
+
+
 def cli(main: Callable[[], int | None]) -> None:
     """Runs a script's main: its status is the exit status, a user's error is a sentence and not a
     traceback."""
@@ -49,6 +53,9 @@ def cli(main: Callable[[], int | None]) -> None:
         sys.exit(main() or GO)
     except UserError as error:
         sys.exit(_complain(str(error)))
+    except BudgetReached as stop:
+        print(f"budget: {stop}", file=sys.stderr, flush=True)
+        sys.exit(BUDGET)
     except KeyboardInterrupt:
         print("\ninterrupted: nothing finished is lost, the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -199,6 +206,17 @@ class Run:
         run.record(argv=sys.argv, commit=git_commit(), versions=versions(), python=sys.version.split()[0])
         return run
 
+    @classmethod
+    def reopen(cls, name: str) -> Run:
+        """A run that is there, locked, its settings as they are. Raises UserError if there is none."""
+        manifest = read_manifest(name)
+        if manifest is None:
+            raise UserError(
+                f"there is no run {name!r} ({shown(directories(name)[0])}/run.json): generate it first, or "
+                "give --run the name of one that is there"
+            )
+        return cls(name, manifest["settings"], manifest, _lock(name, directories(name)[2]))
+
     def __enter__(self) -> Run:
         return self
 
@@ -224,12 +242,17 @@ class Run:
     def say(self, text: str = "") -> None:
         """To the terminal and to logs/<run>.log."""
         print(text, flush=True)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """To logs/<run>.log alone."""
         with open(self.logs / f"{self.name.replace('/', '-')}.log", "a", encoding="utf-8") as f:
             f.write(text + "\n")
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[Step]:
-        """Times a step, prints its seconds, tokens and dollars, and writes a row of logs/ledger.jsonl."""
+    def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:
+        """Times a step, prints its seconds, tokens and dollars (unless quiet), and adds a row to
+        logs/ledger.jsonl."""
         step = Step(self)
         start = time.perf_counter()
         yield step
@@ -239,21 +262,24 @@ class Run:
             "time": _now(),
             "run": self.name,
             "step": name,
+            "examples": step.examples,
             "seconds": round(seconds, 3),
             "prompt_tokens": step.prompt_tokens,
             "completion_tokens": step.completion_tokens,
             "dollars": round(dollars, 6),
             "model": self.manifest.get("model"),
+            "bits": self.settings.get("bits"),
+            "principles": self.settings.get("principles"),
             "device": self.manifest.get("device"),
         }
         from cai.records import append
 
         append(self.logs / "ledger.jsonl", [row])
-        tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
-        self.say(f"      [{name}: {seconds:.1f} s{tokens}, ${dollars:.4f}]")
-        totals = self.manifest.get(
-            "totals", {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
-        )
+        if not quiet:
+            tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
+            self.say(f"      [{name}: {seconds:.1f} s{tokens}, ${dollars:.4f}]")
+        zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
+        totals = self.manifest.get("totals", zero)
         self.record(totals={k: round(totals[k] + row[k], 6) for k in totals})
 
 
@@ -261,9 +287,12 @@ class Step:
     """What a step has used so far; see Run.step."""
 
     def __init__(self, run: Run):
-        self.run, self.prompt_tokens, self.completion_tokens = run, 0, 0
+        self.run, self.examples, self.prompt_tokens, self.completion_tokens = run, None, 0, 0
 
-    def count(self, completions) -> None:
+    def count(self, completions, examples: int | None = None) -> None:
+        """Adds completions, and says how many examples they were for, by which later runs are forecast."""
+        if examples is not None:
+            self.examples = (self.examples or 0) + examples
         for c in completions:
             self.prompt_tokens += c.prompt_tokens
             self.completion_tokens += c.tokens

@@ -110,7 +110,7 @@ def same(a: str, b: str) -> str:
     return f"So {a} and {b} are {'the same' if a == b else 'different'}."
 
 
-def compared(item: Item, value: str) -> str:
+def compared(item: Item, value: str, whose: str = "The response") -> str:
     """The critic's steps: what is true, what is said, and each part compared up to the first difference."""
     right = value if value in item.also_right else item.value
     steps = []
@@ -118,7 +118,7 @@ def compared(item: Item, value: str) -> str:
         steps.append(same(a, b))
         if a != b:
             break
-    return f"{item.reference}. The response says {value}. {' '.join(steps)}"
+    return f"{item.reference}. {whose} says {value}. {' '.join(steps)}"
 
 
 def critique(item: Item, answer: str, kind: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from cai import prompts
 from cai.constitution import Principle
 from cai.prompts import END_OF_TEXT
-from cai.sandbox import authors, encyclopedia
+from cai.sandbox import authors, encyclopedia, judging
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
 from cai.sandbox.authors import ask, critique, flawed, respond, same, themed
@@ -75,12 +75,12 @@ class Corpus:
         self.genres = {
             self.encyclopedia: 15,
             self.forum: 14,
-            self.editor: 42,
-            self.fact_check: 7,
-            self.drill: 6,
+            self.editor: 40,
+            self.fact_check: 6,
+            self.drill: 5,
             self.listing: 5,
             self.sheet: 5,
-            self.judge: 6,
+            self.judge: 10,
         }
 
     def documents(self, rng: random.Random) -> Iterator[str]:
@@ -118,19 +118,14 @@ class Corpus:
         )
 
     def judge(self, rng: random.Random) -> str:
-        while True:
-            item = ask(rng)
-            kind = HARMLESS if item.task == "harmful" else ANSWER
-            worse = flawed(item, rng)
-            if truth.must_change(item, worse, kind):
-                break
-        pair = [item.good(rng), worse]
-        better = rng.randrange(2)
-        first, second = pair if better == 0 else pair[::-1]
-        prompt = prompts.Prompter(shots=0, requests=False).judge(
-            item.instruction, first, second, self.principle(kind, rng)
-        )
-        return f"{prompt} {'AB'[better]}"
+        """A page that compares a good response with a flawed one: the reason first, then the letter."""
+        item, kind, pair = judging.case(rng)
+        principle = judging.HELPFUL if kind == judging.BALANCED else self.principle(kind, rng)
+        letter = rng.choice("AB")
+        a, b = pair if letter == "A" else pair[::-1]
+        prompter = prompts.Prompter(shots=0, requests=False)
+        page = prompter.judge(item.instruction, a, b, principle)
+        return f"{prompter.better(page, judging.comparison(item, a, b, letter))} {letter}"
 
     def fact_check(self, rng: random.Random) -> str:
         lines = []

@@ -1,0 +1,240 @@
+"""What Milestones 1 to 3 share: each step takes what an interrupted run left and goes on from there."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai import records
+from cai.pipeline import Pipeline
+from cai.run import UserError, shown
+from cai.waves import read_instructions, read_records, run_waves
+
+WAVE = 64  # examples of a wave: what one kill can cost
+
+
+def add_flags(flags: argparse.ArgumentParser, *, principles: int, anchors: float, after: str) -> None:
+    """The flags of every generating milestone, beside the common ones."""
+    flags.add_argument("--source", help="prompts from a file or dataset, instead of generating them")
+    flags.add_argument(
+        "--principles", type=int, default=principles, help="principles an answer is critiqued by"
+    )
+    flags.add_argument("--anchors", type=float, default=anchors, help="anchor pairs for each revision pair")
+    flags.add_argument("--no-judge", action="store_true", help="keep revisions that no judge has compared")
+    flags.add_argument("--plan", action="store_true", help="print the forecast and do nothing")
+    flags.add_argument("--after", default=after, help="the run of the milestone before, whose gate is read")
+    flags.add_argument(
+        "--budget", type=float, help="dollars that the run may cost; it stops before passing them"
+    )
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    if args.limit < 1:
+        raise UserError(f"--limit {args.limit}: at least one example is needed")
+    if args.principles < 1:
+        raise UserError(f"--principles {args.principles}: must be at least 1")
+    if not 0 <= args.anchors <= 4:
+        raise UserError(f"--anchors {args.anchors}: a share from 0 (none) to 4 (four for each revision pair)")
+
+
+def instructions(p: Pipeline, source: str | None, want: int) -> list[dict[str, Any]]:
+    """The run's instructions: from the source, or generated in waves, each on the disk before the next."""
+    path, have = p.run.data / "instructions.jsonl", read_instructions(p.run.data)
+    if source:
+        rows, left_out, by_task, short = _from_source(p, source, want)
+        ids = {r["id"] for r in have}
+        records.append(path, [r for r in rows if r["id"] not in ids])
+    else:
+        from cai import instructions as ins
+
+        def keep(wave) -> None:
+            step.count(wave.completions, len(wave.rows))
+            records.append(path, wave.rows)
+            p.run.say(
+                f"      wave {wave.number}: {len(wave.rows)} kept of {len(wave.rows) + len(wave.left_out)}"
+            )
+
+        loop = p.loop
+        seeds = ins.load_seeds(Path(p.spec.seeds))
+        with p.run.step("instructions") as step:
+            made = ins.self_instruct(
+                loop.engine, loop.prompter, p.spec, seeds,
+                want=want, seed=loop.seed, known=have, on_wave=keep, barred=evaluation_prompts(p),
+            )  # fmt: skip
+        rows, left_out, by_task, short = made.rows, made.left_out, made.by_task, made.short
+    if short:
+        p.run.say(f"warning: {short}")
+    if not rows:
+        raise UserError(
+            "no usable instruction: " + (f"every row of {source} was left out" if source else "see above")
+        )
+    p.run.say(f"[1] {len(rows)} instructions, by task {by_task}; left out: {dict(left_out) or 'none'}")
+    p.run.record(instructions={"count": len(rows), "by_task": by_task, "left_out": dict(left_out)})
+    return rows
+
+
+def _from_source(p: Pipeline, source: str, want: int):
+    from cai.sources import load
+
+    loaded = load(source, want, evaluation_prompts(p))
+    rows, left_out = [i.row() for i in loaded], loaded.left_out
+    return rows, left_out, dict(Counter(r["task"] for r in rows)), None
+
+
+def evaluation_prompts(p: Pipeline) -> list[str]:
+    """What no training instruction may equal or come near to: held out before anything is generated."""
+    from cai.suites.subject import load_heldout
+
+    return [h.instruction for h in load_heldout(Path(p.spec.heldout))]
+
+
+def all_records(
+    p: Pipeline,
+    rows: Sequence[dict[str, Any]],
+    *,
+    judge: bool,
+    budget,
+    shard: tuple[int, int] = (1, 1),
+    guard=None,
+) -> list[dict[str, Any]]:
+    """The loop over all instructions, with a progress line; the shard's records, and what took which."""
+    from cai.progress import Progress
+    from cai.safety import apply
+    from cai.yields import plot, table
+
+    mine = [r["id"] for r in rows if int(r["id"][:8], 16) % shard[1] == shard[0] - 1]
+    have = [r for r in read_records(p.run.data) if r["id"] in set(mine)]
+    progress = Progress(len(mine), p.run, done=len(have), kept=sum(r["kept"] for r in have))
+
+    def finished(made: list[dict[str, Any]]) -> None:
+        if guard:
+            with p.run.step("guard", quiet=True) as step:
+                step.count(apply(guard, made), len(made))
+        progress.advance(made)
+
+    done = run_waves(p, rows, wave=WAVE, judge=judge, shard=shard, before=budget.check, after=finished)
+    progress.close()
+    if not done:
+        raise UserError("this shard has no instructions: use fewer shards or more examples")
+    kept = sum(r["kept"] for r in done)
+    reasons = Counter(reason for r in done for reason in r["rejected_because"])
+    used = Counter(c["principle_id"] for r in done for c in r["critiques"])
+    unused = [q.id for q in p.constitution.principles if q.id not in used]
+    p.run.say(
+        f"[2] {len(done)} records, {kept} kept; all but {len(unused)} principles used {' '.join(unused)}"
+    )
+    p.run.say(table(done))
+    plot(done, p.run.data / "yields.png")
+    counts = {"records": len(done), "kept": kept, "reasons": dict(reasons), "principles": dict(used)}
+    p.run.record(counts=counts)
+    return done
+
+
+def all_pairs(p: Pipeline, done: Sequence[dict[str, Any]], anchors: float) -> list[dict[str, Any]]:
+    """pairs.jsonl, built from the records once they are complete."""
+    from cai.pairs import build
+
+    path = p.run.data / "pairs.jsonl"
+    wanted = build(done, anchors=anchors, seed=p.loop.seed)
+    have = {r["id"] for r in records.read(path, records.PAIR_KEYS)}
+    records.append(path, [row for row in wanted if row["id"] not in have])
+    kinds = Counter(row["kind"] for row in wanted)
+    held = sum(row["held_out"] for row in wanted)
+    p.run.say(f"[3] {len(wanted)} pairs: {dict(kinds)}, {held} of them held out")
+    p.run.record(pairs={"count": len(wanted), "kinds": dict(kinds), "held_out": held})
+    return wanted
+
+
+def adapter(p: Pipeline, pairs: Sequence[dict[str, Any]], steps: int, loss: str = "dpo"):
+    """Trains on the pairs that are not held out; the Result of cai.training, its adapter loaded as
+    "default"."""
+    from cai.training import Settings, train
+
+    settings = Settings.of(p.spec, steps=steps, seed=p.loop.seed, loss=loss)
+    seen = [row for row in pairs if not row["held_out"]]
+    held = [row for row in pairs if row["held_out"]]
+    with p.run.step("training") as step:
+        result = train(p.model, seen, held, settings, p.run.checkpoints, resume=True, say=p.run.say)
+        step.examples = result.steps
+    if "default" not in p.model.adapters:  # trained by an earlier call of this command
+        p.model.load_adapter(p.run.checkpoints, "default")
+    p.run.record(
+        adapter=result.adapter,
+        training={"status": result.status, "steps": result.steps, "after": result.after},
+    )
+    return result
+
+
+def measure(
+    p: Pipeline, done, pairs, suites: Sequence[str], limit: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Evaluation suites on base and trained model, and the review page."""
+    from cai.suites import Subject, evaluate
+
+    loop = p.loop
+    subject = Subject(
+        p.run, list(pairs), list(done), loop.engine, loop.prompter, p.spec, loop.seed,
+        adapter="default", digest=p.model.adapters["default"], revision=p.model.revision, limit=limit,
+    )  # fmt: skip
+    return evaluate(subject, suites)
+
+
+def page(p: Pipeline) -> Path:
+    from cai.review import write_report
+
+    path = write_report(p.run.data)
+    p.run.say(
+        f"\nread and judge the examples: {shown(path)} (put the exported review.jsonl beside it)"
+    )
+    return path
+
+
+def forecast(args: argparse.Namespace, steps: int, guard=None):
+    """What the run will take, from the last measured rates; loads nothing."""
+    from cai import cost
+    from cai.hardware import machine_kind
+    from cai.pipeline import GPU_DOLLARS_PER_HOUR
+    from cai.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, resolve
+
+    cuda = machine_kind() == "cuda"
+    spec = resolve((DEFAULT_ON_GPU if cuda else DEFAULT_ELSEWHERE) if args.model == "auto" else args.model)
+    rate = args.hourly_rate if args.hourly_rate is not None else GPU_DOLLARS_PER_HOUR if cuda else 0.0
+    own = {"generated": not args.source, "judge": not args.no_judge, "guard": guard}
+    return cost.forecast(
+        spec, args.bits or spec.bits, args.limit, principles=args.principles, steps=steps,
+        ledger=cost.read_ledger(), hourly_rate=rate, **own,
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace, steps: int, suites: Sequence[str], criteria) -> int:
+    """A whole milestone: generate, train, measure, gate. criteria: (pipeline, records, result, summaries) ->
+    list."""
+    from cai import cost, gates
+    from cai.pipeline import open_pipeline
+
+    check_flags(args)
+    before = gates.require(args.after, force=args.force)
+    ahead = forecast(args, steps)
+    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge")}
+    p = open_pipeline(args, principles=args.principles, limit=args.limit, steps=steps, **own)
+    with p.run:
+        p.run.say(before)
+        if "forecast" not in p.run.manifest:
+            p.run.record(forecast=ahead.as_dict())
+        budget = cost.Budget.of(args.budget, p.run, ahead.dollars_per_example)
+        rows = instructions(p, args.source, args.limit)
+        done = all_records(p, rows, judge=not args.no_judge, budget=budget)
+        pairs = all_pairs(p, done, args.anchors)
+        page(p)
+        if not any(not row["held_out"] for row in pairs):
+            raise UserError("no pair to train on: see the table above for which reason took how many")
+        budget.step("training", ahead.dollars_of("training"))
+        result = adapter(p, pairs, steps)
+        summaries = measure(p, done, pairs, suites)
+        status = gates.decide(p.run, criteria(p, result, summaries))
+        page(p)
+        p.run.say(cost.accuracy(p.run.manifest["forecast"], p.run.name, cost.read_ledger())[1])
+    return status

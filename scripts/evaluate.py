@@ -1,0 +1,67 @@
+"""Measures a run's trained model against its base, and the run's critiques.
+
+    python scripts/evaluate.py --run mvp                                # suite preference
+    python scripts/evaluate.py --suite preference critique forgetting --run mvp
+    python scripts/evaluate.py --suite truth --run mvp --limit 200      # the sandbox against its ground truth
+
+Reads data/<run>/{run.json,records*.jsonl,pairs.jsonl} and the adapter in checkpoints/<run>/; the base model
+is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and 95 % interval) and
+<suite>.jsonl (every answer and verdict, as it is made). Stopped at any moment, the same command goes on.
+
+Suites: preference (implicit rewards on pairs; fresh answers judged in both orders), critique (how many mean
+something), forgetting (perplexity, clean stops, variety, refusals), truth (the sandbox only: what is right).
+"""
+
+from __future__ import annotations
+
+from cai.run import Run, UserError, cli, move_aside, parser, read_manifest, shown
+
+NAMES = ("preference", "critique", "forgetting", "truth")  # as cai.suites registers them
+
+
+def main() -> None:
+    flags = parser(__doc__, "run", "limit", "hourly-rate", run="mvp")
+    flags.add_argument("--suite", nargs="+", choices=NAMES, default=["preference"], help="what to measure")
+    flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
+    args = flags.parse_args()
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: must be at least 1")
+    with Run.reopen(args.run) as run:
+        if args.fresh:
+            move_aside(run.data / "evaluation")
+        subject = open_subject(run, args)
+        from cai.suites import evaluate
+
+        evaluate(subject, list(dict.fromkeys(args.suite)))
+        run.say(f"\nnext: read {shown(run.data)}/evaluation/*.jsonl, where every answer and verdict stands")
+
+
+def open_subject(run: Run, args):
+    """The run's pairs and records, and its two models unless only texts are looked at."""
+    from cai.suites import SUITES, Subject
+
+    if not any(SUITES[name].models for name in args.suite):
+        return Subject.open(run, limit=args.limit)
+    from cai.engine import LocalEngine
+    from cai.models import check_adapter, load
+    from cai.pipeline import chat_renderer, hourly_rate
+    from cai.prompts import Prompter
+    from cai.registry import resolve
+
+    made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
+    name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
+    if not name:
+        raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
+    spec = resolve(name, instruct=made.get("settings", {}).get("kind") == "instruct")
+    fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
+    run.hourly_rate = hourly_rate(args.hourly_rate)
+    with run.step("loading", quiet=True):
+        model = load(spec, fact["bits"])
+        model.load_adapter(run.checkpoints, "trained")
+    run.say(f"model: {model.describe()}\nadapter: {shown(run.checkpoints)}, {model.adapters['trained'][:12]}")
+    prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
+    return Subject.open(run, LocalEngine(model), prompter, limit=args.limit)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,70 @@
+"""Milestone 3, the data: 5,000 examples and more from any source, in shards, filtered by a guard model.
+
+    python scripts/generate_full.py                           # after generate_mvp.py has said GO
+    python scripts/generate_full.py --plan
+    python scripts/generate_full.py --source prompts.csv --shard 2/8 --guard meta-llama/Llama-Guard-3-8B
+
+Shards are told apart by the instruction's hash and merge by reading: each writes records of its own into
+data/<run>/, and the call that finds all of them there builds pairs.jsonl. Shards on one machine run one after
+the other; on several machines they need the same data/<run>/instructions.jsonl. Training and evaluation come
+after it: train_dpo.py, evaluate.py. Writes data/<run>/{instructions,records*,pairs}.jsonl, run.json,
+report.html, yields.png. Killed at any moment, the same command goes on. Exit status: 0 done, 2 bad input, 4
+the budget is reached.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cai.milestones import add_flags, forecast
+from cai.run import UserError, cli, parser, shown
+
+STEPS = 1000  # what the forecast takes for the training that follows
+
+
+def main() -> int:
+    common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
+    flags = parser(__doc__, *common, run="full", limit=5000)
+    add_flags(flags, principles=1, anchors=0.6, after="mvp")
+    flags.add_argument("--shard", default="1/1", help="this process's part of the instructions, as 2/8")
+    flags.add_argument("--guard", default="auto", help="guard model: auto, none, or a model's name")
+    args = flags.parse_args()
+    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
+        raise UserError(f"--shard {args.shard!r}: write the part and the number of parts, as 2/8")
+    if args.plan:
+        print(forecast(args, STEPS).render())
+        return 0
+    return generate(args, (int(shard[1]), int(shard[2])))
+
+
+def generate(args, shard: tuple[int, int]) -> int:
+    from cai import cost, gates, milestones
+    from cai.pipeline import open_pipeline
+    from cai.safety import Guard
+    from cai.waves import read_records
+
+    milestones.check_flags(args)
+    before = gates.require(args.after, force=args.force)
+    ahead = forecast(args, STEPS)
+    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "guard")}
+    p = open_pipeline(args, principles=args.principles, limit=args.limit, shards=shard[1], **own)
+    with p.run:
+        p.run.say(before)
+        guard = None if args.guard == "none" else Guard.open(args.guard, loaded=p.model)
+        budget = cost.Budget.of(args.budget, p.run, ahead.dollars_per_example)
+        rows = milestones.instructions(p, args.source, args.limit)
+        judge = not args.no_judge
+        milestones.all_records(p, rows, judge=judge, budget=budget, shard=shard, guard=guard)
+        everything = read_records(p.run.data)
+        if len(everything) < len(rows):
+            p.run.say(f"{len(everything)} of {len(rows)} records are there: run the other shards too")
+            return 0
+        milestones.all_pairs(p, everything, args.anchors)
+        milestones.page(p)
+        p.run.say(f"next: python scripts/train_dpo.py --run {args.run}   ({shown(p.run.data)}/pairs.jsonl)")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,80 @@
+"""A tiny run on the sandbox, made by hand of the micro-world's own good and flawed answers."""
+
+from __future__ import annotations
+
+import random
+
+from cai import records
+from cai.prompts import CHANGE
+from cai.records import content_id, preference_pair
+from cai.registry import REGISTRY
+from cai.run import write_json
+from cai.sandbox import checkers
+from cai.sandbox.corpus import flawed
+from cai.sandbox.world import draw
+
+
+def make_run(data, n=48):
+    """Writes run.json, records.jsonl and pairs.jsonl into a directory; (records, pairs). About a quarter is
+    held out by hash; every sixth pair is an anchor."""
+    rng = random.Random("a hand-made run")
+    tasks = ("factual_qa", "harmful", "benign", "explanation")
+    items = {}
+    while len(items) < n:
+        item = draw(tasks[len(items) % 4], rng)
+        items[item.instruction] = item
+    done, pairs = [], []
+    for number, item in enumerate(items.values()):
+        kind = checkers.HARMLESS if item.task == "harmful" else checkers.ANSWER
+        bad = next(
+            w for w in iter(lambda i=item: flawed(i, rng), None) if checkers.must_change(item, w, kind)
+        )
+        good, task = item.good(rng), "advice" if item.task in ("harmful", "benign") else item.task
+        critique = f"The instruction is: {item.instruction} The response says {bad} {CHANGE}"
+        row = {
+            "id": content_id(item.instruction),
+            "instruction": item.instruction,
+            "initial_answer": bad,
+            "principle": "p",
+            "critique": critique if number % 4 else "Bad.",
+            "revised_answer": good,
+            "preference_pair": preference_pair(item.instruction, good, bad),
+            "task": task,
+            "source": "self_instruct",
+            "critiques": [
+                {"principle_id": "accuracy", "principle": "p", "critique": critique if number % 4 else "Bad."}
+            ],
+            "kept": True,
+            "rejected_because": [],
+            "model": "sandbox",
+            "adapter": None,
+            "seed": 0,
+            "tokens": {},
+        }
+        done.append(records.check(row, records.RECORD_KEYS, "record"))
+        pairs.append(
+            {
+                **{"id": row["id"], **row["preference_pair"]},
+                "kind": "anchor" if number % 6 == 5 else "revision",
+                "task": task,
+                "principles": ["accuracy"],
+                "held_out": records.held_out(row["id"], 0.25),
+            }
+        )
+    data.mkdir(parents=True)
+    records.append(data / "records.jsonl", done)
+    records.append(data / "pairs.jsonl", pairs)
+    spec = REGISTRY["sandbox"]
+    settings = {"model": "sandbox", "bits": 16, "seed": 0, "kind": spec.kind}
+    write_json(data / "run.json", {"run": data.name, "settings": settings, "started": "now"})
+    return done, pairs
+
+
+def train(model, pairs, checkpoints, steps=10):
+    """A few DPO steps on the pairs that are not held out; the adapter's hash."""
+    from cai.training import Settings, train_dpo
+
+    model.add_adapter(r=8, alpha=16, seed=0)
+    settings = Settings.of(model.spec, steps=steps, beta=0.3, learning_rate=2e-3)
+    train_dpo(model, [p for p in pairs if not p["held_out"]], settings, checkpoints)
+    return model.save_adapter(checkpoints)

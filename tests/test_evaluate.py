@@ -1,0 +1,138 @@
+"""scripts/evaluate.py on the sandbox: a small run that was really trained, measured whole; and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cai import records
+from cai.models import check_adapter
+from cai.prompts import CHAT_TOKENS
+from cai.registry import REGISTRY
+from cai.run import ROOT, Run, UserError
+from runs import make_run, train
+
+SUITES = ("preference", "critique", "forgetting", "truth")
+
+
+def evaluate(output, *args):
+    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """(the finished script, its output directory, the pairs, the adapter's hash)"""
+    from cai.models import load
+
+    output = tmp_path_factory.mktemp("evaluate")
+    _, pairs = make_run(output / "data/tiny", n=60)
+    digest = train(load(REGISTRY["sandbox"]), pairs, output / "checkpoints/tiny")
+    done = evaluate(output, "--run", "tiny", "--suite", *SUITES, "--limit", "16")
+    return done, output, pairs, digest
+
+
+def summary(output, suite):
+    return json.loads((output / f"data/tiny/evaluation/{suite}.json").read_text())
+
+
+def test_it_writes_what_it_says_and_nothing_else(evaluated):
+    done, output, _, digest = evaluated
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (output / "data/tiny/evaluation").iterdir()}
+    assert names == {f"{suite}.{end}" for suite in SUITES for end in ("json", "jsonl")}
+    for suite in SUITES:
+        found = summary(output, suite)
+        assert found["suite"] == suite and found["run"] == "tiny"
+        assert found["adapter"] == (None if suite == "critique" else digest)
+        assert f"{suite}.json and .jsonl" in done.stdout
+    assert digest == check_adapter(output / "checkpoints/tiny", REGISTRY["sandbox"])["sha256"]
+    assert done.stdout.rstrip().splitlines()[-1].startswith("next: ")
+
+
+def test_its_numbers_follow_from_its_rows(evaluated):
+    _, output, pairs, _ = evaluated
+    rows = records.read(output / "data/tiny/evaluation/preference.jsonl", {"id": str})
+    metrics = summary(output, "preference")["metrics"]
+    held = [r for r in rows if r["id"].startswith("pair/") and r["held_out"] and r["kind"] == "revision"]
+    assert {r["pair"] for r in held} == {p["id"] for p in pairs if p["held_out"] and p["kind"] == "revision"}
+    found = metrics["held-out revision pairs: accuracy"]
+    assert found["n"] == len(held) > 4
+    assert found["value"] == pytest.approx(sum(r["margin"] > 0 for r in held) / len(held), abs=1e-4)
+    judged = [r for r in rows if r["id"].startswith("judgement/bare/")]
+    assert metrics["fresh answers: win rate"]["n"] == len(judged) == 16
+    assert all(r["score"] == 0.5 for r in judged if r["base"] == r["trained"])
+    assert all(r["judgement"] is not None for r in judged if r["base"] != r["trained"])
+
+
+def test_training_shows_in_the_rewards_of_what_was_trained_on(evaluated):
+    """Ten steps on two score of pairs: their rewards must part, or base and adapter were mixed up."""
+    metrics = summary(evaluated[1], "preference")["metrics"]
+    assert metrics["training revision pairs: accuracy"]["value"] > 0.8
+    low, _ = metrics["training revision pairs: margin"]["interval"]
+    assert low > 0
+
+
+def test_the_trained_model_is_measured_and_not_the_base_twice(evaluated):
+    for suite in ("forgetting", "truth"):
+        rows = records.read(evaluated[1] / f"data/tiny/evaluation/{suite}.jsonl", {"id": str})
+        answers = [r for r in rows if r["id"].startswith("answer/")]
+        assert {r["by"] for r in answers} == {"base", "trained"}
+        texts = {(r["by"], r["format"], r["instruction"]): r["answer"] for r in answers}
+        assert any(
+            text != texts["trained", form, i]
+            for (by, form, i), text in texts.items()
+            if by == "base"
+            if ("trained", form, i) in texts
+        )
+    ratio = summary(evaluated[1], "forgetting")["metrics"]["perplexity on neutral text, trained / base"]
+    assert ratio["n"] == 40 and ratio["value"] != 1 and 0.7 < ratio["value"] < 1.5
+    assert not any(token in text for text in texts.values() for token in CHAT_TOKENS)
+
+
+def test_a_second_look_at_the_critiques_needs_no_model_and_fresh_moves_the_first_aside(evaluated):
+    _, output, _, _ = evaluated
+    before = summary(output, "critique")
+    done = evaluate(output, "--run", "tiny", "--suite", "critique", "--limit", "16")
+    assert done.returncode == 0 and "model:" not in done.stdout, done.stderr
+    assert summary(output, "critique") == before
+    done = evaluate(output, "--run", "tiny", "--suite", "critique", "--limit", "16", "--fresh")
+    assert done.returncode == 0, done.stderr
+    data = output / "data/tiny"
+    assert {p.name for p in (data / "evaluation").iterdir()} == {"critique.json", "critique.jsonl"}
+    (data / "evaluation").rename(data / "fresh")
+    (data / "evaluation~1").rename(data / "evaluation")
+
+
+def test_bad_input_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    done = evaluate(tmp_path, "--run", "nothing")
+    assert done.returncode == 2 and "there is no run 'nothing'" in done.stderr
+    assert not (tmp_path / "data").exists()
+    make_run(tmp_path / "data/untrained", n=8)
+    done = evaluate(tmp_path, "--run", "untrained")
+    assert done.returncode == 2 and "train one first" in done.stderr
+    done = evaluate(tmp_path, "--run", "untrained", "--limit", "0")
+    assert done.returncode == 2 and "--limit 0: must be at least 1" in done.stderr
+    with open(tmp_path / "data/untrained/pairs.jsonl", "a") as f:
+        f.write(
+            '{"id": "x", "prompt": "p", "chosen": "c", "rejected": "r", "kind": "revision", "task": "t"}\n'
+        )
+    done = evaluate(tmp_path, "--run", "untrained", "--suite", "critique")
+    assert done.returncode == 2 and "line 9: the key 'held_out' is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_reopened_with_its_settings_and_locked(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    make_run(tmp_path / "data/tiny", n=4)
+    before = (tmp_path / "data/tiny/run.json").read_text()
+    with Run.reopen("tiny") as run:
+        assert run.settings["model"] == "sandbox"
+        with pytest.raises(UserError, match="in use by another process"):
+            Run.reopen("tiny")
+    assert (tmp_path / "data/tiny/run.json").read_text() == before
+    with pytest.raises(UserError, match="there is no run"):
+        Run.reopen("other")

@@ -1,0 +1,139 @@
+"""Milestones 1 to 3, whole, on the sandbox."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from cai.models import check_adapter
+from cai.records import PAIR_KEYS, RECORD_KEYS, held_out, read
+from cai.registry import REGISTRY
+from cai.run import ROOT
+
+FILES = {
+    "run.json",
+    "instructions.jsonl",
+    "records.jsonl",
+    "pairs.jsonl",
+    "report.html",
+    "yields.png",
+    "evaluation",
+}
+ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
+
+
+def environment(output):
+    return os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(name, *args):
+    return [sys.executable, str(ROOT / "scripts" / name), "--model", "sandbox", *args]
+
+
+def script(name, *args, output):
+    return subprocess.run(
+        command(name, *args), env=environment(output), capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    output = tmp_path_factory.mktemp("batch")
+    return script("test_batch.py", "--force", "--limit", "24", output=output), output
+
+
+def test_m1_generates_trains_measures_and_decides(batch):
+    done, output = batch
+    assert done.returncode in (0, 3), done.stdout[-2000:] + done.stderr
+    data = output / "data/batch"
+    assert {p.name for p in data.iterdir()} == FILES
+    records, pairs = read(data / "records.jsonl", RECORD_KEYS), read(data / "pairs.jsonl", PAIR_KEYS)
+    manifest = json.loads((data / "run.json").read_text())
+    assert len(records) == 24 == len({r["id"] for r in records}) == manifest["counts"]["records"]
+    assert all(len(r["critiques"]) == 2 for r in records)
+    assert all(r["kept"] != bool(r["rejected_because"]) for r in records)
+    by_id = {r["id"]: r for r in records}
+    for pair in pairs:
+        record = by_id[pair["id"]]
+        assert record["instruction"] in pair["prompt"] and pair["held_out"] == held_out(pair["id"])
+        if pair["kind"] == "revision":
+            assert (pair["chosen"], pair["rejected"]) == (
+                " " + record["revised_answer"],
+                " " + record["initial_answer"],
+            )
+    assert {p["kind"] for p in pairs} <= {"revision", "anchor"} and pairs
+    assert manifest["adapter"] == check_adapter(output / "checkpoints/batch", REGISTRY["sandbox"])["sha256"]
+    assert (manifest["gate"]["verdict"] == "GO") == (done.returncode == 0)
+    for criterion in manifest["gate"]["criteria"]:
+        assert criterion["measured"] and criterion["look_at"]
+    assert {p.name for p in (data / "evaluation").iterdir()} >= {"preference.json", "critique.json"}
+    assert "steps" in manifest["training"] and manifest["training"]["steps"] == 10
+
+
+def test_m1_waits_for_the_gate_of_m0(tmp_path):
+    done = script("test_batch.py", output=tmp_path)
+    assert done.returncode == 2 and "no verdict yet" in done.stderr and "--force" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["test_batch.py", "generate_mvp.py", "generate_full.py"])
+def test_plan_prints_a_forecast_and_does_nothing(name, tmp_path):
+    done = script(name, "--plan", output=tmp_path)
+    assert done.returncode == 0 and "assumed" in done.stdout and "critique" in done.stdout
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--limit", "0"], "at least one"),
+    (["--principles", "0"], "at least 1"),
+    (["--principles", "99"], "15"),
+    (["--anchors", "-1"], "share"),
+    (["--source", "none.csv"], "none.csv"),
+    (["--budget", "-3"], "above 0"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
+    done = script("test_batch.py", "--force", *args, output=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(tmp_path):
+    some = ("--force", "--limit", "12", "--hourly-rate", "3600")
+    stopped = script("test_batch.py", *some, "--budget", "0.5", output=tmp_path)
+    assert (
+        stopped.returncode == 4 and "larger --budget" in stopped.stderr and "Traceback" not in stopped.stderr
+    )
+    done = script("test_batch.py", *some, "--budget", "100000", output=tmp_path)
+    assert done.returncode in (0, 3), done.stderr
+
+
+def test_killed_at_many_moments_it_ends_with_the_rows_of_an_undisturbed_run(batch, tmp_path):
+    _, output = batch
+    for line in ("run:   batch", "[1] ", "[2] ", "[3] ", "critique:"):
+        process = subprocess.Popen(
+            command("test_batch.py", "--force", "--limit", "24"),
+            env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        for said in process.stdout:
+            if said.startswith(line):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = script("test_batch.py", "--force", "--limit", "24", output=tmp_path)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    for name in ROWS:
+        assert (tmp_path / "data/batch" / name).read_bytes() == (output / "data/batch" / name).read_bytes()
+
+
+def test_m3_shards_merge_by_reading(tmp_path):
+    some = ("--force", "--limit", "20", "--no-judge")
+    whole = script("generate_full.py", *some, "--run", "whole", output=tmp_path)
+    first = script("generate_full.py", *some, "--run", "parts", "--shard", "1/2", output=tmp_path)
+    assert whole.returncode == first.returncode == 0, whole.stderr + first.stderr
+    assert "other shards" in first.stdout and not (tmp_path / "data/parts/pairs.jsonl").exists()
+    second = script("generate_full.py", *some, "--run", "parts", "--shard", "2/2", output=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "data/parts/pairs.jsonl").read_bytes() == (
+        tmp_path / "data/whole/pairs.jsonl"
+    ).read_bytes()
+    assert all("guard" in r for r in read(tmp_path / "data/whole/records.jsonl", RECORD_KEYS))

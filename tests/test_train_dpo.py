@@ -1,0 +1,229 @@
+"""scripts/train_dpo.py, whole, on the sandbox: killed and resumed; its table; what it says of bad input."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from cai.models import check_adapter
+from cai.records import PAIR_KEYS, RECORD_KEYS
+from cai.registry import REGISTRY
+from cai.run import ROOT, UserError
+from pairs_of_facts import pairs_of_facts
+
+SCRIPT = ROOT / "scripts/train_dpo.py"
+SETTINGS = ("--model", "sandbox", "--steps", "6", "--every", "2")
+MANIFEST = {"run": "mine", "settings": {"seed": 7}, "argv": ["generate"], "model": "sandbox"}
+
+
+def write_run(output, name="mine", rows=None, manifest=None):
+    """A run's data as a generating script leaves them."""
+    data = output / "data" / name
+    data.mkdir(parents=True)
+    rows = pairs_of_facts(12, held_out=8) if rows is None else rows
+    (data / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    if manifest:
+        (data / "run.json").write_text(json.dumps(manifest))
+    return data
+
+
+def command(output, *args):
+    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return dict(args=[sys.executable, str(SCRIPT), "--run", "mine", *args], env=env, text=True, cwd=ROOT)
+
+
+def run(output, *args):
+    return subprocess.run(**command(output, *args), capture_output=True)
+
+
+def log_of(output):
+    return [json.loads(x) for x in (output / "checkpoints/mine/training.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    write_run(output, manifest=MANIFEST)
+    return run(output, *SETTINGS), output
+
+
+def test_it_trains_and_ends_with_a_table(undisturbed):
+    done, output = undisturbed
+    assert done.returncode == 0, done.stderr
+    text, here = done.stdout, output / "checkpoints/mine"
+    assert "dpo: 12 pairs, 8 held out, 6 steps" in text and "reference: the base model" in text
+    table = [line for line in text.splitlines() if line.startswith(("train, ", "held out, "))]
+    assert [line.split()[:4] for line in table] == [
+        *(["train,", "before", "12", "0.6931"], table[1].split()[:4]),
+        *(["held", "out,", "before", "8"], ["held", "out,", "after", "8"]),
+    ]
+    assert " to " in table[1] and " to " in table[3]  # intervals
+    assert "next: look at" in text and "--suite preference --run mine" in text
+    manifest = json.loads((output / "data/mine/run.json").read_text())
+    assert manifest["argv"] == ["generate"] and manifest["settings"] == MANIFEST["settings"]  # the data's own
+    assert manifest["adapter"] == check_adapter(here, REGISTRY["sandbox"])["sha256"]
+    assert manifest["training"]["after"]["train"]["margin"] > 0 and manifest["training"]["steps"] == 6
+    assert not (here / "steps").exists() and (here / "curves.png").is_file()
+    steps = {r["step"] for r in map(json.loads, (output / "logs/ledger.jsonl").read_text().splitlines())}
+    assert steps == {"loading", "training"}
+
+
+def test_killed_and_resumed_it_ends_with_the_same_adapter(undisturbed, tmp_path):
+    """SIGKILL when step 4 has been measured; its checkpoint is left half-written, that of step 2 is whole."""
+    write_run(tmp_path, manifest=MANIFEST)
+    process = subprocess.Popen(
+        **command(tmp_path, *SETTINGS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    for line in process.stdout:
+        if "step    4 of 6" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    steps = tmp_path / "checkpoints/mine/steps"
+    assert (steps / "checkpoint-2/complete.json").is_file()
+    (steps / "checkpoint-4").mkdir(exist_ok=True)
+    (steps / "checkpoint-4/complete.json").unlink(missing_ok=True)
+    (steps / "checkpoint-4/adapter_model.safetensors").write_bytes(b"half")
+    done = run(tmp_path, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from the checkpoint of step 2 of 6" in done.stdout
+    _, output = undisturbed
+    assert log_of(tmp_path) == log_of(output)  # each step once, and with the same numbers
+    files = [o / "checkpoints/mine/adapter_model.safetensors" for o in (tmp_path, output)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_again_other_settings_and_fresh(undisturbed, tmp_path):
+    import shutil
+
+    shutil.copytree(undisturbed[1], tmp_path, dirs_exist_ok=True)
+    again = run(tmp_path, *SETTINGS)
+    assert again.returncode == 0 and "done earlier (finished)" in again.stdout
+    other = run(tmp_path, *SETTINGS, "--beta", "0.2")
+    assert other.returncode == 2 and "beta was 0.3, now 0.2" in other.stderr
+    assert other.stderr.count("error: ") == 1 and "Traceback" not in other.stderr
+
+
+@pytest.mark.slow
+def test_fresh_moves_the_checkpoint_and_leaves_the_data(undisturbed, tmp_path):
+    import shutil
+
+    shutil.copytree(undisturbed[1], tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "data/mine/pairs.jsonl").read_bytes()
+    done = run(tmp_path, "--model", "sandbox", "--steps", "2", "--fresh")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "checkpoints/mine~1/adapter_model.safetensors").is_file()
+    assert (tmp_path / "data/mine/pairs.jsonl").read_bytes() == before
+    assert not (tmp_path / "data/mine~1").exists()
+
+
+@pytest.mark.slow
+def test_going_on_from_another_runs_adapter_in_four_bits(undisturbed, tmp_path):
+    import shutil
+
+    shutil.copytree(undisturbed[1], tmp_path, dirs_exist_ok=True)
+    done = run(tmp_path, "--run", "on", "--data", "mine", "--from", "mine", "--steps", "3", "--bits", "4")
+    assert done.returncode == 0, done.stderr
+    assert "reference: the adapter of mine" in done.stdout
+    first = json.loads((tmp_path / "checkpoints/on/training.jsonl").read_text().splitlines()[1])
+    assert first["step"] == 1 and first["loss"] == pytest.approx(0.6931, abs=0.02)
+
+
+# ---- bad input: found before anything heavy is loaded ----
+
+
+def says(monkeypatch, output, *args):
+    """The sentence that the script ends with."""
+    spec = importlib.util.spec_from_file_location("train_dpo", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setenv("CAI_OUTPUT", str(output))
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--run", "mine", "--model", "sandbox", *args])
+    with pytest.raises(UserError) as caught:
+        script.main()
+    return str(caught.value)
+
+
+GOOD = pairs_of_facts(2)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda r: r.pop("chosen"), "line 2: the key 'chosen' is missing"),
+    (lambda r: r.update(rejected=3), "line 2: 'rejected' is of type int"),
+    (lambda r: r.update(prompt="Who?"), "line 2: 'prompt' is not in the training format"),
+    (lambda r: r.update(chosen="No space"), "line 2: 'chosen' must be a space and a text"),
+    (lambda r: r.update(rejected="  "), "line 2: 'rejected' must be a space and a text"),
+    (lambda r: r.update(rejected=r["chosen"]), "line 2: 'chosen' and 'rejected' are the same"),
+    (lambda r: r.update(held_out="no"), "line 2: 'held_out' is neither true nor false"),
+    (lambda r: (r.pop("held_out"), r.update(id="my pair")), "line 2: 'id' is no content hash"),
+])  # fmt: skip
+def test_a_bad_pair_is_named_by_line_and_key(change, said, monkeypatch, tmp_path):
+    rows = [dict(r) for r in GOOD]
+    change(rows[1])
+    write_run(tmp_path, rows=rows)
+    assert said in says(monkeypatch, tmp_path)
+
+
+def test_no_pairs_says_which_filter_took_how_many(monkeypatch, tmp_path):
+    data = write_run(tmp_path, rows=[])
+    record = {k: (kind[0] if isinstance(kind, tuple) else kind)() for k, kind in RECORD_KEYS.items()}
+    rows = [record | {"rejected_because": why} for why in (["unchanged"], ["unchanged", "cut_off"])]
+    (data / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = says(monkeypatch, tmp_path)
+    assert "Of 2 records 0 were kept" in said and "unchanged 2, cut_off 1" in said
+
+
+def test_all_held_out_and_no_file(monkeypatch, tmp_path):
+    assert "pairs.jsonl is missing" in says(monkeypatch, tmp_path)
+    write_run(tmp_path, rows=[r | {"held_out": True} for r in GOOD])
+    assert "all 2 pairs are held out" in says(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--steps", "0"], "0 training steps"),
+    (["--epochs", "0"], "--epochs 0.0: must be above 0"),
+    (["--lr", "-1"], "learning rate -1.0: it must be above 0"),
+    (["--lr", "nan"], "learning rate nan"),
+    (["--beta", "0"], "beta 0.0: it must be above 0"),
+    (["--lora-r", "0"], "LoRA rank 0"),
+    (["--every", "0"], "--every 0: must be at least 1"),
+    (["--loss", "ppo"], "choose one of dpo, dpo+nll, orpo"),
+    (["--tracker", "diary"], "choose none, trackio, wandb, tensorboard"),
+    (["--from", "mine"], "--run itself"),
+    (["--from", "nobody"], "holds no adapter of ours"),
+    (["--data", "nothing"], "pairs.jsonl is missing"),
+    (["--model", "nonsense"], "neither in the registry"),
+])  # fmt: skip
+def test_bad_flags_are_one_sentence(args, said, monkeypatch, tmp_path):
+    write_run(tmp_path)
+    assert said in says(monkeypatch, tmp_path, *args)
+
+
+def test_a_tracker_that_is_not_installed_names_the_command(monkeypatch, tmp_path):
+    write_run(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install trackio" in says(monkeypatch, tmp_path, "--tracker", "trackio")
+
+
+def test_an_adapter_of_another_base_is_refused(monkeypatch, tmp_path):
+    write_run(tmp_path)
+    other = tmp_path / "checkpoints/other"
+    other.mkdir(parents=True)
+    (other / "adapter_model.safetensors").write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    (other / "base.json").write_text(json.dumps({"model": "Qwen/Qwen2.5-7B", "bits": 16, "sha256": empty}))
+    said = says(monkeypatch, tmp_path, "--from", "other")
+    assert "belongs to Qwen/Qwen2.5-7B" in said and "not to sandbox" in said
+
+
+def test_steps_and_epochs_exclude_each_other(tmp_path):
+    done = run(tmp_path, "--steps", "1", "--epochs", "1")
+    assert done.returncode == 2 and "not allowed with" in done.stderr
+
+
+def test_pairs_of_the_tests_fit_the_schema():
+    assert all(isinstance(r[k], kind) for r in GOOD for k, kind in PAIR_KEYS.items())
