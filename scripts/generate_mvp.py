@@ -11,8 +11,8 @@ checkpoints/<run>/. Killed at any moment, the same command goes on. Exit status:
 
 from __future__ import annotations
 
-from cai.milestones import add_flags, forecast, run
-from cai.run import cli, parser
+from cai.milestones import milestone
+from cai.run import cli
 
 STEPS = 120
 SUITES = ("critique", "preference", "forgetting")
@@ -21,14 +21,9 @@ MOST_REFUSALS = 0.1  # more refusals of harmless instructions than the base, as 
 
 
 def main() -> int:
-    common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common, run="mvp", limit=100)
-    add_flags(flags, principles=2, anchors=0.6, after="batch")
-    args = flags.parse_args()
-    if args.plan:
-        print(forecast(args, STEPS).render())
-        return 0
-    return run(args, STEPS, SUITES, criteria)
+    return milestone(
+        __doc__, "mvp", after="batch", limit=100, steps=STEPS, suites=SUITES, criteria=criteria
+    )
 
 
 def criteria(p, result, summaries) -> list:

@@ -11,22 +11,17 @@ checkpoints/<run>/. Killed at any moment, the same command goes on. Exit status:
 
 from __future__ import annotations
 
-from cai.milestones import add_flags, forecast, run
-from cai.run import cli, parser
+from cai.milestones import milestone
+from cai.run import cli
 
 STEPS = 10
 SUITES = ("critique", "preference")
 
 
 def main() -> int:
-    common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common, run="batch", limit=10)
-    add_flags(flags, principles=2, anchors=0.6, after="single")
-    args = flags.parse_args()
-    if args.plan:
-        print(forecast(args, STEPS).render())
-        return 0
-    return run(args, STEPS, SUITES, criteria)
+    return milestone(
+        __doc__, "batch", after="single", limit=10, steps=STEPS, suites=SUITES, criteria=criteria
+    )
 
 
 def criteria(p, result, summaries) -> list:

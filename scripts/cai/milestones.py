@@ -10,7 +10,7 @@ from typing import Any
 
 from cai import records
 from cai.pipeline import Pipeline
-from cai.run import UserError, shown
+from cai.run import UserError, parser, shown
 from cai.waves import read_instructions, read_records, run_waves
 
 WAVE = 64  # examples of a wave: what one kill can cost
@@ -29,6 +29,20 @@ def add_flags(flags: argparse.ArgumentParser, *, principles: int, anchors: float
     flags.add_argument(
         "--budget", type=float, help="dollars that the run may cost; it stops before passing them"
     )
+
+
+def milestone(
+    doc: str, name: str, *, after: str, limit: int, steps: int, suites: Sequence[str], criteria
+) -> int:
+    """The main of a milestone that trains: its flags, its --plan, its run. doc: the script's docstring."""
+    common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
+    flags = parser(doc, *common, run=name, limit=limit)
+    add_flags(flags, principles=2, anchors=0.6, after=after)
+    args = flags.parse_args()
+    if args.plan:
+        print(forecast(args, steps).render())
+        return 0
+    return run(args, steps, suites, criteria)
 
 
 def check_flags(args: argparse.Namespace) -> None:
