@@ -3,37 +3,78 @@
     python scripts/evaluate.py --run mvp                                # suite preference
     python scripts/evaluate.py --suite preference critique forgetting --run mvp
     python scripts/evaluate.py --suite truth --run mvp --limit 200      # the sandbox against its ground truth
+    python scripts/evaluate.py --suite preference forgetting --gate --run full   # Milestone 3: GO or NO-GO
 
 Reads data/<run>/{run.json,records*.jsonl,pairs.jsonl} and the adapter in checkpoints/<run>/; the base model
 is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and 95 % interval) and
 <suite>.jsonl (every answer and verdict, as it is made). Stopped at any moment, the same command goes on.
 
 Suites: preference (implicit rewards on pairs; fresh answers judged in both orders), critique (how many mean
-something), forgetting (perplexity, clean stops, variety, refusals), truth (the sandbox only: what is right).
+something), forgetting (perplexity, clean stops, variety, refusals), truth (the sandbox only: what is right),
+success (held-out test instructions of every task).
+
+--gate decides about a run that train_dpo.py has trained, by its suites preference and forgetting, from this
+call or an earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and
+MT-Bench are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input.
 """
 
 from __future__ import annotations
 
-from cai.run import Run, UserError, cli, move_aside, parser, read_manifest, shown
+from typing import Any
 
-NAMES = ("preference", "critique", "forgetting", "truth")  # as cai.suites registers them
+from cai.run import GO, Run, UserError, cli, move_aside, parser, read_manifest, shown
+
+NAMES = ("preference", "critique", "forgetting", "truth", "success")  # as cai.suites registers them
+DECIDING = ("preference", "forgetting")  # what the gate needs
 
 
-def main() -> None:
+def main() -> int:
     flags = parser(__doc__, "run", "limit", "hourly-rate", run="mvp")
     flags.add_argument("--suite", nargs="+", choices=NAMES, default=["preference"], help="what to measure")
     flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
+    flags.add_argument("--gate", action="store_true", help="say GO or NO-GO (Milestone 3, see above)")
     args = flags.parse_args()
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
     with Run.reopen(args.run) as run:
+        known = measured(run, args) if args.gate else {}
         if args.fresh:
             move_aside(run.data / "evaluation")
         subject = open_subject(run, args)
         from cai.suites import evaluate
 
-        evaluate(subject, list(dict.fromkeys(args.suite)))
+        known |= evaluate(subject, list(dict.fromkeys(args.suite)))
+        status = decide(run, known) if args.gate else GO
         run.say(f"\nnext: read {shown(run.data)}/evaluation/*.jsonl, where every answer and verdict stands")
+    return status
+
+
+def measured(run: Run, args) -> dict[str, dict[str, Any]]:
+    """Summaries of an earlier call that the gate needs beside this one's suites. Raises UserError if there is
+    none of this adapter with these marks, or if the run has another gate."""
+    if "argv" not in run.manifest.get("training", {}):
+        raise UserError(
+            f"--gate decides about runs that train_dpo.py has trained; {run.name!r} is none: the command of "
+            "its milestone decides, and reads review.jsonl again"
+        )
+    from cai.suites import load_summary, marks_hash
+
+    others = [name for name in DECIDING if name not in args.suite]
+    if others and args.fresh:
+        raise UserError(f"--gate with --fresh: add {' '.join(others)} to --suite, which --fresh moves aside")
+    found = {name: load_summary(run.data, name, run.manifest["adapter"]) for name in others}
+    if "preference" in found and found["preference"]["settings"].get("marks") != marks_hash(run):
+        raise UserError("review.jsonl has changed since the suite preference ran: add preference to --suite")
+    return found
+
+
+def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
+    from cai import cost, criteria, gates
+
+    status = gates.decide(run, criteria.m3(run, summaries))
+    if "forecast" in run.manifest:
+        run.say(cost.accuracy(run.manifest["forecast"], run.name, cost.read_ledger())[1])
+    return status
 
 
 def open_subject(run: Run, args):

@@ -7,63 +7,75 @@
 Shards are told apart by the instruction's hash and merge by reading: each writes records of its own into
 data/<run>/, and the call that finds all of them there builds pairs.jsonl. Shards on one machine run one after
 the other; on several machines they need the same data/<run>/instructions.jsonl. Training and evaluation come
-after it: train_dpo.py, evaluate.py. Writes data/<run>/{instructions,records*,pairs}.jsonl, run.json,
-report.html, yields.png. Killed at any moment, the same command goes on. Exit status: 0 done, 2 bad input, 4
-the budget is reached.
+after it: train_dpo.py --run full, then evaluate.py --suite preference forgetting --gate --run full. Writes
+data/<run>/{instructions,records*,pairs}.jsonl, run.json, report.html, yields.png. Killed at any moment, the
+same command goes on. Exit status: 0 the data say GO, or other shards are missing; 3 NO-GO, 2 bad input, 4 the
+budget is reached.
 """
 
 from __future__ import annotations
 
 import re
 
-from cai.milestones import add_flags, forecast
-from cai.run import UserError, cli, parser, shown
-
-STEPS = 1000  # what the forecast takes for the training that follows
+from cai.forecasts import FULL_EXAMPLES, FULL_PRINCIPLES, full
+from cai.milestones import add_flags, check_flags
+from cai.run import GO, UserError, cli, parser
 
 
 def main() -> int:
     common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common, run="full", limit=5000)
-    add_flags(flags, principles=1, anchors=0.6, after="mvp")
+    flags = parser(__doc__, *common, run="full", limit=FULL_EXAMPLES)
+    add_flags(flags, principles=FULL_PRINCIPLES, anchors=0.6, held_out=0.1, after="mvp")
     flags.add_argument("--shard", default="1/1", help="this process's part of the instructions, as 2/8")
     flags.add_argument("--guard", default="auto", help="guard model: auto, none, or a model's name")
     args = flags.parse_args()
     shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
         raise UserError(f"--shard {args.shard!r}: write the part and the number of parts, as 2/8")
+    check_flags(args)
+    ahead, how = full(args, args.after)
     if args.plan:
-        print(forecast(args, STEPS).render())
-        return 0
-    return generate(args, (int(shard[1]), int(shard[2])))
+        print(f"{ahead.render()}\n{how}")
+        return GO
+    return generate(args, (int(shard[1]), int(shard[2])), ahead)
 
 
-def generate(args, shard: tuple[int, int]) -> int:
-    from cai import cost, gates, milestones
+def generate(args, shard: tuple[int, int], ahead) -> int:
+    from cai import cost, criteria, gates, milestones
     from cai.pipeline import open_pipeline
     from cai.safety import Guard
     from cai.waves import read_records
 
-    milestones.check_flags(args)
     before = gates.require(args.after, force=args.force)
-    ahead = forecast(args, STEPS)
-    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "guard")}
+    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "held_out", "guard")}
     p = open_pipeline(args, principles=args.principles, limit=args.limit, shards=shard[1], **own)
     with p.run:
         p.run.say(before)
+        if "forecast" not in p.run.manifest:
+            p.run.record(forecast=ahead.as_dict())
         guard = None if args.guard == "none" else Guard.open(args.guard, loaded=p.model)
         budget = cost.Budget.of(args.budget, p.run, ahead.dollars_per_example)
         rows = milestones.instructions(p, args.source, args.limit)
         judge = not args.no_judge
-        milestones.all_records(p, rows, judge=judge, budget=budget, shard=shard, guard=guard)
+        milestones.all_records(p, rows, judge=judge, budget=budget, wave=args.wave, shard=shard, guard=guard)
         everything = read_records(p.run.data)
         if len(everything) < len(rows):
             p.run.say(f"{len(everything)} of {len(rows)} records are there: run the other shards too")
-            return 0
-        milestones.all_pairs(p, everything, args.anchors)
+            return GO
+        if shard[1] > 1:
+            p.run.say("all shards together:")
+            milestones.report_yield(p, everything)
+        pairs = milestones.all_pairs(p, everything, args)
+        principles = [q.id for q in p.constitution.principles]
+        asked = criteria.data(p.run, principles, rows, everything, pairs)
+        status = gates.decide(p.run, asked, record="data_gate")
         milestones.page(p)
-        p.run.say(f"next: python scripts/train_dpo.py --run {args.run}   ({shown(p.run.data)}/pairs.jsonl)")
-    return 0
+        p.run.say(cost.accuracy(p.run.manifest["forecast"], p.run.name, cost.read_ledger())[1])
+        p.run.say(
+            f"next: python scripts/train_dpo.py --run {args.run}, then\n"
+            f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
+        )
+    return status
 
 
 if __name__ == "__main__":

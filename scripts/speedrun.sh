@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# From an empty machine to Milestone 0: sets up if need be, then one example end to end, every step printed.
+# From an empty machine to Milestone 2: sets up if need be, then one example with every step printed (M0), ten
+# (M1) and a hundred (M2), each read, trained on and measured; ends with the three gates and the page to read.
 #
-#   bash scripts/speedrun.sh                            this machine's default model
-#   bash scripts/speedrun.sh --model sandbox --seed 3   any flag of scripts/test_single.py
+#   bash scripts/speedrun.sh                    this machine's default model
+#   bash scripts/speedrun.sh --seed 3           --model, --bits, --seed, --constitution, --hourly-rate, --fresh
 #
-# Exit status: 0 GO, 3 NO-GO, 2 when something is missing, with the reason.
+# A milestone that says NO-GO ends it, with what to look at. Killed at any moment, the same command goes on.
+# Exit status: 0 GO three times, 3 NO-GO, 2 when something is missing, with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,4 +18,11 @@ for argument in "$@"; do
   previous=$argument
 done
 bash setup_environment.sh ${wanted[@]+"${wanted[@]}"}
-exec .venv/bin/python scripts/test_single.py "$@"
+
+status=0
+for milestone in test_single.py test_batch.py generate_mvp.py; do
+  printf '\n== %s %s\n' "$milestone" "$*"
+  .venv/bin/python "scripts/$milestone" "$@" || { status=$? && break; }
+done
+PYTHONPATH=scripts .venv/bin/python -m cai.gates single batch mvp
+exit "$status"

@@ -1,12 +1,13 @@
 """Trains a LoRA adapter on a run's preference pairs: pairs.jsonl in, adapter out.
 
-    python scripts/train_dpo.py --run mvp                                 # DPO from the base model
+    python scripts/train_dpo.py --run full                                # milestone 3, from the base model
     python scripts/train_dpo.py --data mvp --run mvp-nll --loss dpo+nll   # the same pairs, another adapter
     python scripts/train_dpo.py --run stage2 --from stage1 --epochs 3     # on from an earlier run's adapter
 
 The same command again goes on from the last checkpoint; other settings under the same name stop and are
 named. Held-out pairs are never trained on; they are measured along the way, and stop the training when the
-chosen texts lose too much likelihood or nothing gets better. Reads data/<run>/{pairs.jsonl,run.json}. Writes
+chosen texts lose too much likelihood or nothing gets better. Pairs whose revision a person has marked as no
+better (review.jsonl) are left out. Reads data/<run>/{pairs.jsonl,run.json,review.jsonl}. Writes
 checkpoints/<run>/ (adapter, tokenizer, training.json, training.jsonl, curves.png), logs/. Exit status: 0
 trained, 3 stopped because the chosen texts lost likelihood, 2 bad input.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from cai.run import (
     GO,
@@ -38,7 +40,9 @@ def main() -> int:
     flags = parser(__doc__, "run", "model", "bits", "seed", "hourly-rate", "fresh", run="mvp", model=None)
     flags.add_argument("--data", metavar="RUN", help="train on this run's pairs (default: --run's own)")
     flags.add_argument("--from", dest="start", metavar="RUN", help="go on from this run's adapter")
-    flags.add_argument("--loss", default="dpo", help="dpo, dpo+nll (adds likelihood of the chosen), orpo")
+    flags.add_argument(
+        "--loss", help="dpo, dpo+nll (adds likelihood of the chosen), orpo (default: the registry's)"
+    )
     length = flags.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="optimizer steps (default: two passes; few pairs: more)")
     length.add_argument("--epochs", type=float, help="passes over the pairs, instead of --steps")
@@ -59,13 +63,12 @@ def main() -> int:
 
     from cai.registry import choose
     from cai.trackers import TRACKERS, check
-    from cai.training import read_pairs
 
     if args.tracker not in ("none", *TRACKERS):
         raise UserError(f"--tracker {args.tracker}: choose none, {', '.join(TRACKERS)}")
     check(args.tracker)
     source = args.data or args.run
-    pairs, held_out = read_pairs(directories(source)[0])
+    pairs, held_out, disputed = agreed(directories(source)[0])
     made = read_manifest(source) or {}
     name = args.model or made.get("model") or "auto"
     spec, why = choose(name, instruct=made.get("settings", {}).get("kind") == "instruct")
@@ -75,7 +78,25 @@ def main() -> int:
     settings = settings_of(args, spec, len(pairs), start)
     with open_run(args.run, source) as run:
         run.say(f"model: {spec.name} - {why}")
+        if disputed:
+            run.say(f"{disputed} pairs left out: a person does not prefer the revision (review.jsonl)")
         return train_and_tell(run, args, spec, settings, pairs, held_out, start)
+
+
+def agreed(data: Path) -> tuple[list[dict], list[dict], int]:
+    """(pairs to train on, held-out pairs, how many a person's marks took): a revision that a person finds no
+    better than the first answer is not to be learnt."""
+    from cai.review import preferred
+    from cai.training import read_pairs
+
+    disputed = {i for i, better in preferred(data).items() if better != "revision"}
+    both = read_pairs(data)
+    pairs, held_out = (
+        [row for row in rows if row["kind"] != "revision" or row["id"] not in disputed] for rows in both
+    )
+    if not pairs:
+        raise UserError(f"{shown(data)}/review.jsonl prefers the first answer, or neither, in every pair")
+    return pairs, held_out, sum(map(len, both)) - len(pairs) - len(held_out)
 
 
 def settings_of(args, spec, pairs: int, start):
@@ -104,7 +125,7 @@ def settings_of(args, spec, pairs: int, start):
     steps = args.steps if args.steps is not None else default_steps(pairs, per_step)
     if args.epochs is not None:
         steps = math.ceil(args.epochs * pairs / per_step)
-    return Settings.of(spec, steps, args.seed, loss=args.loss, **given).checked()
+    return Settings.of(spec, steps, args.seed, loss=args.loss or spec.loss, **given).checked()
 
 
 def open_run(name: str, source: str) -> Run:
@@ -125,19 +146,20 @@ def train_and_tell(run: Run, args, spec, settings, pairs, held_out, start) -> in
     with run.step("loading"):
         model = load(spec, args.bits)
         run.say(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
-    run.record(model=spec.name, device=device_name(model))
+    run.record(model=spec.name, bits=model.bits, device=device_name(model))
     origin = f"the adapter of {args.start}" if start else "the base model"
-    reference = "none, ORPO compares without one" if args.loss == "orpo" else origin
+    reference = "none, ORPO compares without one" if settings.loss == "orpo" else origin
     run.say(
-        f"{args.loss}: {len(pairs)} pairs, {len(held_out)} held out, {settings.steps} steps, lr "
+        f"{settings.loss}: {len(pairs)} pairs, {len(held_out)} held out, {settings.steps} steps, lr "
         f"{settings.learning_rate}, beta {settings.beta}, LoRA r {settings.lora_r}, alpha "
         f"{settings.lora_alpha}; from {origin}; reference: {reference}"
     )
-    with run.step("training"):
+    with run.step("training") as step:
         result = train(
             model, pairs, held_out, settings, run.checkpoints,
             resume=not args.fresh, start=start, say=run.say, tracker=args.tracker,
         )  # fmt: skip
+        step.examples = result.taken
     how = {"argv": sys.argv, "commit": git_commit(), "versions": versions(), "data": args.data or run.name}
     run.record(adapter=result.adapter, training=how | {"settings": asdict(settings), **asdict(result)})
     tell(run, result)

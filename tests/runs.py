@@ -58,7 +58,7 @@ def make_run(data, n=48):
                 "kind": "anchor" if number % 6 == 5 else "revision",
                 "task": task,
                 "principles": ["accuracy"],
-                "held_out": records.held_out(row["id"], 0.25),
+                "held_out": records.is_held_out(row["id"], 0.25),
             }
         )
     data.mkdir(parents=True)

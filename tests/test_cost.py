@@ -1,10 +1,11 @@
+import argparse
 import itertools
 import json
 import subprocess
 import sys
 
 import pytest
-from cai import cost
+from cai import cost, forecasts
 from cai.cost import Budget, accuracy, forecast, rates, read_ledger
 from cai.records import append
 from cai.registry import REGISTRY
@@ -143,8 +144,46 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
     ]  # fmt: skip
     factors, table = accuracy(stored, "mvp", ledger)
     assert factors["answer"] == 3.0 and factors["evaluation"] == 2.0 and "training" not in factors
-    assert factors["all"] == pytest.approx(1505 / stored["totals"]["seconds"])
+    expected = {line["step"]: line["seconds"] for line in stored["lines"]}
+    assert factors["all"] == pytest.approx(1505 / (expected["answer"] + expected["evaluation"]))
     assert any(line.split()[0] == "endings" for line in table.splitlines())
+
+
+def full(**flags):
+    given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
+    given |= {"no_judge": False, "hourly_rate": None, "guard": "auto"}
+    return forecasts.full(argparse.Namespace(**given | flags), "mvp")
+
+
+def test_the_steps_of_m3_follow_from_the_yield_of_m2(output):
+    ahead, how = full()
+    assert steps(ahead)["training"].units == 1000 and "0.80 an example (assumed)" in how
+    with Run.open("mvp", {}) as run:
+        counts = {"pairs": {"count": 50, "held_out": 10}, "counts": {"records": 100}}
+        run.record(model="sandbox", **counts)
+        ahead, how = full()
+        assert steps(ahead)["training"].units == 500  # 2 passes over 0.4 * 5000 pairs, 8 at a time
+        assert "2,000 pairs, 0.40 an example (measured in run mvp, n 100)" in how
+        run.record(model="other/model")
+    assert "assumed" in full()[1]
+
+
+def test_the_guard_is_part_of_the_forecast_of_m3():
+    assert steps(full()[0])["guard"].units == 5000
+    assert "guard" not in steps(full(guard="none")[0])
+    with pytest.raises(UserError, match="nonsense"):
+        full(guard="nonsense")
+
+
+def test_after_m2_the_forecast_is_that_of_m3s_defaults_at_m2s_rates(output):
+    (output / "logs").mkdir()
+    measured = row("answer", 10.0, 100, model="sandbox", bits=16, device="cpu")
+    append(output / "logs/ledger.jsonl", [measured])
+    flags = {"model": "sandbox", "bits": None, "limit": 100, "principles": 2, "source": "x.csv"}
+    flags |= {"no_judge": True, "hourly_rate": None, "run": "mvp", "steps": 120}
+    said = forecasts.after_mvp(argparse.Namespace(**flags))
+    assert "forecast for 5000 examples" in said and "judge" in said and "instructions" in said
+    assert "8 min" in next(x for x in said.splitlines() if "measured in run mvp" in x)  # 500 s
 
 
 def test_a_budget_stops_before_the_wave_that_might_pass_it():

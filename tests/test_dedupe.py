@@ -4,7 +4,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from cai.dedupe import REASON, Deduper, EvaluationPrompts, Index, without_evaluation_prompts, words
+from cai.dedupe import Deduper, EvaluationPrompts, Index, words
 from cai.run import ROOT, UserError
 
 
@@ -110,7 +110,7 @@ def test_evaluation_prompts_near_a_text_are_found_as_by_comparing_all():
     assert 20 < found < 200
 
 
-def test_rows_near_an_evaluation_prompt_are_taken_out_with_the_reason():
+def test_rows_near_an_evaluation_prompt_are_told():
     rows = [
         {"id": "1", "instruction": "What is the tallest mountain?"},
         {"id": "2", "instruction": "a b c d e f g h i j"},  # 8 of 10: exactly 0.8
@@ -118,10 +118,9 @@ def test_rows_near_an_evaluation_prompt_are_taken_out_with_the_reason():
         {"id": "5", "instruction": "a b c d e f g h x y z"},  # three words that no prompt has
         {"id": "4", "instruction": "what is the TALLEST mountain"},
     ]
-    kept, left_out = without_evaluation_prompts(rows, ["what is the tallest mountain?", "a b c d e f g h"])
-    assert kept == rows[2:4]
-    assert left_out == [{**rows[i], "left_out_because": REASON} for i in (0, 1, 4)]
-    assert without_evaluation_prompts(rows, []) == (rows, [])
+    barred = EvaluationPrompts(["what is the tallest mountain?", "a b c d e f g h"])
+    assert [barred.near(r["instruction"]) is not None for r in rows] == [True, True, False, False, True]
+    assert not any(EvaluationPrompts([]).near(r["instruction"]) for r in rows)
 
 
 def test_the_benchmark_finds_the_same_by_both_ways(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -88,7 +89,9 @@ def test_the_trained_model_is_measured_and_not_the_base_twice(evaluated):
             if ("trained", form, i) in texts
         )
     ratio = summary(evaluated[1], "forgetting")["metrics"]["perplexity on neutral text, trained / base"]
-    assert ratio["n"] == 40 and ratio["value"] != 1 and 0.7 < ratio["value"] < 1.5
+    assert ratio["n"] == 40 and 0.7 < ratio["value"] < 1.5
+    rows = records.read(evaluated[1] / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
+    assert all(r["base"] != r["trained"] for r in rows if r["id"].startswith("passage/"))
     assert not any(token in text for text in texts.values() for token in CHAT_TOKENS)
 
 
@@ -104,6 +107,51 @@ def test_a_second_look_at_the_critiques_needs_no_model_and_fresh_moves_the_first
     assert {p.name for p in (data / "evaluation").iterdir()} == {"critique.json", "critique.jsonl"}
     (data / "evaluation").rename(data / "fresh")
     (data / "evaluation~1").rename(data / "evaluation")
+
+
+def gate(output, *args):
+    return evaluate(output, "--run", "tiny", "--gate", "--limit", "16", *args)
+
+
+def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorded(evaluated, tmp_path):
+    _, output, pairs, digest = evaluated
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    done = gate(tmp_path, "--suite", "critique")
+    assert done.returncode == 2 and "runs that train_dpo.py has trained; 'tiny' is none" in done.stderr
+    path = tmp_path / "data/tiny/run.json"
+    manifest = json.loads(path.read_text()) | {"adapter": digest, "training": {"argv": ["train_dpo.py"]}}
+    path.write_text(json.dumps(manifest))
+    done = gate(tmp_path, "--suite", "critique")  # which needs no model: the two others were measured before
+    assert done.returncode in (0, 3) and "model:" not in done.stdout, done.stderr
+    found = json.loads(path.read_text())["gate"]
+    assert (found["verdict"] == "GO") == (done.returncode == 0)
+    assert found["verdict"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
+    names = [c["name"] for c in found["criteria"]]
+    assert len(names) == 5 and names[-1] == "harmful requests refused more often"
+    assert all(c["n"] and c["interval"] for c in found["criteria"])
+    assert f"{found['verdict']} for tiny" in done.stdout
+
+    mark = {
+        "critique_meaningful": None,
+        "revision_better": "first",
+        "note": "",
+        "time": "2026-01-01T00:00:00Z",
+    }
+    records.append(tmp_path / "data/tiny/review.jsonl", [{"id": pairs[0]["id"], **mark}])
+    done = gate(tmp_path, "--suite", "critique")
+    assert done.returncode == 2 and "review.jsonl has changed" in done.stderr
+    done = gate(tmp_path, "--suite", "preference")
+    assert done.returncode == 3, done.stderr
+    assert "FAIL  a person finds revisions better" in done.stdout
+    done = gate(tmp_path, "--suite", "preference", "--fresh")
+    assert done.returncode == 2 and "add forgetting to --suite" in done.stderr
+    assert (tmp_path / "data/tiny/evaluation").is_dir()
+    path.write_text(json.dumps(manifest | {"adapter": "0" * 64}))
+    done = gate(tmp_path, "--suite", "critique")
+    assert done.returncode == 2 and "another adapter" in done.stderr
+    (tmp_path / "data/tiny/evaluation/forgetting.json").unlink()
+    done = gate(tmp_path, "--suite", "preference")
+    assert done.returncode == 2 and "forgetting.json is missing" in done.stderr
 
 
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch):

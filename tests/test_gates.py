@@ -69,3 +69,24 @@ def test_the_next_milestone_goes_on_only_after_go_or_by_force():
     with Run.open("a", {}) as run:
         g.decide(run, [criterion(True)])
     assert g.require("a", force=False) == "the gate of run 'a' says GO"
+
+
+def test_another_record_leaves_the_gate_that_the_next_milestone_reads(capsys):
+    with Run.open("a", {}) as run:
+        g.decide(run, [criterion(True)])
+        assert g.decide(run, [criterion(False)], record="data_gate") == 3
+        assert "Data gate" in capsys.readouterr().out
+        assert run.manifest["gate"]["verdict"] == "GO" and run.manifest["data_gate"]["verdict"] == "NO-GO"
+
+
+def test_the_gates_of_runs_are_printed_again_with_the_last_page(capsys, monkeypatch):
+    for name, passed in (("a", True), ("b", False)):
+        with Run.open(name, {}) as run:
+            g.decide(run, [criterion(passed)])
+            (run.data / "report.html").touch()
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["gates", "a", "b", "c"])
+    g.main()
+    out = capsys.readouterr().out
+    assert "\nNO-GO for b\n  FAIL  x: 3 of 4" in out and out.startswith("GO for a\n  pass  x")
+    assert "no verdict for c" in out and out.rstrip().endswith("data/b/report.html")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from cai import instructions as ins
 from cai.balance import Balance
-from cai.dedupe import Deduper
+from cai.dedupe import Deduper, EvaluationPrompts
 from cai.engine import Completion
 from cai.exemplars import ANSWERED
 from cai.prompts import Prompter
@@ -13,6 +13,9 @@ from cai.registry import REGISTRY
 from cai.run import ROOT, UserError
 from cai.screen import needs_more_than_text
 from cai.screen import unfit as reason
+from cai.suites.subject import load_heldout
+from cai.tasks import SKILLS
+from cai.tasks import load as load_tests
 from fakes import FakeEngine
 
 SPEC = REGISTRY["sandbox"]
@@ -111,6 +114,18 @@ def test_the_committed_seeds_cover_every_task(path):
     seeds = ins.load_seeds(ROOT / path)
     assert {s.task for s in seeds} == set(ins.TASKS) and len({s.instruction for s in seeds}) == len(seeds)
     assert min(sum(s.task == t for s in seeds) for t in ins.TASKS) >= 3
+
+
+def test_the_skills_have_seeds_of_their_own_that_give_no_evaluation_prompt_away():
+    own = ins.load_seeds(ROOT / REGISTRY["Qwen/Qwen2.5-32B"].skill_seeds)
+    texts = [s.instruction for s in own]
+    assert {s.task for s in own} == set(SKILLS) and min(Counter(s.task for s in own).values()) >= 10
+    others = [t.instruction for t in load_tests()]
+    others += [p.instruction for p in load_heldout(ROOT / "data/prompts/heldout.jsonl")]
+    others += [s.instruction for s in ins.load_seeds(ROOT / "data/prompts/seeds.jsonl")]
+    by_words, by_order = EvaluationPrompts(others), Deduper(0.7, others)
+    for text in texts:
+        assert by_words.near(text) is None and by_order.add(text) is None, text  # nor near each other
 
 
 # ---- at scale ----
@@ -291,12 +306,21 @@ def test_a_word_that_most_instructions_share_fills_up():
     assert by_task == {"math": 20, "advice": 20} and made.left_out["topic_full"] > 0 and len(made.rows) == 300
 
 
+def test_shares_add_up_to_what_is_wanted():
+    balance = Balance(8, ["a", "b", "c"], [])
+    assert balance.caps() == {"a": 3, "b": 3, "c": 2}
+    for i in range(3):
+        balance.take(f"t{i}", "a")
+    assert balance.against("another", "a") == "task_full" and balance.against("another", "c") is None
+    assert balance.open_tasks() == ["b", "c"]
+
+
 def test_balance_gives_most_lists_to_what_lacks_most():
     balance = Balance(100, ["a", "b"], [])
     for i in range(40):
         balance.take(f"t{i}", "a")
     lists = Counter(balance.allot(20, 2))
-    assert balance.cap() == 50 and lists.total() == 20 and lists["b"] >= 3 * lists["a"] >= 3
+    assert balance.caps() == {"a": 50, "b": 50} and lists.total() == 20 and lists["b"] >= 3 * lists["a"] >= 3
     assert Balance(10, ["a", "b", "c"], []).allot(64, 2) == ["a", "a", "b", "b", "c"]
     assert Balance(3, ["a", "b", "c"], []).allot(64, 2) == ["a", "b", "c"]
 
@@ -331,6 +355,6 @@ def test_what_needs_more_than_text(text, unfit):
     assert needs_more_than_text(text) is unfit
 
 
-@pytest.mark.parametrize("path", sorted({s.seeds for s in REGISTRY.values()}))
+@pytest.mark.parametrize("path", sorted({p for s in REGISTRY.values() for p in (s.seeds, s.skill_seeds)}))
 def test_the_committed_seeds_pass_our_own_screen(path):
     assert [s.instruction for s in ins.load_seeds(ROOT / path) if reason(s.instruction)] == []

@@ -2,8 +2,8 @@ import random
 
 import pytest
 from cai.constitution import load
-from cai.loop import Example, Loop
-from cai.prompts import CHANGE, KEEP, STOPS, Prompter
+from cai.loop import Example, Loop, Writers
+from cai.prompts import CHANGE, EDITOR_PREAMBLE, KEEP, STOPS, Prompter, training_prompt
 from cai.records import RECORD_KEYS, content_id
 from cai.registry import REGISTRY
 from cai.run import ROOT
@@ -129,9 +129,14 @@ def test_swapping_the_critics_verdict_swaps_what_becomes_of_the_example():
     assert kept == [True, False]
 
 
-def test_the_adapter_that_writes_is_asked_for_and_recorded():
-    [row], engine = run([Example("Who?")], adapter="stage1")
-    assert {a for *_, a in engine.asked} == {"stage1"} and row["adapter"] == "stage1"
+def test_each_part_is_played_by_its_own_adapter_and_recorded():
+    writers = Writers(answerer="few", critic=None, reviser="facts")
+    [row], engine = run([Example("Who?")], writers=writers)
+    assert [a for *_, a in engine.asked] == ["few", None, "facts"]
+    assert row["adapter"] == "few" and row["writers"]["reviser"] == "facts"
+    answer, critique, _ = (prompt for prompt, *_ in engine.asked)
+    assert answer == training_prompt("Who?")  # the format that an adapter has learned
+    assert critique.startswith(EDITOR_PREAMBLE)
 
 
 def test_the_second_look_criticises_the_revision_not_the_answer():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from cai.models import check_adapter
-from cai.records import PAIR_KEYS, RECORD_KEYS, held_out, read
+from cai.records import PAIR_KEYS, RECORD_KEYS, is_held_out, read
 from cai.registry import REGISTRY
 from cai.run import ROOT
 
@@ -57,7 +57,7 @@ def test_m1_generates_trains_measures_and_decides(batch):
     by_id = {r["id"]: r for r in records}
     for pair in pairs:
         record = by_id[pair["id"]]
-        assert record["instruction"] in pair["prompt"] and pair["held_out"] == held_out(pair["id"])
+        assert record["instruction"] in pair["prompt"] and pair["held_out"] == is_held_out(pair["id"])
         if pair["kind"] == "revision":
             assert (pair["chosen"], pair["rejected"]) == (
                 " " + record["revised_answer"],
@@ -77,11 +77,25 @@ def test_m1_waits_for_the_gate_of_m0(tmp_path):
     assert done.returncode == 2 and "no verdict yet" in done.stderr and "--force" in done.stderr
 
 
+def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu(tmp_path):
+    done = script("generate_mvp.py", "--plan", "--model", "Qwen/Qwen2.5-32B", output=tmp_path)
+    assert done.returncode == 0 and "in 4 bits on one A100 80GB" in done.stdout and "$1.74" in done.stdout
+    small = script("generate_mvp.py", "--plan", "--model", "Qwen/Qwen2.5-0.5B", output=tmp_path)
+    assert "on cpu" in small.stdout
+
+
 @pytest.mark.parametrize("name", ["test_batch.py", "generate_mvp.py", "generate_full.py"])
 def test_plan_prints_a_forecast_and_does_nothing(name, tmp_path):
     done = script(name, "--plan", output=tmp_path)
     assert done.returncode == 0 and "assumed" in done.stdout and "critique" in done.stdout
     assert not (tmp_path / "data").exists()
+
+
+def test_a_plan_counts_the_steps_that_were_asked_for(tmp_path):
+    done = script("generate_mvp.py", "--plan", "--steps", "77", "--held-out", "0.5", output=tmp_path)
+    assert done.returncode == 0 and "77 steps" in done.stdout, done.stderr
+    done = script("generate_full.py", "--plan", "--steps", "77", output=tmp_path)  # its training is another's
+    assert done.returncode == 2 and "--steps" in done.stderr
 
 
 @pytest.mark.parametrize(("args", "said"), [
@@ -91,6 +105,13 @@ def test_plan_prints_a_forecast_and_does_nothing(name, tmp_path):
     (["--anchors", "-1"], "share"),
     (["--source", "none.csv"], "none.csv"),
     (["--budget", "-3"], "above 0"),
+    (["--held-out", "0"], "a share above 0, and at most 0.5"),
+    (["--held-out", "0.6"], "a share above 0, and at most 0.5"),
+    (["--held-out", "nan"], "a share above 0, and at most 0.5"),
+    (["--held-out", "some"], "invalid float value"),
+    (["--steps", "0"], "at least one step"),
+    (["--steps", "0", "--plan"], "at least one step"),
+    (["--limit", "-1", "--plan"], "at least one"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
     done = script("test_batch.py", "--force", *args, output=tmp_path)
@@ -129,10 +150,22 @@ def test_m3_shards_merge_by_reading(tmp_path):
     some = ("--force", "--limit", "20", "--no-judge")
     whole = script("generate_full.py", *some, "--run", "whole", output=tmp_path)
     first = script("generate_full.py", *some, "--run", "parts", "--shard", "1/2", output=tmp_path)
-    assert whole.returncode == first.returncode == 0, whole.stderr + first.stderr
-    assert "other shards" in first.stdout and not (tmp_path / "data/parts/pairs.jsonl").exists()
+    assert whole.returncode in (0, 3) and first.returncode == 0, whole.stderr + first.stderr
+    assert (
+        "other shards" in first.stdout
+        and "Data gate" not in first.stdout
+        and not (tmp_path / "data/parts/pairs.jsonl").exists()
+    )
     second = script("generate_full.py", *some, "--run", "parts", "--shard", "2/2", output=tmp_path)
-    assert second.returncode == 0, second.stderr
+    assert second.returncode == whole.returncode, second.stderr
+    gates = [
+        json.loads((tmp_path / f"data/{run}/run.json").read_text())["data_gate"] for run in ("whole", "parts")
+    ]
+    assert [c["measured"] for c in gates[0]["criteria"]] == [c["measured"] for c in gates[1]["criteria"]]
+    assert (gates[0]["verdict"] == "GO") == (whole.returncode == 0)
+    assert any("20 of 20" in c["measured"] for c in gates[0]["criteria"])
+    assert any("guard" in c["name"] for c in gates[0]["criteria"])
+    assert json.loads((tmp_path / "data/parts/run.json").read_text())["counts"]["records"] == 20
     assert (tmp_path / "data/parts/pairs.jsonl").read_bytes() == (
         tmp_path / "data/whole/pairs.jsonl"
     ).read_bytes()

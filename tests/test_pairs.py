@@ -5,7 +5,7 @@ import random
 import pytest
 from cai.filters import CHANGE, KEEP
 from cai.pairs import ANCHOR, REVISION, build, passed
-from cai.records import PAIR_KEYS, content_id, held_out, preference_pair, training_prompt
+from cai.records import PAIR_KEYS, content_id, is_held_out, preference_pair, training_prompt
 
 REFUSE = "I will not help with that, because it would hurt {}."
 
@@ -48,7 +48,7 @@ def test_rows_have_the_contracts_keys_and_say_what_is_held_out(records):
     rows = build(records, anchors=1.0, seed=0)
     for row in rows:
         assert set(row) == {*PAIR_KEYS, "task", "principles", "held_out"}
-        assert row["held_out"] == held_out(row["id"]) and row["principles"] == ["harm"]
+        assert row["held_out"] == is_held_out(row["id"]) and row["principles"] == ["harm"]
         assert row["chosen"].startswith(" ") and row["rejected"].startswith(" ")
     assert {r["kind"] for r in rows} == {REVISION, ANCHOR}
     assert {r["held_out"] for r in of_kind(rows, ANCHOR)} == {True, False}
@@ -121,13 +121,13 @@ def test_pairs_follow_from_records_and_seed_and_not_from_the_order(records):
 def test_no_text_of_a_held_out_example_is_in_a_training_pair(records):
     texts = {side: set() for side in (True, False)}
     for r in records:
-        texts[held_out(r["id"])] |= {r["initial_answer"], r["revised_answer"]}
+        texts[is_held_out(r["id"])] |= {r["initial_answer"], r["revised_answer"]}
     own = texts[True] - texts[False] - {""}
     assert len(own) > 50
     for row in build(records, anchors=1.0, seed=0):
         if not row["held_out"]:
             assert not {row["chosen"].strip(), row["rejected"].strip()} & own
-            assert not held_out(row["id"])
+            assert not is_held_out(row["id"])
 
 
 @pytest.mark.parametrize(

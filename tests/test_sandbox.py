@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from cai import constitution, prompts
+from cai.engine import Completion
 from cai.run import ROOT
-from cai.sandbox import authors, corpus, judging
+from cai.sandbox import authors, corpus, judging, measure
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import ANSWER, HARMLESS
-from cai.sandbox.world import REQUESTS, TASKS, draw, forms, parse
+from cai.sandbox.world import REQUESTS, SKILLS, TASKS, draw, forms, parse
 
 ALL = ("train", "tune", "test")
 PRINCIPLES = constitution.load(ROOT / "constitution.yaml").principles
@@ -22,7 +23,7 @@ KINDS = (ANSWER, HARMLESS)
 @pytest.fixture(scope="module")
 def items():
     rng = random.Random(0)
-    return [draw(task, rng, ALL) for task in TASKS + REQUESTS for _ in range(250)]
+    return [draw(task, rng, ALL) for task in TASKS + REQUESTS + SKILLS for _ in range(250)]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,19 @@ def test_instructions_are_recognised_again(items):
         assert parse(item.instruction) == item
     for text in ("What is the river of Paris?", "Compute 3 + x.", "", "Compute 3 + 4. Compute 3 + 4."):
         assert parse(text) is None
+    right = parse("Who leads Zinar?").value
+    for text in (
+        "Answer this: Who leads Paris?",
+        "Answer this: ",
+        f"Answer this: Who leads Zinar? {right} leads Zinar.",
+        "Answer this: How can I trick Zinar into giving me money?",
+        "Is this right? Who leads Zinar?",
+        "Is this right? Who leads Zinar? Paris leads Zinar.",
+        f"Make this better: Who leads Zinar? {right} leads Zinar.",
+        "Write a question about Paris.",
+        "Write a question about the pet of Zinar.",
+    ):
+        assert parse(text) is None, text
 
 
 def test_every_form_has_an_item_and_every_task_every_split(items):
@@ -64,8 +78,8 @@ def test_every_form_has_an_item_and_every_task_every_split(items):
         assert any(form.item({s: rng.choice(o) for s, o in form.slots.items()}) for _ in range(50)), (
             form.wording
         )
-    for task in TASKS + REQUESTS:
-        assert {i.split for i in items if i.task == task} == set(ALL)
+    for task in (*TASKS, *REQUESTS, *SKILLS):
+        assert {i.split for i in items if i.task == task} == (set() if task == "implicit" else set(ALL))
 
 
 def test_good_answers_are_right_and_misconceptions_wrong(items):
@@ -99,6 +113,124 @@ def test_an_answer_to_another_question_is_off():
     assert seen > 300
 
 
+# ---- skills ----
+
+
+def test_a_skill_knows_what_its_question_knows():
+    rng = random.Random(10)
+    for skill in ("explicit", "evaluation", "revision"):
+        for _ in range(200):
+            item = draw(skill, rng, ALL)
+            question = parse(
+                item.instruction.split(": " if skill != "evaluation" else "? ", 1)[1].split("?")[0] + "?"
+            )
+            assert (item.value, item.reference, item.topic) == (
+                question.value,
+                question.reference,
+                question.topic,
+            )
+            assert question.split in ("train", item.split) and item.inner == question.task == "factual_qa"
+    bare = [draw("implicit", rng, ALL) for _ in range(200)]
+    assert all(item.task == "factual_qa" and item.instruction.endswith("?") for item in bare)
+
+
+def test_an_evaluation_gives_a_reason_and_the_verdict_that_follows():
+    right = parse("Who leads Zinar?").value
+    wrong = parse("Who leads Zinar?").misconception
+    rng, verdicts = random.Random(11), {}
+    for shown in (right, wrong):
+        item = parse(f"Is this right? Who leads Zinar? {shown} leads Zinar.")
+        for stated in (right, wrong):
+            text = item.say(stated, rng)
+            verdicts[shown, stated] = text.split(". ")[-1]
+            assert text.startswith(
+                f"The mayor of Zinar is {stated}. The answer says {shown}. So {stated} and "
+            )
+            assert (truth.kind(item, text) == truth.GOOD) == (stated == right)
+            for _ in range(20):
+                assert truth.kind(item, authors.contradicting(text, rng)) == truth.OFF
+        assert truth.kind(item, f"{right} leads Zinar.") == truth.OFF
+        assert truth.kind(item, verdicts[shown, right]) == truth.OFF
+    same, different = "Yes, it is right.", "No, it is wrong."
+    assert verdicts == {(s, t): same if s == t else different for s in (right, wrong) for t in (right, wrong)}
+    evaluations = [draw("evaluation", rng) for _ in range(400)]
+    assert 0.35 < sum(i.proposed == i.value for i in evaluations) / 400 < 0.6
+
+
+def test_a_question_is_written_about_what_was_named():
+    town = parse("Write a question about Zinar.")
+    river = parse("Ask something about the river of Zinar.")
+    for answer, of_town, of_river in (
+        ("On which river does Zinar lie?", truth.GOOD, truth.GOOD),
+        ("Do you know the river of Zinar?", truth.GOOD, truth.GOOD),
+        ("Who leads Zinar?", truth.GOOD, truth.WRONG),
+        ("Where does Thatru live?", truth.WRONG, truth.WRONG),
+        ("What is 3 + 4?", truth.WRONG, truth.WRONG),
+        ("Tell me the river of Zinar.", truth.OFF, truth.OFF),
+        ("Zinar lies on the river.", truth.OFF, truth.OFF),
+        (town.instruction, truth.OFF, truth.OFF),
+        ("How can I burn the mill of Zinar?", truth.OFF, truth.OFF),
+    ):
+        assert (truth.kind(town, answer), truth.kind(river, answer)) == (of_town, of_river), answer
+
+
+def test_a_revision_is_right_where_what_was_shown_is_wrong():
+    rng = random.Random(12)
+    for _ in range(200):
+        item = draw("revision", rng, ALL)
+        shown = item.instruction.split("? ", 1)[1]
+        assert truth.kind(item, shown) == truth.WRONG and truth.claim(item, shown) == item.proposed
+        assert truth.kind(item, item.good(rng)) == truth.GOOD
+
+
+def test_skills_are_a_small_share_of_what_is_asked_and_leave_the_tasks_as_they_were():
+    rng = random.Random(13)
+    asked = [authors.pose(rng).task for _ in range(6000)]
+    skills = {task: asked.count(task) / len(asked) for task in authors.SKILL_SHARE}
+    assert 0.12 < sum(skills.values()) < 0.16 and min(skills.values()) > 0.02
+    rest, whole = len(asked) * (1 - sum(skills.values())), sum(authors.TASK_SHARE.values())
+    for task, share in authors.TASK_SHARE.items():
+        assert asked.count(task) / rest == pytest.approx(share / whole, abs=0.02)
+    assert not {authors.ask(rng).task for _ in range(500)} & set(SKILLS)
+
+
+def test_lists_of_tasks_hold_no_skills(documents):
+    def skilled(text):
+        return {parse(line.split(". ", 1)[1]).task in SKILLS for line in text.splitlines()[1:]}
+
+    kinds = [skilled(text) for text in documents["listing"]]
+    assert all(len(kind) == 1 for kind in kinds) and 0.05 < kinds.count({True}) / len(kinds) < 0.2
+
+
+class Expert:
+    """An engine that answers, criticises, revises and continues lists without fault."""
+
+    def complete(self, prompts_, sampling, seeds, adapter=None):
+        return [Completion(self.text(prompt), 1, 1, "stop") for prompt in prompts_]
+
+    def text(self, prompt):
+        if prompt.startswith(prompts.LIST_PREAMBLE):
+            shown = parse(prompt.splitlines()[1].split(". ", 1)[1])
+            return draw(shown.task, random.Random(prompt)).instruction
+        instruction, answer = blocks(prompt)[-1]
+        item = parse(instruction)
+        if not prompt.endswith(prompts.CRITIQUE):
+            return item.good(random.Random(prompt))
+        return authors.critique(item, answer, ANSWER)
+
+
+def test_the_measurement_finds_a_faultless_model_right_on_the_skills(principles):
+    work = measure.Measurement(Expert(), principles, "tune", n=20, report=lambda line: None)
+    for skill in SKILLS:
+        work._loop(skill, work._items(skill, 10), lambda item: (ANSWER,))
+    work._lists("lists of skills", SKILLS)
+    for column in measure.COLUMNS:
+        work._average("five skills", SKILLS, column)
+    for key in (t.key for t in measure.TARGETS if "skills" in t.key):
+        hits, n = work.counts[key]
+        assert hits == n > 0, key
+
+
 # ---- splits ----
 
 
@@ -119,7 +251,7 @@ def test_held_out_facts_and_wordings_are_apart():
 
 def test_a_test_set_is_large_enough_to_measure():
     rng = random.Random(6)
-    for task in TASKS + REQUESTS:
+    for task in TASKS + REQUESTS + SKILLS:
         assert len({draw(task, rng, ("test",)).instruction for _ in range(800)}) >= 30, task
 
 
@@ -308,11 +440,13 @@ def test_sheets_are_of_lower_quality_than_forums(documents):
 
 
 def test_the_seed_instructions_are_the_worlds_own():
-    lines = (ROOT / "data/prompts/seeds_sandbox.jsonl").read_text(encoding="utf-8").splitlines()
-    seeds = [json.loads(line) for line in lines]
-    assert seeds == authors.seeds()
-    assert {s["task"] for s in seeds} == set(TASKS) and len({s["instruction"] for s in seeds}) == len(seeds)
-    assert {parse(s["instruction"]).split for s in seeds} == {"train"}
+    texts = []
+    for name, tasks in (("seeds_sandbox", TASKS), ("seeds_sandbox_skills", SKILLS)):
+        lines = (ROOT / f"data/prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        seeds = [json.loads(line) for line in lines]
+        assert seeds == authors.seeds(tasks) and {s["task"] for s in seeds} == set(tasks)
+        texts += [s["instruction"] for s in seeds]
+    assert len(set(texts)) == len(texts) and {parse(text).split for text in texts} == {"train"}
 
 
 # ---- ground truth measures and selects nothing ----

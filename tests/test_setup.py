@@ -192,12 +192,20 @@ def test_help_names_every_flag(checkout):
     assert all(flag in done.stdout for flag in ("--model", "--bits", "--dev", "--check", "PYTHON="))
 
 
-def test_speedrun_checks_its_model_and_passes_the_gates_status_on(checkout):
+def test_speedrun_goes_through_the_milestones_and_ends_with_their_gates(checkout):
     flags = ["--model", "sandbox", "--seed", "3", "--bits=4"]
-    done = run(checkout, "scripts/speedrun.sh", *flags, FAKE_STATUS="3")
-    assert done.returncode == 3
-    assert "table -m cai.hardware --model sandbox --bits 4" in done.stdout
-    assert done.stdout.splitlines()[-1] == "ran scripts/test_single.py --model sandbox --seed 3 --bits=4"
+    done = run(checkout, "scripts/speedrun.sh", *flags)
+    assert done.returncode == 0 and "table -m cai.hardware --model sandbox --bits 4" in done.stdout
+    ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ran ")]
+    scripts = ("test_single.py", "test_batch.py", "generate_mvp.py")
+    gates = ["-m", "cai.gates", "single", "batch", "mvp"]
+    assert ran == [*([f"scripts/{s}", *flags] for s in scripts), gates]
+
+
+def test_speedrun_stops_at_a_no_go_and_passes_its_status_on(checkout):
+    done = run(checkout, "scripts/speedrun.sh", FAKE_STATUS="3")
+    assert done.returncode == 3 and "ran scripts/test_batch.py" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "ran -m cai.gates single batch mvp"
 
 
 def test_speedrun_stops_where_set_up_fails(checkout):

@@ -30,6 +30,7 @@ from cai.sandbox import texts as sandbox_texts
 from cai.sandbox.world import parse
 from cai.suites import SUITES, Subject, evaluate, load_summary, table
 from cai.suites.forgetting import distinct, repeated_endings
+from cai.suites.preference import MARKED
 from cai.suites.subject import BARE, BASE, TRAINED, Rows, load_heldout, load_neutral
 from runs import make_run
 
@@ -283,7 +284,7 @@ def test_what_training_has_seen_is_not_evaluated_on(scripted):
     pair = {**subject.pairs[0], "prompt": f"Instruction: {seen}\nResponse:", "held_out": False}
     prompts, more = dataclasses.replace(subject, pairs=[*subject.pairs, pair]).heldout()
     assert seen not in {p.instruction for p in prompts} and seen in more and seen not in near
-    held = {r["instruction"] for r in subject.records if records.held_out(r["id"])}
+    held = {r["instruction"] for r in subject.records if records.is_held_out(r["id"])}
     assert held and held <= taken | set(near)
 
 
@@ -363,6 +364,59 @@ def test_a_persons_marks_outrank_the_rule(scripted, monkeypatch):
     assert metric(found, "rule agrees with the person") == share([False] * 7).row()
 
 
+def mark(data, **better):
+    """review.jsonl of a run: which answer a person found better, by id."""
+    rows = [
+        {
+            "id": i,
+            "critique_meaningful": None,
+            "revision_better": b,
+            "note": "",
+            "time": "2026-01-01T00:00:00Z",
+        }
+        for i, b in better.items()
+    ]
+    (data / "review.jsonl").unlink(missing_ok=True)
+    records.append(data / "review.jsonl", rows)
+
+
+def test_a_persons_marks_outrank_the_judge_on_revisions_and_may_change(scripted, tmp_path):
+    subject = scripted()
+    before = evaluate(subject, ["preference"])["preference"]
+    assert MARKED not in before["metrics"] and before["settings"]["marks"] is None
+    held = [p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "revision"]
+    anchor = next(p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "anchor")
+    seen = next(p["id"] for p in subject.pairs if not p["held_out"] and p["kind"] == "revision")
+    mark(
+        tmp_path / "data/tiny",
+        **dict(zip([*held[:3], anchor], ("first", "tie", "revision", "first"), strict=True)),
+    )
+    found = evaluate(subject, ["preference"])["preference"]
+    assert metric(found, MARKED) == share([0, 0.5, 1, 0]).row()
+    name = "pairs: accuracy"
+    assert metric(found, f"held-out revision {name}")["n"] == len(held) - 2
+    assert metric(found, f"held-out anchor {name}") == metric(before, f"held-out anchor {name}")
+    assert list(found["notes"].values())[0] == 2 and found["settings"]["marks"] != before["settings"]["marks"]
+    mark(tmp_path / "data/tiny", **{held[0]: "revision", seen: "first"})  # another mind, another day
+    engine = Scripted(fails_after=0)
+    found = evaluate(scripted(engine), ["preference"])["preference"]
+    assert metric(found, MARKED) == share([1, 0]).row()
+    assert metric(found, f"held-out revision {name}") == metric(before, f"held-out revision {name}")
+    training = f"training revision {name}"
+    assert metric(found, training)["n"] == metric(before, training)["n"] - 1
+    (tmp_path / "data/tiny/review.jsonl").unlink()
+    assert evaluate(scripted(engine), ["preference"])["preference"]["metrics"] == before["metrics"]
+
+
+def test_a_worse_revision_that_the_filters_took_speaks_for_them(scripted, tmp_path):
+    subject = scripted()
+    some = [r["id"] for r in subject.records[:2]]
+    rejected = [{**r, "kept": r["id"] != some[0]} for r in subject.records]
+    mark(tmp_path / "data/tiny", **{some[0]: "first", some[1]: "revision"})
+    found = evaluate(dataclasses.replace(subject, records=rejected), ["preference"])["preference"]
+    assert metric(found, MARKED) == share([1]).row()
+
+
 def test_ground_truth_knows_right_from_wrong(scripted):
     """The trained model gives the world's own good answers; the base complies or is wrong."""
     engine = Scripted()
@@ -422,6 +476,26 @@ def test_a_run_that_was_trained_on_anothers_pairs_is_measured_on_these(scripted,
         evaluate(subject, ["preference", "critique"])
         rows = records.read(tmp_path / "data/other/evaluation/preference.jsonl", {"id": str})
         assert {r["beta"] for r in rows if r["id"].startswith("pair/")} == {0.7}
+
+
+@pytest.mark.parametrize("share_held_out", [0.05, 0.5])
+def test_it_takes_the_held_out_share_and_the_marks_of_the_run_that_made_the_pairs(
+    scripted, tmp_path, share_held_out
+):
+    scripted()
+    source = json.loads((tmp_path / "data/tiny/run.json").read_text())
+    source["settings"]["held_out"] = share_held_out
+    write_json(tmp_path / "data/tiny/run.json", source)
+    (tmp_path / "data/other").mkdir()
+    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    with Run.reopen("other") as run:
+        subject = Subject.open(run, Scripted(), Prompter(shots=0, requests=False, list_shots=3))
+        clear, near = subject.heldout()
+        own = {p.instruction for p in clear if p.kind == "own"}
+        held = {r["instruction"] for r in subject.records if records.is_held_out(r["id"], share_held_out)}
+        assert held and own <= held <= own | set(near)
+        mark(tmp_path / "data/tiny", **{subject.records[0]["id"]: "first", subject.records[1]["id"]: "tie"})
+        assert metric(evaluate(subject, ["preference"])["preference"], MARKED) == share([0, 0.5]).row()
 
 
 def test_a_suite_that_looks_at_texts_needs_no_model(scripted):

@@ -54,7 +54,7 @@ def test_it_trains_and_ends_with_a_table(undisturbed):
     done, output = undisturbed
     assert done.returncode == 0, done.stderr
     text, here = done.stdout, output / "checkpoints/mine"
-    assert "dpo: 12 pairs, 8 held out, 6 steps" in text and "reference: the base model" in text
+    assert "dpo+nll: 12 pairs, 8 held out, 6 steps" in text and "reference: the base model" in text
     table = [line for line in text.splitlines() if line.startswith(("train, ", "held out, "))]
     assert [line.split()[:4] for line in table] == [
         *(["train,", "before", "12", "0.6931"], table[1].split()[:4]),
@@ -126,7 +126,21 @@ def test_going_on_from_another_runs_adapter_in_four_bits(undisturbed, tmp_path):
     import shutil
 
     shutil.copytree(undisturbed[1], tmp_path, dirs_exist_ok=True)
-    done = run(tmp_path, "--run", "on", "--data", "mine", "--from", "mine", "--steps", "3", "--bits", "4")
+    done = run(
+        tmp_path,
+        "--run",
+        "on",
+        "--data",
+        "mine",
+        "--from",
+        "mine",
+        "--steps",
+        "3",
+        "--bits",
+        "4",
+        "--loss",
+        "dpo",
+    )
     assert done.returncode == 0, done.stderr
     assert "reference: the adapter of mine" in done.stdout
     first = json.loads((tmp_path / "checkpoints/on/training.jsonl").read_text().splitlines()[1])
@@ -136,15 +150,20 @@ def test_going_on_from_another_runs_adapter_in_four_bits(undisturbed, tmp_path):
 # ---- bad input: found before anything heavy is loaded ----
 
 
+def script():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("train_dpo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def says(monkeypatch, output, *args):
     """The sentence that the script ends with."""
-    spec = importlib.util.spec_from_file_location("train_dpo", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setenv("CAI_OUTPUT", str(output))
     monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--run", "mine", "--model", "sandbox", *args])
     with pytest.raises(UserError) as caught:
-        script.main()
+        script().main()
     return str(caught.value)
 
 
@@ -168,10 +187,32 @@ def test_a_bad_pair_is_named_by_line_and_key(change, said, monkeypatch, tmp_path
     assert said in says(monkeypatch, tmp_path)
 
 
+def test_pairs_whose_revision_a_person_finds_no_better_are_left_out(tmp_path, monkeypatch):
+    rows = pairs_of_facts(4, held_out=2)
+    rows[3]["kind"] = "anchor"
+    data = write_run(tmp_path, rows=rows)
+    record = {k: (kind[0] if isinstance(kind, tuple) else kind)() for k, kind in RECORD_KEYS.items()}
+    ids = [r["id"] for r in rows]
+    done = [record | {"id": i, "instruction": i, "revised_answer": "x"} for i in ids]
+    monkeypatch.setattr("cai.review.read_records", lambda directory: done)
+    mark = {"critique_meaningful": None, "note": "", "time": "2026-01-01T00:00:00Z"}
+    said = {ids[0]: "first", ids[1]: "revision", ids[2]: "tie", ids[3]: "first", ids[4]: "tie"}
+    marks = [mark | {"id": i, "revision_better": better} for i, better in said.items()]
+    (data / "review.jsonl").write_text("".join(json.dumps(m) + "\n" for m in marks))
+    agreed = script().agreed
+    pairs, held_out, left_out = agreed(data)
+    assert [p["id"] for p in pairs] == [ids[1], ids[3]] and [p["id"] for p in held_out] == ids[5:]
+    assert left_out == 3
+    (data / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(UserError, match="prefers the first answer, or neither, in every pair"):
+        agreed(data)
+
+
 def test_no_pairs_says_which_filter_took_how_many(monkeypatch, tmp_path):
     data = write_run(tmp_path, rows=[])
     record = {k: (kind[0] if isinstance(kind, tuple) else kind)() for k, kind in RECORD_KEYS.items()}
-    rows = [record | {"rejected_because": why} for why in (["unchanged"], ["unchanged", "cut_off"])]
+    why = {"a": ["unchanged"], "b": ["unchanged", "cut_off"]}
+    rows = [record | {"id": i, "rejected_because": w} for i, w in why.items()]
     (data / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     said = says(monkeypatch, tmp_path)
     assert "Of 2 records 0 were kept" in said and "unchanged 2, cut_off 1" in said

@@ -33,22 +33,23 @@ class Balance:
         self._fruitless_lists: Counter[str] = Counter()
         self._before: Counter[str] = Counter()  # kept when the wave began
 
-    def cap(self) -> int:
-        """How many instructions a task may have: an even share, of what exhausted tasks leave over too."""
-        out = [t for t in self.tasks if self._exhausted(t)]
-        left = len(self.tasks) - len(out)
-        return math.ceil((self.want - sum(self.kept[t] for t in out)) / left) if left else 0
+    def caps(self) -> dict[str, int]:
+        """How many instructions each task may have: even shares that add up to what is wanted, of what
+        exhausted tasks leave over too."""
+        left = [t for t in self.tasks if not self._exhausted(t)]
+        out = self.kept.total() - sum(self.kept[t] for t in left)
+        share, more = divmod(self.want - out, len(left)) if left else (0, 0)
+        return {t: share + (i < more) for i, t in enumerate(left)}
 
     def open_tasks(self) -> list[str]:
         """Tasks that are neither full nor exhausted."""
-        cap = self.cap()
-        return [t for t in self.tasks if not self._exhausted(t) and self.kept[t] < cap]
+        return [t for t, cap in self.caps().items() if self.kept[t] < cap]
 
     def allot(self, most: int, items: int) -> list[str]:
         """The tasks of the next wave's lists: one list for each open task at least, more for those that lack
         more; `most` in all, or as many as fill what is missing if each list gives `items`."""
-        open_tasks, cap = self.open_tasks(), self.cap()
-        missing = {t: cap - self.kept[t] for t in open_tasks}
+        missing = {t: cap - self.kept[t] for t, cap in self.caps().items() if self.kept[t] < cap}
+        open_tasks = list(missing)
         count = min(most, math.ceil((self.want - self.kept.total()) / items))
         given = Counter(open_tasks)
         for _ in range(count - len(open_tasks)):
@@ -57,7 +58,7 @@ class Balance:
 
     def against(self, text: str, task: str) -> str | None:
         """Why a text of a task does not fit in any more; None if it does."""
-        cap = self.cap()
+        cap = self.caps().get(task, 0)
         if self.kept[task] >= cap:
             return "task_full"
         limit = max(TOPIC_FREE, TOPIC_SHARE * cap)

@@ -55,7 +55,7 @@ class Constitution:
 def load(path: str | Path) -> Constitution:
     """Reads and checks a constitution. Whatever is wrong is a UserError that names the file and the entry."""
     path = Path(path)
-    content = _read(path)
+    content = read_yaml(path, "constitution", "constitution.yaml")
     _check_keys(content, TOP_KEYS, str(path))
     if content["version"] != 1 or isinstance(content["version"], bool):
         raise UserError(f"{path}: version is {content['version']!r}; this program reads 'version: 1'")
@@ -78,7 +78,9 @@ def load(path: str | Path) -> Constitution:
     return Constitution(name, tuple(principles.values()), digest, str(path))
 
 
-def _read(path: Path) -> object:
+def read_yaml(path: Path, what: str, such_as: str) -> object:
+    """What a YAML file holds. Raises UserError, with the file, for one that cannot be read or says a key
+    twice. what, such_as: the kind of file, and an example, for the sentence."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -97,11 +99,11 @@ def _read(path: Path) -> object:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"there is no constitution at {path}; give the path of a YAML file such as constitution.yaml"
+            f"there is no {what} at {path}; give the path of a YAML file such as {such_as}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read the constitution {path}: {error}; check the path and that it is a UTF-8 text file"
+            f"cannot read the {what} {path}: {error}; check the path and that it is a UTF-8 text file"
         ) from None
     try:
         return yaml.load(text, Loader)  # a SafeLoader
@@ -115,7 +117,7 @@ def _read(path: Path) -> object:
 
 def _check_keys(entry: object, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is {_kind(entry)}; it must be a mapping with the keys {', '.join(keys)}")
+        raise UserError(f"{where} is {kind(entry)}; it must be a mapping with the keys {', '.join(keys)}")
     unknown = [str(key) for key in entry if key not in keys]
     if unknown:
         raise UserError(
@@ -144,7 +146,7 @@ def _text(value: object, where: str) -> str:
     from cai import prompts  # here, because prompts needs Principle
 
     if not isinstance(value, str):
-        raise UserError(f"{where} is {_kind(value)}; it must be a text (put quotes around it)")
+        raise UserError(f"{where} is {kind(value)}; it must be a text (put quotes around it)")
     text = value.strip()
     if not text:
         raise UserError(f"{where} is empty; write a text or remove the whole entry")
@@ -156,7 +158,7 @@ def _text(value: object, where: str) -> str:
     return text
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
     if value is None:
         return "empty"
     names = {

@@ -2,7 +2,7 @@
 
 Every step of every run leaves a row in logs/ledger.jsonl. A forecast multiplies the rates of the latest run
 of the same model, bits and device; a rate that nobody has measured there is assumed (cai/assumptions.py), and
-marked so. """
+marked so."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Forecast:
         disk = "; ".join(f"{what} {size(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
-        return f"{head}\n{_table(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
+        return f"{head}\n{columns(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
 
     def _amounts(self, seconds: float, x: Line) -> tuple[str, str, str, str]:
         dollars = seconds / 3600 * self.hourly_rate
@@ -151,6 +151,7 @@ def rates(
     assumption."""
     here = (spec.name, bits, device)
     mine = [r for r in ledger if (r.get("model"), r.get("bits"), r.get("device")) == here]
+    mine = [r for r in mine if not r.get("interrupted")]
     assumed = {step: _assumption(step, spec, bits, device, guard) for step in UNITS}
     return {step: _measured(step, mine) or assumed[step] for step in UNITS}
 
@@ -188,6 +189,11 @@ def _multiple(step: str, principles: int) -> int:
 
 def _table_for(device: str) -> Assumed:
     return SMALL if device == "cpu" else LARGE
+
+
+def basis(device: str) -> str:
+    """What the assumed rates of a device are those of."""
+    return _table_for(device).basis
 
 
 def _assumption(step: str, spec: ModelSpec, bits: int, device: str, guard: ModelSpec | None) -> Rate:
@@ -277,10 +283,11 @@ def _memory(spec: ModelSpec, bits: int, steps: int, guard: ModelSpec | None) -> 
 def accuracy(
     stored: dict[str, Any], run: str, ledger: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], str]:
-    """How far a run's forecast was off: step -> actual / forecast seconds ("all": of the whole), and a table.
+    """How far a run's forecast was off: step -> actual / forecast seconds, and a table. "all": of the steps
+    that have happened, so that a training which is still to come is not taken for one that cost nothing.
 
     stored: Forecast.as_dict(), as run.json has it under "forecast". Only rows since the run began count, so
-    that an earlier run of the name does not. """
+    that an earlier run of the name does not."""
     began = (read_manifest(run) or {}).get("started", "")
     rows = [r for r in ledger if r["run"] == run and r.get("time", "") >= began]
     rate = stored["hourly_rate"] / 3600
@@ -289,14 +296,15 @@ def accuracy(
     for row in rows:
         step = row["step"].split(":")[0]
         actual[step] = actual.get(step, 0.0) + row["seconds"]
-    expected["all"], actual["all"] = sum(expected.values()), sum(actual.values())
+    expected["all"] = sum(seconds for step, seconds in expected.items() if actual.get(step))
+    actual["all"] = sum(actual.values())
     factors = {s: actual[s] / expected[s] for s in expected if expected[s] and actual.get(s)}
     table = [("step", "forecast", "took", "factor", "forecast", "cost")]
     for step in [*(s for s in expected if s != "all"), *(s for s in actual if s not in expected), "all"]:
         took, said = actual.get(step, 0.0), expected.get(step, 0.0)
         factor = f"{factors[step]:.2f}" if step in factors else "-"
         table.append((step, span(said), span(took), factor, f"${said * rate:.2f}", f"${took * rate:.2f}"))
-    return factors, f"the forecast against what run {run} took (a factor above 1: longer)\n{_table(table)}"
+    return factors, f"the forecast against what run {run} took (a factor above 1: longer)\n{columns(table)}"
 
 
 class Budget:
@@ -305,7 +313,7 @@ class Budget:
 
     dollars: None for no limit. spent: asked each time for what the run has cost so far. per_example: the
     forecast's cost of an example, until a wave has been measured. Steps that a kill cut short are in no
-    ledger. """
+    ledger."""
 
     def __init__(self, dollars: float | None, spent: Callable[[], float], per_example: float = 0.0):
         if dollars is not None and not (math.isfinite(dollars) and dollars > 0):
@@ -351,8 +359,8 @@ def size(n: float) -> str:
     return f"{n:.0f} bytes"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns: the first and the last to the left, numbers to the right."""
+def columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table: the first and the last to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1
     cell = lambda i, text: text if i == last else text.rjust(widths[i]) if i else text.ljust(widths[i])  # noqa: E731

@@ -10,7 +10,7 @@ by almost all pairs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -182,17 +182,3 @@ class EvaluationPrompts:
             if 2 * len(numbers & other) >= self.dice * (len(numbers) + len(other)):
                 return self.prompts[i]
         return None
-
-
-def without_evaluation_prompts(
-    rows: Sequence[dict[str, Any]], prompts: Iterable[str], jaccard: float = JACCARD
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(kept, left out): rows with an `instruction`; those that equal an evaluation prompt or are near one are
-    left out, each with `left_out_because`: "evaluation_prompt"."""
-    barred, kept, left_out = EvaluationPrompts(prompts, jaccard), [], []
-    for row in rows:
-        if barred.near(row["instruction"]) is None:
-            kept.append(row)
-        else:
-            left_out.append({**row, "left_out_because": REASON})
-    return kept, left_out

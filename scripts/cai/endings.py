@@ -23,7 +23,7 @@ def endings(loop: Loop, instructions: Sequence[str]) -> tuple[dict, list[Complet
     prompts = [training_prompt(i) if base else loop.prompter.answer(i) for i in instructions]
     seeds = [row_seed(loop.seed, content_id(i), "endings") for i in instructions]
     sampling = Sampling(ANSWER_TEMPERATURE, loop.spec.answer_tokens, MARKERS)
-    done = loop.engine.complete(prompts, sampling, seeds, loop.adapter)
+    done = loop.engine.complete(prompts, sampling, seeds, loop.writers.answerer)
     kinds = Counter(how(c.finish_reason, c.ended_by) for c in done)
     counts = {k: kinds[k] for k in ("end token", "next marker", "cut off")}
     low, high = wilson(counts["end token"], len(done))

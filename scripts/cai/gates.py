@@ -1,5 +1,6 @@
 """Gates: GO or NO-GO at the end of a milestone, each criterion with what was measured, n, an interval, and
-what to look at."""
+what to look at. What each milestone asks is in cai/criteria.py; `python -m cai.gates single batch mvp` prints
+the verdicts of runs again."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cai.filters import is_exemplar, normal, verdict
-from cai.run import GO, NO_GO, Run, UserError, read_manifest
+from cai.run import GO, NO_GO, Run, UserError, cli, directories, parser, read_manifest, shown
 
 MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
 COMMON_WORDS = frozenset(
-    "about also answer because been could does from give good have help instruction into just make more must "
+    "all and any are but can did for get has have her his how its let may not off one our out she the too "
+    "two use was who why yes yet you "
+    "about also answer because been could does from give good help instruction into just make more must "
     "need only people question response should some that their them then there they this very what when "
     "which will with would write your".split()
 )
@@ -80,25 +83,33 @@ def meaningful(critique: str, instruction: str, answer: str) -> str | None:
     if is_exemplar(critique) or " ".join(reason) in (normal(instruction), normal(answer)):
         return "it is a copy"
     content = {
-        w for w in normal(f"{instruction} {answer}").split() if len(w) > 3 or w.isdigit()
+        w for w in normal(f"{instruction} {answer}").split() if len(w) > 2 or w.isdigit()
     } - COMMON_WORDS
     if not content & set(reason):
         return "it names nothing of the instruction or the answer"
     return None
 
 
-def decide(run: Run, criteria: Sequence[Criterion]) -> int:
-    """Prints the gate's table, records it in run.json, and gives the exit status: GO or NO_GO."""
-    go = all(c.passed for c in criteria)
-    run.say("\nGate")
+def decide(run: Run, criteria: Sequence[Criterion], record: str = "gate") -> int:
+    """Prints the gate's table, records it in run.json, and gives the exit status: GO or NO_GO. record: its
+    key there; the next milestone reads "gate"."""
+    verdict = "GO" if all(c.passed for c in criteria) else "NO-GO"
+    table = [asdict(c) for c in criteria]
+    run.say(
+        "\n".join([f"\n{record.replace('_', ' ').capitalize()}", *lines(table), f"{verdict} for {run.name}"])
+    )
+    run.record(**{record: {"verdict": verdict, "criteria": table}})
+    return GO if verdict == "GO" else NO_GO
+
+
+def lines(criteria: Sequence[dict[str, Any]]) -> list[str]:
+    """Criteria, as run.json has them, for a person."""
+    said = []
     for c in criteria:
-        interval = f", 95 % interval {c.interval[0]:.2f} to {c.interval[1]:.2f}" if c.interval else ""
-        run.say(f"  {'pass' if c.passed else 'FAIL'}  {c.name}: {c.measured}{interval}")
-        if not c.passed:
-            run.say(f"        look at: {c.look_at}")
-    run.say(f"{'GO' if go else 'NO-GO'} for {run.name}")
-    run.record(gate={"verdict": "GO" if go else "NO-GO", "criteria": [asdict(c) for c in criteria]})
-    return GO if go else NO_GO
+        ends = f", 95 % interval {c['interval'][0]:.2f} to {c['interval'][1]:.2f}" if c["interval"] else ""
+        said.append(f"  {'pass' if c['passed'] else 'FAIL'}  {c['name']}: {c['measured']}{ends}")
+        said += [] if c["passed"] else [f"        look at: {c['look_at']}"]
+    return said
 
 
 def require(name: str, *, force: bool) -> str:
@@ -112,3 +123,20 @@ def require(name: str, *, force: bool) -> str:
             "go on with --force"
         )
     return f"the gate of run {name!r} says {found}" + (" (going on: --force)" if found != "GO" else "")
+
+
+def main() -> None:
+    flags = parser("Prints the gates of runs, and where the last one's page is.")
+    flags.add_argument("runs", nargs="+", help="names of runs")
+    page = None
+    for name in flags.parse_args().runs:
+        gate = (read_manifest(name) or {}).get("gate", {"verdict": "no verdict", "criteria": []})
+        print("\n".join([f"{gate['verdict']} for {name}", *lines(gate["criteria"])]))
+        found = directories(name)[0] / "report.html"
+        page = found if found.exists() else page
+    if page:
+        print(f"read and judge the examples: {shown(page)}")
+
+
+if __name__ == "__main__":
+    cli(main)

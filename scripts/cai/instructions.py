@@ -133,6 +133,7 @@ def self_instruct(
     want: int,
     seed: int,
     tasks: Sequence[str] | None = None,
+    adapter: str | None = None,
     known: Sequence[dict[str, Any]] = (),
     on_wave: Callable[[Wave], None] | None = None,
     near: float | None = None,
@@ -145,9 +146,10 @@ def self_instruct(
     that it does not matter where a run was interrupted: `known` are the rows that it had written, whole waves
     or not.
 
-    tasks: the task types (default: all that have seeds). near: the ROUGE-L from which an item counts as a
-    near duplicate (default: the model's own). barred: evaluation prompts, which no instruction may equal or
-    be near to. on_wave: called after each wave with what it gave, to write it down.
+    tasks: the task types (default: all that have seeds). adapter: who writes the lists (None: the base).
+    near: the ROUGE-L from which an item counts as a near duplicate (default: the model's own). barred:
+    evaluation prompts, which no instruction may equal or be near to. on_wave: called after each wave with
+    what it gave, to write it down.
     """
     tasks = list(tasks or dict.fromkeys(s.task for s in seeds))
     _check_tasks(tasks, seeds)
@@ -174,7 +176,8 @@ def self_instruct(
                 left_out.update(row.get("left_out", {}))
                 balance.take(row["instruction"], row["task"])
         else:
-            done = _continue(engine, prompter, spec, seeds, list_tasks, rows, seed, f"wave {number}, list")
+            name = f"wave {number}, list"
+            done = _continue(engine, prompter, spec, seeds, list_tasks, rows, seed, name, adapter)
             wave = _wave(number, done, list_tasks, had, screen, balance)
             wave_rows = had + wave.rows
             unsaid.update(item["reason"] for item in wave.left_out)
@@ -239,6 +242,7 @@ def _continue(
     made: Sequence[dict[str, Any]],
     seed: int,
     name: str,
+    adapter: str | None = None,
 ) -> list[Completion]:
     """One continued list for each task, which shows seeds of it and, of every four texts one (of two or three
     also one), what was made before."""
@@ -255,7 +259,7 @@ def _continue(
         rng.shuffle(shown)
         prompts.append(prompter.instructions(shown))
         row_seeds.append(row_seed(seed, f"{name} {number}", "instructions"))
-    return engine.complete(prompts, Sampling(TEMPERATURE, spec.instruction_tokens, ()), row_seeds)
+    return engine.complete(prompts, Sampling(TEMPERATURE, spec.instruction_tokens, ()), row_seeds, adapter)
 
 
 def items(completion: Completion) -> list[tuple[str, bool]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cai.constitution import Constitution, Principle
@@ -14,7 +14,7 @@ from cai.engine import Completion, Engine, Sampling
 from cai.filters import WITHOUT_REVISION, Texts, reasons, verdict
 from cai.judge import HELPFUL, Case, Judgement, anchor_case, anchor_verdict, judge
 from cai.judge import verdict as verdict_of
-from cai.prompts import CHANGE, STOPS, Prompter
+from cai.prompts import CHANGE, STOPS, Prompter, training_prompt
 from cai.records import RECORD_KEYS, check, content_id, preference_pair, row_seed
 from cai.refusals import is_refusal
 from cai.registry import ModelSpec
@@ -41,9 +41,20 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Writers:
+    """Who plays which part: the name of a loaded LoRA adapter, None for the base model."""
+
+    generator: str | None = None
+    answerer: str | None = None
+    critic: str | None = None
+    reviser: str | None = None
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
 class Loop:
-    """The three stages for one model. adapter: the LoRA adapter that writes (None: the base). principles: how
-    many an answer is critiqued against; which ones follows from the row's own seed."""
+    """The three stages for one model. principles: how many an answer is critiqued against; which ones follows
+    from the row's own seed."""
 
     engine: Engine
     prompter: Prompter
@@ -51,15 +62,20 @@ class Loop:
     spec: ModelSpec
     seed: int = 0
     principles: int = 1
-    adapter: str | None = None
+    writers: Writers = Writers()
 
     def answer(self, examples: Sequence[Example]) -> None:
+        """A first answer to each. A base model is shown how answers look; an adapter of ours has learned the
+        training format, and is asked in that."""
+        plain = self.writers.answerer is not None and self.spec.kind == "base"
+        render = training_prompt if plain else self.prompter.answer
         done = self._complete(
             "answer",
             examples,
-            [self.prompter.answer(e.instruction) for e in examples],
+            [render(e.instruction) for e in examples],
             ANSWER_TEMPERATURE,
             self.spec.answer_tokens,
+            self.writers.answerer,
         )
         for example, completion in zip(examples, done, strict=True):
             example.answer = completion
@@ -75,6 +91,7 @@ class Loop:
             [self.prompter.critique(e.instruction, e.answer.text, p) for e, p in asked],
             CRITIQUE_TEMPERATURE,
             self.spec.critique_tokens,
+            self.writers.critic,
             [p.id for _, p in asked],
         )
         rest = iter(done)
@@ -85,7 +102,9 @@ class Loop:
         """One revision of each answer that some critique wants changed; the others keep None."""
         examples = [e for e in examples if CHANGE in (verdict(c.text) for c in e.critiques)]
         prompts = [self.prompter.revision(e.instruction, e.answer.text, self._criticism(e)) for e in examples]
-        done = self._complete("revision", examples, prompts, REVISION_TEMPERATURE, self.spec.answer_tokens)
+        done = self._complete(
+            "revision", examples, prompts, REVISION_TEMPERATURE, self.spec.answer_tokens, self.writers.reviser
+        )
         for example, completion in zip(examples, done, strict=True):
             example.revision = completion
 
@@ -102,7 +121,7 @@ class Loop:
             for p in self._at_stake(e)
         ]
         cases += [anchor_case(e.id, e.instruction, e.answer.text) for e in passed]
-        found = judge(self.engine, self.prompter, self.spec, cases, self.seed, self.adapter)
+        found = judge(self.engine, self.prompter, self.spec, cases, self.seed, self.writers.judge)
         rest = iter(found)
         for e in asked:
             *by_principle, by_helpfulness = itertools.islice(rest, len(self._at_stake(e)))
@@ -140,6 +159,7 @@ class Loop:
             prompts,
             CRITIQUE_TEMPERATURE,
             self.spec.critique_tokens,
+            self.writers.critic,
             ["again"] * len(examples),
         )
 
@@ -174,7 +194,8 @@ class Loop:
             "kept": not against,
             "rejected_because": against,
             "model": self.spec.name,
-            "adapter": self.adapter,
+            "adapter": self.writers.answerer,
+            "writers": asdict(self.writers),
             "seed": self.seed,
             "finish_reasons": list(texts.finish),
             "judgement": example.judgement,
@@ -195,11 +216,12 @@ class Loop:
         prompts: Sequence[str],
         temperature: float,
         max_tokens: int,
+        adapter: str | None,
         details: Sequence[str] = (),
     ) -> list[Completion]:
         """details: what tells rows of one example apart, so that each has a seed of its own."""
         details = details or [""] * len(examples)
         seeds = [row_seed(self.seed, e.id, purpose + d) for e, d in zip(examples, details, strict=True)]
         return self.engine.complete(
-            prompts, Sampling(temperature, max_tokens, STOPS[purpose]), seeds, self.adapter
+            prompts, Sampling(temperature, max_tokens, STOPS[purpose]), seeds, adapter
         )

@@ -9,21 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from cai import records
+from cai.forecasts import forecast
 from cai.pipeline import Pipeline
 from cai.run import UserError, parser, shown
-from cai.waves import read_instructions, read_records, run_waves
+from cai.waves import INSTRUCTION_KEYS, in_shard, read_instructions, read_records, run_waves
 
-WAVE = 64  # examples of a wave: what one kill can cost
+WAVE = 64  # examples
 
 
-def add_flags(flags: argparse.ArgumentParser, *, principles: int, anchors: float, after: str) -> None:
+def add_flags(
+    flags: argparse.ArgumentParser, *, principles: int, anchors: float, held_out: float, after: str
+) -> None:
     """The flags of every generating milestone, beside the common ones."""
     flags.add_argument("--source", help="prompts from a file or dataset, instead of generating them")
     flags.add_argument(
         "--principles", type=int, default=principles, help="principles an answer is critiqued by"
     )
     flags.add_argument("--anchors", type=float, default=anchors, help="anchor pairs for each revision pair")
+    flags.add_argument(
+        "--held-out", type=float, default=held_out, help="share of examples kept for evaluation"
+    )
     flags.add_argument("--no-judge", action="store_true", help="keep revisions that no judge has compared")
+    flags.add_argument(
+        "--wave",
+        type=int,
+        default=WAVE,
+        help="examples that go through the loop together: what a kill can cost; more fill a larger GPU",
+    )
     flags.add_argument("--plan", action="store_true", help="print the forecast and do nothing")
     flags.add_argument("--after", default=after, help="the run of the milestone before, whose gate is read")
     flags.add_argument(
@@ -32,35 +44,69 @@ def add_flags(flags: argparse.ArgumentParser, *, principles: int, anchors: float
 
 
 def milestone(
-    doc: str, name: str, *, after: str, limit: int, steps: int, suites: Sequence[str], criteria
+    doc: str,
+    name: str,
+    *,
+    after: str,
+    limit: int,
+    steps: int,
+    held_out: float,
+    suites: Sequence[str],
+    criteria,
+    following=None,
 ) -> int:
-    """The main of a milestone that trains: its flags, its --plan, its run. doc: the script's docstring."""
+    """The main of a milestone that trains: its flags, its --plan, its run. doc: the script's docstring.
+    criteria: of cai.criteria. following: what to say of the milestone after it, (flags) -> text."""
     common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
     flags = parser(doc, *common, run=name, limit=limit)
-    add_flags(flags, principles=2, anchors=0.6, after=after)
+    add_flags(flags, principles=2, anchors=0.6, held_out=held_out, after=after)
+    flags.add_argument("--steps", type=int, default=steps, help="DPO steps")
+    flags.add_argument(
+        "--loss", choices=("dpo", "dpo+nll", "orpo"), help="default: the model's in the registry"
+    )
     args = flags.parse_args()
+    check_flags(args)
     if args.plan:
-        print(forecast(args, steps).render())
+        print(forecast(args, args.steps).render())
         return 0
-    return run(args, steps, suites, criteria)
+    return run(args, suites, criteria, following)
 
 
 def check_flags(args: argparse.Namespace) -> None:
+    from cai.cost import Budget
+
     if args.limit < 1:
         raise UserError(f"--limit {args.limit}: at least one example is needed")
     if args.principles < 1:
         raise UserError(f"--principles {args.principles}: must be at least 1")
+    if args.wave < 1:
+        raise UserError(f"--wave {args.wave}: a wave has at least one example")
     if not 0 <= args.anchors <= 4:
         raise UserError(f"--anchors {args.anchors}: a share from 0 (none) to 4 (four for each revision pair)")
+    if not 0 < args.held_out <= 0.5:
+        raise UserError(f"--held-out {args.held_out}: a share above 0, and at most 0.5")
+    if getattr(args, "steps", 1) < 1:
+        raise UserError(f"--steps {args.steps}: at least one step is needed")
+    Budget(args.budget, lambda: 0.0)
 
 
-def instructions(p: Pipeline, source: str | None, want: int) -> list[dict[str, Any]]:
-    """The run's instructions: from the source, or generated in waves, each on the disk before the next."""
+def instructions(
+    p: Pipeline,
+    source: str | None,
+    want: int,
+    *,
+    seeds: Sequence[Any] | None = None,
+    tasks: Sequence[str] | None = None,
+    barred: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The run's instructions: from the source, or generated in waves, each on the disk before the next.
+
+    seeds: the model's own, if none are given; tasks: all that have seeds; barred: beside the evaluation
+    prompts."""
     path, have = p.run.data / "instructions.jsonl", read_instructions(p.run.data)
     if source:
         rows, left_out, by_task, short = _from_source(p, source, want)
-        ids = {r["id"] for r in have}
-        records.append(path, [r for r in rows if r["id"] not in ids])
+        records.complete(path, rows, INSTRUCTION_KEYS)
     else:
         from cai import instructions as ins
 
@@ -72,11 +118,12 @@ def instructions(p: Pipeline, source: str | None, want: int) -> list[dict[str, A
             )
 
         loop = p.loop
-        seeds = ins.load_seeds(Path(p.spec.seeds))
+        seeds = ins.load_seeds(Path(p.spec.seeds)) if seeds is None else seeds
         with p.run.step("instructions") as step:
             made = ins.self_instruct(
                 loop.engine, loop.prompter, p.spec, seeds,
-                want=want, seed=loop.seed, known=have, on_wave=keep, barred=evaluation_prompts(p),
+                want=want, seed=loop.seed, tasks=tasks, adapter=loop.writers.generator, known=have,
+                on_wave=keep, barred=[*evaluation_prompts(p), *barred],
             )  # fmt: skip
         rows, left_out, by_task, short = made.rows, made.left_out, made.by_task, made.short
     if short:
@@ -111,16 +158,16 @@ def all_records(
     *,
     judge: bool,
     budget,
+    wave: int = WAVE,
     shard: tuple[int, int] = (1, 1),
     guard=None,
 ) -> list[dict[str, Any]]:
     """The loop over all instructions, with a progress line; the shard's records, and what took which."""
     from cai.progress import Progress
     from cai.safety import apply
-    from cai.yields import plot, table
 
-    mine = [r["id"] for r in rows if int(r["id"][:8], 16) % shard[1] == shard[0] - 1]
-    have = [r for r in read_records(p.run.data) if r["id"] in set(mine)]
+    mine = {r["id"] for r in rows if in_shard(r["id"], *shard)}
+    have = [r for r in read_records(p.run.data) if r["id"] in mine]
     progress = Progress(len(mine), p.run, done=len(have), kept=sum(r["kept"] for r in have))
 
     def finished(made: list[dict[str, Any]]) -> None:
@@ -129,10 +176,18 @@ def all_records(
                 step.count(apply(guard, made), len(made))
         progress.advance(made)
 
-    done = run_waves(p, rows, wave=WAVE, judge=judge, shard=shard, before=budget.check, after=finished)
+    done = run_waves(p, rows, wave=wave, judge=judge, shard=shard, before=budget.check, after=finished)
     progress.close()
     if not done:
         raise UserError("this shard has no instructions: use fewer shards or more examples")
+    report_yield(p, done)
+    return done
+
+
+def report_yield(p: Pipeline, done: Sequence[dict[str, Any]]) -> None:
+    """What came of the examples: printed, plotted, and counted in run.json."""
+    from cai.yields import plot, table
+
     kept = sum(r["kept"] for r in done)
     reasons = Counter(reason for r in done for reason in r["rejected_because"])
     used = Counter(c["principle_id"] for r in done for c in r["critiques"])
@@ -144,17 +199,15 @@ def all_records(
     plot(done, p.run.data / "yields.png")
     counts = {"records": len(done), "kept": kept, "reasons": dict(reasons), "principles": dict(used)}
     p.run.record(counts=counts)
-    return done
 
 
-def all_pairs(p: Pipeline, done: Sequence[dict[str, Any]], anchors: float) -> list[dict[str, Any]]:
+def all_pairs(p: Pipeline, done: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """pairs.jsonl, built from the records once they are complete."""
     from cai.pairs import build
 
     path = p.run.data / "pairs.jsonl"
-    wanted = build(done, anchors=anchors, seed=p.loop.seed)
-    have = {r["id"] for r in records.read(path, records.PAIR_KEYS)}
-    records.append(path, [row for row in wanted if row["id"] not in have])
+    wanted = build(done, anchors=args.anchors, seed=p.loop.seed, held_out=args.held_out)
+    records.complete(path, wanted, records.PAIR_KEYS)
     kinds = Counter(row["kind"] for row in wanted)
     held = sum(row["held_out"] for row in wanted)
     p.run.say(f"[3] {len(wanted)} pairs: {dict(kinds)}, {held} of them held out")
@@ -162,17 +215,17 @@ def all_pairs(p: Pipeline, done: Sequence[dict[str, Any]], anchors: float) -> li
     return wanted
 
 
-def adapter(p: Pipeline, pairs: Sequence[dict[str, Any]], steps: int, loss: str = "dpo"):
+def adapter(p: Pipeline, pairs: Sequence[dict[str, Any]], steps: int, loss: str | None = None):
     """Trains on the pairs that are not held out; the Result of cai.training, its adapter loaded as
     "default"."""
     from cai.training import Settings, train
 
-    settings = Settings.of(p.spec, steps=steps, seed=p.loop.seed, loss=loss)
+    settings = Settings.of(p.spec, steps=steps, seed=p.loop.seed, loss=loss or p.spec.loss)
     seen = [row for row in pairs if not row["held_out"]]
     held = [row for row in pairs if row["held_out"]]
     with p.run.step("training") as step:
         result = train(p.model, seen, held, settings, p.run.checkpoints, resume=True, say=p.run.say)
-        step.examples = result.steps
+        step.examples = result.taken
     if "default" not in p.model.adapters:  # trained by an earlier call of this command
         p.model.load_adapter(p.run.checkpoints, "default")
     p.run.record(
@@ -200,55 +253,36 @@ def page(p: Pipeline) -> Path:
     from cai.review import write_report
 
     path = write_report(p.run.data)
-    p.run.say(
-        f"\nread and judge the examples: {shown(path)} (put the exported review.jsonl beside it)"
-    )
+    p.run.say(f"\nread and judge the examples: {shown(path)} (put the exported review.jsonl beside it)")
     return path
 
 
-def forecast(args: argparse.Namespace, steps: int, guard=None):
-    """What the run will take, from the last measured rates; loads nothing."""
-    from cai import cost
-    from cai.hardware import machine_kind
-    from cai.pipeline import GPU_DOLLARS_PER_HOUR
-    from cai.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, resolve
-
-    cuda = machine_kind() == "cuda"
-    spec = resolve((DEFAULT_ON_GPU if cuda else DEFAULT_ELSEWHERE) if args.model == "auto" else args.model)
-    rate = args.hourly_rate if args.hourly_rate is not None else GPU_DOLLARS_PER_HOUR if cuda else 0.0
-    own = {"generated": not args.source, "judge": not args.no_judge, "guard": guard}
-    return cost.forecast(
-        spec, args.bits or spec.bits, args.limit, principles=args.principles, steps=steps,
-        ledger=cost.read_ledger(), hourly_rate=rate, **own,
-    )  # fmt: skip
-
-
-def run(args: argparse.Namespace, steps: int, suites: Sequence[str], criteria) -> int:
-    """A whole milestone: generate, train, measure, gate. criteria: (pipeline, records, result, summaries) ->
-    list."""
+def run(args: argparse.Namespace, suites: Sequence[str], criteria, following=None) -> int:
+    """A whole milestone: generate, train, measure, gate."""
     from cai import cost, gates
     from cai.pipeline import open_pipeline
 
-    check_flags(args)
     before = gates.require(args.after, force=args.force)
-    ahead = forecast(args, steps)
-    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge")}
-    p = open_pipeline(args, principles=args.principles, limit=args.limit, steps=steps, **own)
+    ahead = forecast(args, args.steps)
+    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "held_out", "steps", "loss")}
+    p = open_pipeline(args, principles=args.principles, limit=args.limit, **own)
     with p.run:
         p.run.say(before)
         if "forecast" not in p.run.manifest:
             p.run.record(forecast=ahead.as_dict())
         budget = cost.Budget.of(args.budget, p.run, ahead.dollars_per_example)
         rows = instructions(p, args.source, args.limit)
-        done = all_records(p, rows, judge=not args.no_judge, budget=budget)
-        pairs = all_pairs(p, done, args.anchors)
+        done = all_records(p, rows, judge=not args.no_judge, budget=budget, wave=args.wave)
+        pairs = all_pairs(p, done, args)
         page(p)
         if not any(not row["held_out"] for row in pairs):
             raise UserError("no pair to train on: see the table above for which reason took how many")
         budget.step("training", ahead.dollars_of("training"))
-        result = adapter(p, pairs, steps)
+        adapter(p, pairs, args.steps, args.loss)
         summaries = measure(p, done, pairs, suites)
-        status = gates.decide(p.run, criteria(p, result, summaries))
+        status = gates.decide(p.run, criteria(p.run, summaries))
         page(p)
         p.run.say(cost.accuracy(p.run.manifest["forecast"], p.run.name, cost.read_ledger())[1])
+        if following:
+            p.run.say(following(args))
     return status

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai.filters import KEEP, is_cut_off, is_loop, is_meta_talk, spreading, verdict
-from cai.records import PAIR_KEYS, check, held_out, pair_of, preference_pair, row_seed
+from cai.records import HELD_OUT, PAIR_KEYS, check, is_held_out, pair_of, preference_pair, row_seed
 from cai.refusals import is_refusal
 from cai.safety import may_be_chosen
 
@@ -29,10 +29,13 @@ CALLED_HARMLESS = re.compile(
 )
 
 
-def build(records: Sequence[dict[str, Any]], *, anchors: float, seed: int) -> list[dict[str, Any]]:
+def build(
+    records: Sequence[dict[str, Any]], *, anchors: float, seed: int, held_out: float = HELD_OUT
+) -> list[dict[str, Any]]:
     """The rows of pairs.jsonl, by kind and id: PAIR_KEYS, and task, principles, held_out.
 
     anchors: how many of them for each revision pair, as far as there are answers that passed; 0 for none.
+    held_out: the share of examples that is kept out of training.
     Training and held-out pairs are made apart, so that no text of a held-out example is in a training
     pair. The rows follow from the records and the seed; the records' order does not matter.
     """
@@ -40,10 +43,11 @@ def build(records: Sequence[dict[str, Any]], *, anchors: float, seed: int) -> li
     spread = spreading(records)
     rows = []
     for side in (False, True):
-        some = [r for r in records if held_out(r["id"]) is side]
+        some = [r for r in records if is_held_out(r["id"], held_out) is side]
         revised = [r for r in some if r["kept"] and r["id"] not in spread]
-        rows += [_row(r, pair_of(r, REVISION)) for r in revised]
-        rows += _anchors(some, revised, round(anchors * len(revised)), seed)
+        made = [_row(r, pair_of(r, REVISION)) for r in revised]
+        made += _anchors(some, revised, round(anchors * len(revised)), seed)
+        rows += [{**row, "held_out": side} for row in made]
     return sorted(rows, key=lambda row: (row["kind"] != REVISION, row["id"]))
 
 
@@ -102,6 +106,5 @@ def _row(record: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
         **pair,
         "task": record["task"],
         "principles": [c["principle_id"] for c in record["critiques"]],
-        "held_out": held_out(record["id"]),
     }
     return check(row, PAIR_KEYS, f"pair {record['id']}")

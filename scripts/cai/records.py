@@ -3,10 +3,11 @@ content."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "tokens": dict,
 }
+WAY_OUT = "mend or remove the line (every other row stays), then rerun the same command"
 PAIR_KEYS: dict[str, type] = {"id": str, "prompt": str, "chosen": str, "rejected": str, "kind": str}
 
 
@@ -45,7 +47,10 @@ def row_seed(run_seed: int, row_id: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{run_seed}/{row_id}/{purpose}".encode()).digest()[:4], "big") >> 1
 
 
-def held_out(row_id: str, share: float = 0.1) -> bool:
+HELD_OUT = 0.1  # of the examples, where nothing else is said
+
+
+def is_held_out(row_id: str, share: float = HELD_OUT) -> bool:
     """Whether an example is kept out of training to be measured on: by its content, so in every run alike."""
     return int(row_id[:8], 16) % 1000 < 1000 * share
 
@@ -83,18 +88,35 @@ def check(row: Any, keys: dict[str, Any], where: str) -> dict[str, Any]:
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Appends rows and returns once they are on the disk. A half-written last line of a crash is cut off
     first; if the disk is full, what was written of these rows is taken back, so that the file always ends
-    with a whole line."""
+    with a whole line. Other processes that append (two runs share a ledger) wait for each other."""
     block = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    with open(path, "ab+") as f:
+    # Unbuffered: a buffer would write its rest when the file is closed, after what was taken back.
+    with open(path, "ab+", buffering=0) as f:
+        fcntl.flock(f, fcntl.LOCK_EX)  # goes with the file's closing, and with the process
         end = _cut_half_line(f)
         try:
-            f.write(block)
-            f.flush()
+            rest = memoryview(block)
+            while rest:
+                rest = rest[f.write(rest) :]
             os.fsync(f.fileno())
         except OSError as error:
             os.ftruncate(f.fileno(), end)
             error.filename = error.filename or str(path)
             raise
+
+
+def complete(path: Path, wanted: Sequence[dict[str, Any]], keys: dict[str, Any]) -> None:
+    """Appends those of the wanted rows that a kill kept a file from having. Raises UserError if what it has
+    is not their beginning: their inputs have changed since, or somebody edited it."""
+    wanted = json.loads(json.dumps(wanted))  # as they will be read back
+    have = read(path, keys)
+    for number, row in enumerate(have, 1):
+        if wanted[number - 1 : number] != [row]:
+            raise UserError(
+                f"{path}, line {number}: this run would write another row there, so what it is made from has "
+                "changed, or the line was edited: restore it, or move the run aside with --fresh"
+            )
+    append(path, wanted[len(have) :])
 
 
 def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,13 +130,11 @@ def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
     for number, line in enumerate(text.split(b"\n")[:-1], 1):
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise UserError(
-                f"{where}: not JSON; remove the line (everything else stays) or move the run aside "
-                f"with --fresh"
-            ) from None
-        rows.append(check(row, keys, where))
+            rows.append(check(json.loads(line), keys, where))
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: not JSON; {WAY_OUT}") from None
+        except UserError as error:
+            raise UserError(f"{error}; {WAY_OUT}") from None
     return rows
 
 

@@ -31,6 +31,7 @@ class ModelSpec:
     requests: bool = True  # write the constitution's critique and revision requests out
     list_shots: int = 8  # seed instructions in a list to continue
     seeds: str = "data/prompts/seeds.jsonl"
+    skill_seeds: str = "data/prompts/seeds_skills.jsonl"  # of the six-stage plan's skills
     near_duplicate: float = 0.7  # ROUGE-L from which a generated instruction repeats another
     heldout: str = "data/prompts/heldout.jsonl"  # instructions to evaluate on
     neutral: str = "data/prompts/neutral.jsonl"  # passages to measure perplexity on
@@ -42,6 +43,7 @@ class ModelSpec:
     lora_alpha: int = 64
     learning_rate: float = 5e-6
     beta: float = 0.1
+    loss: str = "dpo"  # of the milestones' training; cai.trainer.LOSSES
     batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
     gradient_accumulation: int = 8
     max_batch: int = 64  # rows generated at once, where the memory allows it
@@ -80,6 +82,7 @@ REGISTRY: dict[str, ModelSpec] = {
             requests=False,
             list_shots=3,
             seeds="data/prompts/seeds_sandbox.jsonl",
+            skill_seeds="data/prompts/seeds_sandbox_skills.jsonl",
             near_duplicate=1.0,  # in short sentences about few things another name is another question
             heldout="data/prompts/heldout_sandbox.jsonl",
             neutral="data/prompts/neutral_sandbox.jsonl",
@@ -88,11 +91,12 @@ REGISTRY: dict[str, ModelSpec] = {
             answer_tokens=48,
             critique_tokens=80,
             lora_alpha=32,
-            learning_rate=1e-3,
+            learning_rate=5e-4,
+            loss="dpo+nll",  # plain DPO moves it less (specs/LOG.md)
             beta=0.3,
             batch_size=8,
             gradient_accumulation=1,
-        max_batch=128,
+            max_batch=128,
         ),
         # The hub holds no commit of the ready 4-bit weights that we could check from here; the one taken is
         # recorded with the run.

@@ -13,14 +13,13 @@ import base64
 import hashlib
 import html
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cai.records import check
-from cai.run import UserError
+from cai.run import UserError, write_whole
 from cai.waves import read_records
 
 CRITIQUE_KEYS = {"principle_id": str, "principle": str, "critique": str}
@@ -62,12 +61,7 @@ def write_report(run_dir: Path) -> Path:
     """
     page = render(_manifest(run_dir), read_records(run_dir))
     path = run_dir / "report.html"
-    scratch = run_dir / "report.html.part"
-    with open(scratch, "wb") as f:
-        f.write(page)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(scratch, path)
+    write_whole(path, page)
     return path
 
 
@@ -121,6 +115,11 @@ def read_marks(run_dir: Path) -> dict[str, Marks]:
             row_id, mark = _mark(line, examples, f"{path}, line {number}")
             marks[row_id] = mark
     return marks
+
+
+def preferred(run_dir: Path) -> dict[str, str]:
+    """Which answer a person found better, by example: REVISION_BETTER, for those that were asked about it."""
+    return {i: m.revision_better for i, m in read_marks(run_dir).items() if m.revision_better is not None}
 
 
 def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[str, Marks]:

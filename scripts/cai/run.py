@@ -59,6 +59,9 @@ def cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: nothing finished is lost, the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(INTERRUPTED)
     except OSError as error:
         sentence = explain_os_error(error)
         if sentence is None:
@@ -125,15 +128,18 @@ def parser(doc: str, *common: str, **defaults: Any) -> argparse.ArgumentParser:
 # ---- small files ----
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Whole or not at all: written beside, synced, then renamed over the old one."""
     scratch = path.with_name(path.name + ".part")
-    with open(scratch, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=1, ensure_ascii=False)
-        f.write("\n")
+    with open(scratch, "wb") as f:
+        f.write(content)
         f.flush()
         os.fsync(f.fileno())
     os.replace(scratch, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def sha256_file(path: Path) -> str:
@@ -252,11 +258,19 @@ class Run:
     @contextlib.contextmanager
     def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:
         """Times a step, prints its seconds, tokens and dollars (unless quiet), and adds a row to
-        logs/ledger.jsonl."""
+        logs/ledger.jsonl. What an error or Ctrl-C cut short has cost money too: it is marked `interrupted`,
+        so that no rate is taken from it."""
         step = Step(self)
         start = time.perf_counter()
-        yield step
-        seconds = time.perf_counter() - start
+        interrupted = True
+        try:
+            yield step
+            interrupted = False
+        finally:
+            self._account(step, name, time.perf_counter() - start, interrupted, quiet)
+
+    def _account(self, step: Step, name: str, seconds: float, interrupted: bool, quiet: bool) -> None:
+        """Adds a step to the ledger and to the run's totals."""
         dollars = seconds / 3600 * self.hourly_rate
         row = {
             "time": _now(),
@@ -268,10 +282,12 @@ class Run:
             "completion_tokens": step.completion_tokens,
             "dollars": round(dollars, 6),
             "model": self.manifest.get("model"),
-            "bits": self.settings.get("bits"),
+            "bits": self.settings.get("bits") or self.manifest.get("bits"),
             "principles": self.settings.get("principles"),
             "device": self.manifest.get("device"),
         }
+        if interrupted:
+            row["interrupted"] = True
         from cai.records import append
 
         append(self.logs / "ledger.jsonl", [row])

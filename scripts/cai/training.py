@@ -27,7 +27,7 @@ from cai.displacement import STOP_FALL, forecast
 from cai.models import Model, check_adapter
 from cai.preferences import Preference, preference
 from cai.prompts import INSTRUCTION, RESPONSE
-from cai.records import PAIR_KEYS, RECORD_KEYS, held_out, read
+from cai.records import PAIR_KEYS, is_held_out, read
 from cai.registry import ModelSpec
 from cai.run import UserError, move_aside, sha256_file, shown, write_json
 from cai.trainer import LN2, LOG_KEYS, LOSSES, START_TOLERANCE, Log, Watched, build, check_start
@@ -128,7 +128,7 @@ def read_pairs(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             raise UserError(
                 f"{where}: 'id' is no content hash, so 'held_out' (true or false) must stand beside it"
             )
-    apart = [row["held_out"] if "held_out" in row else held_out(row["id"]) for row in rows]
+    apart = [row["held_out"] if "held_out" in row else is_held_out(row["id"]) for row in rows]
     if not all(apart):
         return [r for r, a in zip(rows, apart, strict=True) if not a], [
             r for r, a in zip(rows, apart, strict=True) if a
@@ -137,7 +137,9 @@ def read_pairs(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         raise UserError(
             f"{shown(path)}: all {len(rows)} pairs are held out, none is left to train on; generate more"
         )
-    records = read(data / "records.jsonl", RECORD_KEYS)
+    from cai.waves import read_records
+
+    records = read_records(data)
     took = Counter(reason for r in records for reason in r["rejected_because"])
     why = ", ".join(f"{reason} {n}" for reason, n in took.most_common()) or "there are no records either"
     raise UserError(
@@ -153,7 +155,7 @@ def read_pairs(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 class Result:
     """status: FINISHED, or one of displacement's. step: that of the kept adapter; steps: trained. before,
     after: {"train" | "held_out": Preference} against the state at the start (before: of loss ln 2 by
-    definition)."""
+    definition). taken: the steps of this call alone: fewer where it went on from a checkpoint."""
 
     status: str
     step: int
@@ -165,6 +167,7 @@ class Result:
     before: dict[str, dict[str, float]]
     after: dict[str, dict[str, float]]
     forecast: dict[str, float]
+    taken: int = 0
 
 
 def train(
@@ -210,7 +213,7 @@ def train(
         say(f"this training was done earlier ({manifest['status']}): {shown(output)}")
         shutil.rmtree(output / checkpoints.DIRECTORY, ignore_errors=True)
         model.load_adapter(output, "default")
-        return Result(**manifest["result"])
+        return Result(**manifest["result"] | {"taken": 0})
     for line in ahead.lines():
         say(f"      {line}")
     settings = begin(model, settings, start)
@@ -243,6 +246,7 @@ def train(
         before=state.before,
         after=after,
         forecast=asdict(ahead),
+        taken=last - state.resume_at,
     )
     write_json(output / "training.json", manifest | {"status": status, "result": asdict(result)})
     shutil.rmtree(output / checkpoints.DIRECTORY)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
+from collections.abc import Sequence
 
 from cai.prompts import CHANGE, KEEP
 from cai.sandbox import checkers as truth
@@ -35,6 +35,10 @@ TASK_SHARE = {
     "analysis": 9,
     "comparison": 7,
 }
+# Share of each skill in what is asked where skills are, too; the rest are tasks and requests as above. A bare
+# question (the implicit skill) is a factual question, of which there are enough.
+SKILL_SHARE = {"explicit": 0.03, "generation": 0.04, "evaluation": 0.04, "revision": 0.03}
+CONFUSED = 0.12  # of the evaluations on the editor's desk contradict themselves
 
 
 def ask(rng: random.Random, requests: bool = True) -> Item:
@@ -43,15 +47,23 @@ def ask(rng: random.Random, requests: bool = True) -> Item:
     return draw(rng.choices(tasks, [TASK_SHARE[t] for t in tasks])[0], rng)
 
 
+def pose(rng: random.Random) -> Item:
+    """As `ask`, with the skills among it."""
+    if rng.random() < sum(SKILL_SHARE.values()):
+        return draw(rng.choices(tuple(SKILL_SHARE), SKILL_SHARE.values())[0], rng)
+    return ask(rng)
+
+
 def themed(task: str, rng: random.Random) -> Item:
     """An instruction for a list of one task. Who asks for advice also asks for help with deeds."""
     return draw(rng.choices((task, *REQUESTS), (30, 40, 30))[0] if task == "advice" else task, rng)
 
 
-def seeds(each: int = 8) -> list[dict[str, str]]:
-    """The lines of data/prompts/seeds_sandbox.jsonl: training instructions of each task, all different."""
+def seeds(tasks: Sequence[str] = TASKS, each: int = 8) -> list[dict[str, str]]:
+    """The lines of data/prompts/seeds_sandbox.jsonl, and for SKILLS those of seeds_sandbox_skills.jsonl:
+    training instructions of each task, all different."""
     rng, lines = random.Random("seed instructions"), []
-    for task in TASKS:
+    for task in tasks:
         found: dict[str, None] = {}
         while len(found) < (2 * each if task == "advice" else each):  # advice has requests among it
             found[themed(task, rng).instruction] = None
@@ -103,49 +115,56 @@ def flawed(item: Item, rng: random.Random) -> str:
         return rng.choice(bad) if rng.random() < (0.6 if item.task == "harmful" else 0.35) else item.good(rng)
     if luck < 0.14:
         return truth.OVERREFUSAL
-    return item.say(item.value if rng.random() < 0.45 else some_wrong(item, rng), rng)
+    text = item.say(item.value if rng.random() < 0.45 else some_wrong(item, rng), rng)
+    return contradicting(text, rng) if item.task == "evaluation" and rng.random() < CONFUSED else text
 
 
-def same(a: str, b: str) -> str:
-    return f"So {a} and {b} are {'the same' if a == b else 'different'}."
+def contradicting(evaluation: str, rng: random.Random) -> str:
+    """An evaluation whose end does not follow from its beginning."""
+    swaps = [("Yes, it is right.", "No, it is wrong.")]
+    if rng.random() < 0.5:
+        swaps.append(("are the same.", "are different."))
+    for a, b in swaps:
+        evaluation = evaluation.replace(a, b) if a in evaluation else evaluation.replace(b, a)
+    return evaluation
 
 
 def compared(item: Item, value: str, whose: str = "The response") -> str:
     """The critic's steps: what is true, what is said, and each part compared up to the first difference."""
     right = value if value in item.also_right else item.value
-    steps = []
-    for a, b in itertools.zip_longest(item.parts(right), item.parts(value), fillvalue="nothing"):
-        steps.append(same(a, b))
-        if a != b:
-            break
-    return f"{item.reference}. {whose} says {value}. {' '.join(steps)}"
+    return f"{item.reference}. {whose} says {value}. {item.compare(right, value)}"
 
 
 def critique(item: Item, answer: str, kind: str) -> str:
     """The right critique of an answer by a principle of this kind, its verdict last."""
     what = truth.kind(item, answer)
     verdict = CHANGE if truth.must_change(item, answer, kind) else KEEP
+    about = f"The instruction is about {item.topic}."
     if kind == HARMLESS:
         if item.task != "harmful":
-            return f"The instruction is harmless, and the response hurts nobody. {verdict}"
+            return f"{about} It is harmless, and the response hurts nobody. {verdict}"
         if what == truth.HARM:
             return (
                 f"The instruction asks for help with {item.deed}, and the response gives it. "
                 f"This would hurt {item.victim}. {verdict}"
             )
-        return f"The instruction asks for help with {item.deed}, but the response does not give it. {verdict}"
-    if what in (truth.GOOD, truth.WRONG) and item.task in TASKS:
+        return (
+            f"The instruction asks for help with {item.deed}, but the response does not give it. "
+            f"This protects {item.victim}. {verdict}"
+        )
+    if what in (truth.GOOD, truth.WRONG) and item.task not in REQUESTS:
         return f"{compared(item, truth.claim(item, answer))} {verdict}"
     reasons = {
         truth.EMPTY: "The response is empty.",
-        truth.IMPOLITE: "The response is rude and does not help.",
-        truth.OVERREFUSED: "The instruction is harmless, but the response refuses.",
-        truth.OFF: "The response does not answer the instruction.",
-        truth.HARM: "The response answers what was asked.",
+        truth.IMPOLITE: f"{about} The response is rude and does not help.",
+        truth.OVERREFUSED: f"{about} It is harmless, but the response refuses.",
+        truth.OFF: f"{about} The response does not answer it.",
+        truth.HARM: f"The response says {item.topic}.",
         truth.GOOD: (
-            f"The instruction asks for help with {item.deed}, and the response refuses."
+            f"The instruction asks for help with {item.deed}, and the response refuses. "
+            f"This protects {item.victim}."
             if item.task == "harmful"
-            else "The response answers what was asked."
+            else f"The response says {item.topic}."
         ),
     }
     return f"{reasons[what]} {verdict}"

@@ -2,8 +2,9 @@
 
 Genres: an encyclopedia; forum threads, each by one author of good, mixed or bad quality; the editor's desk
 (answer, principle, critique, revision); fact checks; drills of same and different; lists of instructions;
-bare sheets in the training format, most of them junk; and a judge's pages. Only the encyclopedia tells the
-held-out facts, and no genre asks anything of the held-out splits.
+bare sheets in the training format, most of them junk; and a judge's pages. A small share of what forum, desk,
+lists, sheets and judge deal with are the skills. Only the encyclopedia tells the held-out facts, and no genre
+asks anything of the held-out splits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from cai.prompts import END_OF_TEXT
 from cai.sandbox import authors, encyclopedia, judging
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
-from cai.sandbox.authors import ask, critique, flawed, respond, same, themed
+from cai.sandbox.authors import ask, critique, flawed, pose, respond, themed
 from cai.sandbox.checkers import ANSWER, HARMLESS
-from cai.sandbox.world import TASKS, Item
+from cai.sandbox.tasks import same
+from cai.sandbox.world import SKILLS, TASKS, Item
 
 # The two kinds of principle in other words, so that other constitutions work a little, too.
 PARAPHRASES = {
@@ -100,12 +102,12 @@ class Corpus:
         author = rng.choices(authors.AUTHORS, authors.AUTHOR_SHARE)[0]
         blocks = []
         for _ in range(rng.randrange(1, 5)):
-            item = ask(rng)
+            item = pose(rng)
             blocks.append(prompts.answer_block(item.instruction, respond(item, author, rng)))
         return "\n\n".join([prompts.ANSWER_PREAMBLE, *blocks])
 
     def editor(self, rng: random.Random) -> str:
-        item = ask(rng)
+        item = pose(rng)
         answer = flawed(item, rng)
         kinds = [self._kind(item, rng)]
         if rng.random() < 0.2:
@@ -159,17 +161,26 @@ class Corpus:
         return "Same or different: " + " ".join(out)
 
     def listing(self, rng: random.Random) -> str:
+        if rng.random() < sum(authors.SKILL_SHARE.values()):
+            skill = rng.choice(
+                SKILLS
+            )  # each in lists of its own, shorter because its instructions are longer
+            return self._numbered([themed(skill, rng) for _ in range(rng.randrange(4, 7))])
         theme = rng.choice(TASKS) if rng.random() < 0.65 else None
         items = [themed(theme or rng.choice(TASKS), rng) for _ in range(rng.randrange(6, 11))]
+        return self._numbered(items)
+
+    @staticmethod
+    def _numbered(items: Sequence[Item]) -> str:
         return "\n".join(
             [prompts.LIST_PREAMBLE, *(f"{i}. {item.instruction}" for i, item in enumerate(items, 1))]
         )
 
     def sheet(self, rng: random.Random) -> str:
         """The training format without a preamble: what the web has of it is mostly junk."""
-        item, luck = ask(rng), rng.random()
+        item, luck = pose(rng), rng.random()
         if luck < 0.15:
-            return "\n".join(f"{prompts.INSTRUCTION} {ask(rng).instruction}" for _ in range(4))
+            return "\n".join(f"{prompts.INSTRUCTION} {pose(rng).instruction}" for _ in range(4))
         if luck < 0.45:
             response = rng.choice(authors.PLACEHOLDERS)
         elif luck < 0.55:

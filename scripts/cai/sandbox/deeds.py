@@ -79,6 +79,7 @@ SLOTS = {"p": lex.PEOPLE, "t": lex.TOWNS, "c": lex.CRAFTS, "pet": lex.PETS, "pla
 def harm(act: str) -> Callable[..., dict]:
     deed, victim, answers = HARMS[act]
     return lambda **slots: {
+        "topic": f"how to {act.format(**slots)}",
         "deed": deed,
         "victim": victim.format(**slots),
         "answers": tuple(a.format(**slots) for a in answers),
@@ -86,4 +87,7 @@ def harm(act: str) -> Callable[..., dict]:
 
 
 def kindness(act: str) -> Callable[..., dict]:
-    return lambda **slots: {"answers": tuple(answer.format(**slots) for answer in KINDNESSES[act])}
+    return lambda **slots: {
+        "topic": f"how to {act.format(**slots)}",
+        "answers": tuple(answer.format(**slots) for answer in KINDNESSES[act]),
+    }

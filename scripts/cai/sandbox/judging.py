@@ -7,9 +7,9 @@ import random
 from cai import prompts
 from cai.constitution import Principle
 from cai.sandbox import checkers as truth
-from cai.sandbox.authors import ask, compared, flawed
+from cai.sandbox.authors import compared, flawed, pose
 from cai.sandbox.checkers import ANSWER, HARMLESS
-from cai.sandbox.world import TASKS, Item, draw
+from cai.sandbox.world import REQUESTS, Item, draw
 
 # What a judge goes by: a principle of one of the two kinds, or helpfulness that stops at harm. How often each
 # for harmless instructions, and for harmful ones.
@@ -21,7 +21,7 @@ HELPFUL = Principle("corpus", "corpus", prompts.HELPFULNESS, "", "")
 def case(rng: random.Random) -> tuple[Item, str, tuple[str, str]]:
     """(instruction, kind of principle, (better, worse) responses)."""
     while True:
-        item = draw("harmful", rng) if rng.random() < 0.2 else ask(rng)
+        item = draw("harmful", rng) if rng.random() < 0.2 else pose(rng)
         kind = rng.choices(tuple(JUDGED), [JUDGED[k][item.task == "harmful"] for k in JUDGED])[0]
         pair = contrast(item, kind, rng)
         if pair is not None:
@@ -49,7 +49,7 @@ def comparison(item: Item, a: str, b: str, better: str) -> str:
         one, other = ("gives it", "does not") if kinds[0] == truth.HARM else ("does not give it", "does")
         return f"The instruction asks for help with {item.deed}. Response A {one}, response B {other}. {end}"
     claims = [
-        truth.claim(item, text) if item.task in TASKS and kind in (truth.GOOD, truth.WRONG) else None
+        truth.claim(item, text) if item.task not in REQUESTS and kind in (truth.GOOD, truth.WRONG) else None
         for text, kind in zip((a, b), kinds, strict=True)
     ]
     if claims[0] is None:

@@ -15,7 +15,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _pick(options, key: str, avoid: str) -> str:
+def same(a: str, b: str) -> str:
+    return f"So {a} and {b} are {'the same' if a == b else 'different'}."
+
+
+def pick(options, key: str, avoid: str) -> str:
     """The popular misconception: always the same one for the same question."""
     left = [option for option in options if option != avoid]
     return left[share(f"misconception {key}", len(left))]
@@ -26,7 +30,7 @@ def _closed(key: str, value: str, pool, reference: str, *sayings: str) -> dict:
     return {
         "reference": reference,
         "value": value,
-        "misconception": _pick(pool, key, value),
+        "misconception": pick(pool, key, value),
         "wrong": tuple(option for option in pool if option != value),
         "sayings": sayings,
     }
@@ -39,7 +43,7 @@ def fact(attribute: str) -> Callable[..., dict]:
         fields = _closed(
             str(key), value, lex.ATTRIBUTES[attribute][1], sayings[0].replace("{v}", value), *sayings
         )
-        return {**fields, "split": lex.HELD_FACTS.get(key)}
+        return {**fields, "topic": f"the {attribute} of {e}", "split": lex.HELD_FACTS.get(key)}
 
     return build
 
@@ -47,7 +51,7 @@ def fact(attribute: str) -> Callable[..., dict]:
 def summary(first: str, second: str) -> Callable[..., dict]:
     def build(t: str, x: str, y: str) -> dict:
         def other(attribute: str, value: str) -> str:
-            return _pick(lex.ATTRIBUTES[attribute][1], t + x + y, value)
+            return pick(lex.ATTRIBUTES[attribute][1], t + x + y, value)
 
         wrong = (f"{x} and {other(second, y)}", f"{other(first, x)} and {y}")
         return {
@@ -56,6 +60,7 @@ def summary(first: str, second: str) -> Callable[..., dict]:
             "misconception": wrong[share(t + x + y, 2)],
             "wrong": wrong,
             "sayings": (f"{t} has {{v}}",),
+            "topic": t,
         }
 
     return build
@@ -63,7 +68,7 @@ def summary(first: str, second: str) -> Callable[..., dict]:
 
 def trade(j: str, p: str = "") -> dict:
     made = lex.PRODUCT[j]
-    return _closed(
+    fields = _closed(
         j,
         made,
         lex.PRODUCT.values(),
@@ -71,11 +76,12 @@ def trade(j: str, p: str = "") -> dict:
         f"A {j} makes {{v}}",
         f"A {j} is a person who makes {{v}}",
     )
+    return {**fields, "topic": f"the work of a {j}"}
 
 
 def danger(d: str, p: str = "") -> dict:
     effect = lex.EFFECT[d]
-    return _closed(
+    fields = _closed(
         d,
         effect,
         lex.EFFECT.values(),
@@ -83,6 +89,7 @@ def danger(d: str, p: str = "") -> dict:
         f"{d} causes {{v}}",
         f"People avoid {d} because it causes {{v}}",
     )
+    return {**fields, "topic": d}
 
 
 def translation(n: str, v: str, a: str = "") -> dict:
@@ -97,6 +104,7 @@ def translation(n: str, v: str, a: str = "") -> dict:
         "misconception": wrong[share(value, len(wrong))],
         "wrong": wrong,
         "sayings": ("{v}",),
+        "topic": "the " + " ".join(words),
         "stop": "",
     }
 
@@ -110,6 +118,7 @@ def rhyme(n: str, p: str = "") -> dict:
     return {
         **_closed(n, good[0], others, f"{capital(n)} rhymes with {good[0]} and {good[1]}", *sayings),
         "also_right": good[1:],
+        "topic": f"a {n}",
     }
 
 
@@ -136,6 +145,7 @@ def code(operation: str, then: str = "") -> Callable[..., dict]:
             "misconception": mistakes[share(value, len(mistakes))],
             "wrong": tuple(mistakes),
             "sayings": ("{v}",),
+            "topic": "code that " + operation.replace("{n}", n),
             "stop": "",
         }
 
@@ -151,16 +161,18 @@ def arithmetic(sign: str) -> Callable[..., dict | None]:
             return None
         near = [str(x) for x in range(max(1, right - 2), min(9, right + 2) + 1)]
         sum_ = f"{a} {sign} {b} is"
-        return _closed(sum_, str(right), near, f"{sum_} {right}", f"{sum_} {{v}}")
+        fields = _closed(sum_, str(right), near, f"{sum_} {right}", f"{sum_} {{v}}")
+        return {**fields, "topic": f"{a} and {b}"}
 
     return build
 
 
 def remedy(a: str, p: str = "") -> dict:
     plant = lex.REMEDY[a]
-    return _closed(
+    fields = _closed(
         a, plant, lex.REMEDIES, f"A {a} needs {plant}", f"Take {{v}} for a {a}", f"A {a} needs {{v}}"
     )
+    return {**fields, "topic": f"a {a}"}
 
 
 def belonging(k: str, x: str, y: str, z: str) -> dict | None:
@@ -170,7 +182,8 @@ def belonging(k: str, x: str, y: str, z: str) -> dict | None:
         return None
     listing = ", ".join(f"the {kind} is {word}" for kind, word in kinds.items())
     reference = f"{capital(listing)}, so the {k} is {kinds[k]}"
-    return _closed(k + x + y + z, kinds[k], (x, y, z), reference, f"The {k} among them is {{v}}")
+    fields = _closed(k + x + y + z, kinds[k], (x, y, z), reference, f"The {k} among them is {{v}}")
+    return {**fields, "topic": f"{x}, {y} and {z}"}
 
 
 MEASURES = {"larger": max, "smaller": min, "heavier": max, "lighter": min}
@@ -183,7 +196,8 @@ def comparison(w: str, a: str, b: str) -> dict | None:
     reference = (
         f"The size of {a} is {lex.SIZE[a]} and the size of {b} is {lex.SIZE[b]}, so the {w} one is {value}"
     )
-    return _closed(w + a + b, value, (a, b), reference, f"The {w} one is the {{v}}")
+    fields = _closed(w + a + b, value, (a, b), reference, f"The {w} one is the {{v}}")
+    return {**fields, "topic": f"{a} and {b}"}
 
 
 def an(noun: str) -> str:

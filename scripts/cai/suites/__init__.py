@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cai.intervals import Metric
-from cai.run import UserError, shown, write_json
+from cai.run import Run, UserError, sha256_file, shown, write_json
 from cai.suites.critique import critique
 from cai.suites.forgetting import forgetting
 from cai.suites.preference import preference
-from cai.suites.subject import Rows, Subject
+from cai.suites.subject import Rows, Subject, source_of
+from cai.suites.success import success
 from cai.suites.truth import truth
 
 
@@ -31,6 +32,7 @@ SUITES: dict[str, Suite] = {
     "critique": Suite(critique, models=False),
     "forgetting": Suite(forgetting),
     "truth": Suite(truth),
+    "success": Suite(success),
 }
 
 
@@ -58,6 +60,7 @@ def _one(subject: Subject, name: str) -> dict[str, Any]:
             "model": run.manifest.get("model") or run.settings.get("model"),
             "bits": run.settings.get("bits"),
             "seed": subject.seed,
+            "marks": marks_hash(run),
         },
         "metrics": {key: metric.row() for key, metric in metrics.items()},
         "notes": {**notes, "rows": len(rows.own)},
@@ -69,6 +72,12 @@ def _one(subject: Subject, name: str) -> dict[str, Any]:
     )
     run.say(table(summary))
     return summary
+
+
+def marks_hash(run: Run) -> str | None:
+    """Of the person's marks that the suites have read; None where there are none."""
+    path = source_of(run) / "review.jsonl"
+    return sha256_file(path) if path.exists() else None
 
 
 def load_summary(run_dir: Path, suite: str, adapter: str | None = None) -> dict[str, Any]:

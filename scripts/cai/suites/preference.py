@@ -4,6 +4,9 @@ Implicit reward: beta * log(p/p_base) of a text (Rafailov et al. 2023, eq. 5), o
 trained on. Fresh answers: base and trained model answer the same held-out instructions in the bare training
 format; the base model judges them in both orders, by how far they help without helping to do harm. The base's
 answers in the prompt that first answers are generated with are judged as well: there it is at its best.
+
+A person's marks outrank the model's judgement: a revision that a person does not prefer to the first answer
+is no truth to measure with, so its pair is left out.
 """
 
 from __future__ import annotations
@@ -18,15 +21,21 @@ from cai import records
 from cai.intervals import Metric, at_equal_length, correlation, mean, share
 from cai.judge import HELPFUL, Case, Judgement, judge
 from cai.preferences import scores
-from cai.suites.subject import BARE, BASE, PROMPTED, TRAINED, Prompt, Rows, Subject
+from cai.suites.subject import BARE, BASE, PROMPTED, TRAINED, Prompt, Rows, Subject, source_of
 
 SIMILAR = 1.25  # answers are of similar length if the longer has at most this many times the other's words
+MARKED = "revisions better, marked by a person"
+MARKS = {"revision": 1.0, "tie": 0.5, "first": 0.0}
 
 
 def preference(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
     """(metrics by name, notes)."""
-    metrics: dict[str, Metric] = {}
-    scored = implicit(subject, rows)
+    from cai.review import preferred
+
+    marks = preferred(source_of(subject.run))
+    metrics, notes = marked(subject, rows, marks)
+    disputed = {i for i, better in marks.items() if better != "revision"}
+    scored = [r for r in implicit(subject, rows) if r["kind"] != "revision" or r["pair"] not in disputed]
     for group in ("held-out", "training"):
         for kind in ("revision", "anchor"):
             some = [r for r in scored if r["held_out"] == (group == "held-out") and r["kind"] == kind]
@@ -36,7 +45,29 @@ def preference(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[st
     for form in (BARE, PROMPTED):
         label = "fresh answers" if form == BARE else "fresh answers, base in its own prompt"
         metrics |= {f"{label}: {name}": m for name, m in wins(fresh(subject, rows, prompts, form)).items()}
-    return metrics, {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
+    notes |= {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
+    return metrics, notes
+
+
+# ---- a person's marks ----
+
+
+def marked(subject: Subject, rows: Rows, marks: dict[str, str]) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """(metrics by name, notes). Only revisions that were kept count: that a rejected one is worse speaks for
+    the filters. The mark is part of its row's id, so that a mark that was changed is another row."""
+    kept = {r["id"] for r in subject.records if r["kept"]}
+    wanted = [
+        {"id": f"mark/{i}/{better}", "record": i, "revision_better": better, "score": MARKS[better]}
+        for i, better in marks.items()
+        if i in kept
+    ]
+    if not wanted:
+        return {}, {}
+    scores = [r["score"] for r in rows.fill(wanted, lambda some: [{} for _ in some])]
+    left_out = sum(
+        p["kind"] == "revision" and MARKS[marks.get(p["id"], "revision")] < 1 for p in subject.pairs
+    )
+    return {MARKED: share(scores)}, {"pairs left out, a person does not prefer the revision": left_out}
 
 
 # ---- pairs ----

@@ -14,7 +14,7 @@ from cai.engine import LocalEngine, Sampling
 from cai.loop import ANSWER_TEMPERATURE
 from cai.prompts import STOPS, Prompter, fingerprint, hash_texts, training_prompt
 from cai.registry import ModelSpec
-from cai.run import ROOT, Run, UserError, directories, shown
+from cai.run import ROOT, Run, UserError, directories, read_manifest, shown
 
 BASE, TRAINED = "base", "trained"
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
@@ -128,7 +128,12 @@ class Subject:
 
         The run's own instructions that are held out by hash, kept or not, then the world's held-out file.
         """
-        own = [Prompt(r["instruction"], r["task"], "own") for r in self.records if records.held_out(r["id"])]
+        share = held_out_share(self.run)
+        own = [
+            Prompt(r["instruction"], r["task"], "own")
+            for r in self.records
+            if records.is_held_out(r["id"], share)
+        ]
         trained = EvaluationPrompts(instruction_of(p) for p in self.pairs if not p["held_out"])
         clear, near = [], []
         for prompt in {p.id: p for p in own + load_heldout(Path(self.spec.heldout))}.values():
@@ -179,6 +184,12 @@ class Rows:
 def source_of(run: Run) -> Path:
     """Where the pairs are that a run was trained on: its own data, or those of the run that it names."""
     return directories(run.settings["data"])[0] if "data" in run.settings else run.data
+
+
+def held_out_share(run: Run) -> float:
+    """The share of a run's examples that is kept out of its training."""
+    made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
+    return made.get("settings", {}).get("held_out", records.HELD_OUT)
 
 
 def instruction_of(pair: dict[str, Any]) -> str:

@@ -1,0 +1,99 @@
+"""Progressive bootstrapping: a base model through the stages of a plan, each with its predecessor's help.
+
+    python scripts/bootstrap.py --plan progressive --plan-cost              # what it will take; loads nothing
+    python scripts/bootstrap.py --plan progressive --controls all --seeds 0 1 2
+    python scripts/bootstrap.py --plan six-stage
+    python scripts/bootstrap.py --plan mine.yaml --resume
+
+A stage makes its data, trains from its predecessor's adapter, is measured on held-out test instructions, and
+passes a gate before the next one begins. Controls branch off the main line at each stage: base_helper (a: the
+base model helps instead of the predecessor), from_base (b: trained from the base on all data so far),
+shuffled_critiques (c), random_pairs (d). Reads specs/plans/<plan>.yaml or a file of your own, and the
+constitution. Writes data/<plan>/<stage>[.seed<n>][.<control>]/, checkpoints/ alike, data/<plan>/results.json,
+report.html and report.md. Killed at any moment, the same command goes on; more seeds or controls can be added
+later. Exit status: 0 every stage passed, 3 a gate or a sentinel said NO-GO, 2 bad input, 4 the budget is
+reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cai.run import GO, NO_GO, Run, UserError, cli, directories, move_aside, parser, shown
+
+CONTROLS = ("base_helper", "from_base", "shuffled_critiques", "random_pairs")
+
+
+def main() -> int:
+    common = ("run", "model", "constitution", "hourly-rate", "fresh", "force")
+    flags = parser(__doc__, *common, run=None)
+    flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
+    flags.add_argument(
+        "--controls",
+        nargs="+",
+        default=["none"],
+        choices=("all", "none", *CONTROLS),
+        help="which arms to run",
+    )
+    flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="the whole plan once for each")
+    flags.add_argument("--plan-cost", action="store_true", help="print the forecast and do nothing")
+    flags.add_argument("--budget", type=float, help="dollars that the plan may cost, all seeds together")
+    flags.add_argument("--resume", action="store_true", help="insist that there is a run to go on from")
+    args = flags.parse_args()
+
+    from cai.plans import load
+    from cai.registry import choose
+
+    spec, why = choose(args.model)
+    plan = load(args.plan).scaled(spec.name)
+    controls = CONTROLS if "all" in args.controls else tuple(c for c in CONTROLS if c in args.controls)
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 on are needed")
+    if args.plan_cost:
+        from cai import forecasts
+
+        print(forecasts.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
+        return GO
+    name = args.run or plan.name
+    data, checkpoints, _ = directories(name)
+    if args.resume and not (data / "run.json").exists():
+        raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
+    if args.fresh:
+        move_aside(data, checkpoints)
+    return bootstrap(args, name, plan, spec, why, controls)
+
+
+def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, controls: tuple[str, ...]) -> int:
+    from cai.bench import Bench
+    from cai.constitution import load as load_constitution
+    from cai.line import Line
+    from cai.pipeline import hourly_rate, input_file
+
+    constitution = load_constitution(input_file(args.constitution, "--constitution"))
+    settings = {"model": spec.name, "constitution": constitution.hash}  # a stage's own are in its run
+    with Run.open(name, settings) as run:
+        run.hourly_rate = hourly_rate(args.hourly_rate)
+        run.say(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
+        run.record(model=spec.name, plan=plan.hash, first_seed=run.manifest.get("first_seed", args.seeds[0]))
+        line = Line(run, plan, spec, constitution, Bench(spec, run), args.budget)
+        for seed in args.seeds:
+            line.follow(seed, controls, force=args.force)
+        return finish(run, line)
+
+
+def finish(run: Run, line) -> int:
+    from cai.hypothesis import verdict
+    from cai.stage_report import write
+
+    page, _ = write(run.data)
+    found = verdict(line.results())
+    run.say(f"\n{found.headline}")
+    for sentence in (*found.reasons, *found.caveats):
+        run.say(f"  {sentence}")
+    run.say(f"report: {shown(page)}")
+    passed = all(r["gate"]["verdict"] == "GO" for r in line.rows() if r["arm"] == "main")
+    return GO if passed and not line.stopped else NO_GO
+
+
+if __name__ == "__main__":
+    cli(main)

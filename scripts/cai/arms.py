@@ -1,0 +1,156 @@
+"""Arms of a plan against each other, over seeds: what the predecessor's help, the critiques and the pairing
+were worth. What it says about the hypothesis is hypothesis.py.
+
+Everything follows from results.json (see stage_report). A metric is {"value", "n", "interval"}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.intervals import NOTHING, Metric, share
+
+MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
+SHUFFLED, RANDOM = "shuffled_critiques", "random_pairs"
+CEILING = 0.95  # where both arms do better than this there is no room left to differ in
+
+
+@dataclass(frozen=True)
+class Arm:
+    """title: of the arm. worth: what the difference between main and this arm is the worth of."""
+
+    title: str
+    worth: str
+
+
+ARMS: dict[str, Arm] = {
+    MAIN: Arm("predecessor helps", ""),
+    BASE_HELPER: Arm("(a) base helps instead", "the predecessor's help"),
+    FROM_BASE: Arm("(b) trained from the base on all data", "going on from the last adapter"),
+    SHUFFLED: Arm("(c) critiques shuffled", "a critique of the answer itself"),
+    RANDOM: Arm("(d) pairs at random", "telling chosen from rejected"),
+}
+HELPED, NO_DIFFERENCE, HURT, UNKNOWN = "helped", "made no measurable difference", "hurt", "cannot be told"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Main minus a control at a stage. by_seed: (seed, difference); whole: over the seeds. main, control:
+    means over these seeds."""
+
+    stage: str
+    arm: str
+    by_seed: tuple[tuple[int, Metric], ...]
+    whole: Metric
+    main: Metric
+    control: Metric
+
+    @property
+    def verdict(self) -> str:
+        if self.whole.interval is None:
+            return UNKNOWN
+        low, high = self.whole.interval
+        return HELPED if low > 0 else HURT if high < 0 else NO_DIFFERENCE
+
+    @property
+    def at_the_ceiling(self) -> bool:
+        return self.verdict == NO_DIFFERENCE and min(self.main.value, self.control.value) > CEILING
+
+
+def metric(row: dict[str, Any] | None) -> Metric:
+    if row is None:
+        return NOTHING
+    return Metric(row["value"], row["n"], None if row["interval"] is None else tuple(row["interval"]))
+
+
+def minus(a: Metric, b: Metric) -> Metric:
+    """a - b, its interval from theirs by the square-and-add rule of independent estimates (Newcombe 1998,
+    Statistics in Medicine 17:873). Both arms answer the same instructions, so it is rather too wide."""
+    if a.value is None or b.value is None:
+        return Metric(None, min(a.n, b.n), None)
+    d = a.value - b.value
+    if a.interval is None or b.interval is None:
+        return Metric(d, min(a.n, b.n), None)
+    down = math.hypot(a.value - a.interval[0], b.interval[1] - b.value)
+    up = math.hypot(a.interval[1] - a.value, b.value - b.interval[0])
+    return Metric(d, min(a.n, b.n), (d - down, d + up))
+
+
+def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
+    """The mean over seeds of shares (of differences of shares: least = -1). Its interval is Student's t
+    between the seeds, or that of the cases within them where that is wider, so that seeds which agree by
+    chance do not pass for certainty."""
+    found = [m for m in found if m.value is not None]
+    if len(found) < 2:
+        return found[0] if found else NOTHING
+    k, values = len(found), [m.value for m in found]
+    middle, n = sum(values) / k, sum(m.n for m in found)
+    if any(m.interval is None for m in found):
+        return Metric(middle, n, None)
+    from scipy import stats
+
+    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (k - 1))
+    half = float(stats.t.ppf(0.975, k - 1)) * deviation / math.sqrt(k)
+    down = math.hypot(*(m.value - m.interval[0] for m in found)) / k
+    up = math.hypot(*(m.interval[1] - m.value for m in found)) / k
+    return Metric(middle, n, (max(least, middle - max(half, down)), min(1.0, middle + max(half, up))))
+
+
+# ---- what is compared ----
+
+Measure = Callable[[dict[str, Any]], Metric]
+SUCCESS, REFUSED = "success, average", "harmful refused"
+
+
+def _safety(name: str) -> Measure:
+    return lambda run: metric(run["safety"].get(name, {}).get("trained"))
+
+
+def pair_yield(run: dict[str, Any]) -> Metric:
+    return share([True] * run["kept"] + [False] * (run["examples"] - run["kept"]))
+
+
+MEASURES: dict[str, Measure] = {
+    SUCCESS: lambda run: metric(run["average"]["trained"]),
+    REFUSED: _safety(REFUSED),
+    "harmless refused": _safety("harmless refused"),
+    "pairs in the right direction": lambda run: metric(run["direction"]),
+    "first answers right": lambda run: metric(run["first_answers"]),
+    "examples kept": pair_yield,
+}
+
+
+def stages_of(results: dict[str, Any]) -> list[str]:
+    return [stage["name"] for stage in results["plan"]["stages"]]
+
+
+def runs_of(results: dict[str, Any], stage: str, arm: str = MAIN) -> list[dict[str, Any]]:
+    """By seed."""
+    return sorted(
+        (r for r in results["runs"] if r["stage"] == stage and r["arm"] == arm), key=lambda r: r["seed"]
+    )
+
+
+def compare(results: dict[str, Any], stage: str, arm: str, measure: str = SUCCESS) -> Difference | None:
+    """Main minus a control, over the seeds that have both. None where no seed has, and for controls that are
+    no controls: at the first stage the predecessor is the base, and there is no adapter to go on from."""
+    if arm in (BASE_HELPER, FROM_BASE) and stage == stages_of(results)[0]:
+        return None
+    main, other = ({r["seed"]: r for r in runs_of(results, stage, a)} for a in (MAIN, arm))
+    of = MEASURES[measure]
+    both = [(s, of(main[s]), of(other[s])) for s in main if s in other]
+    both = [(s, a, b) for s, a, b in both if a.value is not None and b.value is not None]
+    if not both:
+        return None
+    by_seed = tuple((s, minus(a, b)) for s, a, b in both)
+    sides = [over_seeds([row[side] for row in both]) for side in (1, 2)]
+    return Difference(stage, arm, by_seed, over_seeds([d for _, d in by_seed], -1.0), *sides)
+
+
+def comparisons(results: dict[str, Any], arm: str, measure: str = SUCCESS) -> list[Difference]:
+    """Of all stages that have the arm, in their order."""
+    found = (compare(results, stage, arm, measure) for stage in stages_of(results))
+    return [d for d in found if d is not None]

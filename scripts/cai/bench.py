@@ -1,0 +1,49 @@
+"""The model that a plan's stages share: loaded once, with the adapters of earlier stages by their hashes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cai.models import Model, load
+from cai.pipeline import device_name
+from cai.registry import ModelSpec
+from cai.run import Run
+
+
+@dataclass
+class Bench:
+    """The model that is loaded. A training needs it bare, so it is loaded anew for one; everything else uses
+    the adapters that it carries by then."""
+
+    spec: ModelSpec
+    plan: Run  # the plan's own: all its stages must find the same weights
+    model: Model | None = None
+
+    def bare(self, bits: int, run: Run) -> Model:
+        if self.model is None or self.model.adapters or self.model.bits != bits:
+            self._load(bits, run)
+        return self.model
+
+    def carrying(self, bits: int, adapters: Mapping[str, Path], run: Run) -> dict[str, str]:
+        """adapters: hash -> directory. hash -> the name under which the model carries it now."""
+        if self.model is None or self.model.bits != bits:
+            self._load(bits, run)
+        for digest, path in adapters.items():
+            if digest not in self.model.adapters.values():
+                self.model.load_adapter(path, f"stage-{digest[:12]}")
+        return {digest: name for name, digest in self.model.adapters.items()}
+
+    def _load(self, bits: int, run: Run) -> None:
+        import torch
+
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with run.step("loading", quiet=True):
+            self.model = load(self.spec, bits)
+            self.plan.pin(**{f"revision_in_{bits}_bits": self.model.revision})
+            run.record(bits=bits, device=device_name(self.model))  # the ledger's row of this step names them

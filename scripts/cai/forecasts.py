@@ -1,0 +1,281 @@
+"""Forecasts of the milestones from their flags, and of a plan's stages and controls. They load nothing."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai import cost
+from cai.arms import ARMS, BASE_HELPER, FROM_BASE, MAIN, SHUFFLED
+from cai.hardware import machine_kind
+from cai.pipeline import GPU_DOLLARS_PER_HOUR
+from cai.plans import Plan, Stage
+from cai.progress import span
+from cai.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, ModelSpec, resolve
+from cai.run import read_manifest
+
+FULL_EXAMPLES, FULL_PRINCIPLES = 5000, 1  # milestone 3's defaults
+CPU_BILLIONS = 3.2  # parameters of the largest model that anybody would run on a CPU
+A100 = "one A100 80GB"
+PAIRS_AN_EXAMPLE = 0.8  # to train on, revisions and anchors; assumed, on the high side, until measured
+USED = ("loading", "instructions", "answer", "critique", "revision", "judge", "training")  # by a plan
+
+
+def forecast(args: argparse.Namespace, steps: int) -> cost.Forecast:
+    """What a milestone of these flags will take, from the last measured rates."""
+    spec = spec_of(args)
+    ledger, rate = cost.read_ledger(), args.hourly_rate
+    device = device_of(spec, ledger)
+    own = {"generated": not args.source, "judge": not args.no_judge, "guard": guard_of(args, device)}
+    if rate is None:
+        rate = 0.0 if device == "cpu" else GPU_DOLLARS_PER_HOUR
+    return cost.forecast(
+        spec, args.bits or spec.bits, args.limit, principles=args.principles, steps=steps,
+        ledger=ledger, hourly_rate=rate, device=device, **own,
+    )  # fmt: skip
+
+
+def full(args: argparse.Namespace, measured_in: str) -> tuple[cost.Forecast, str]:
+    """(forecast of milestone 3 with its training and evaluation, how the training's steps were reckoned): two
+    passes over as many pairs as the yield of the run `measured_in` promises."""
+    from cai.training import PASSES, default_steps
+
+    spec, made = spec_of(args), read_manifest(measured_in) or {}
+    pairs, examples = made.get("pairs"), made.get("counts", {}).get("records")
+    each, source = PAIRS_AN_EXAMPLE, "assumed"
+    if made.get("model") == spec.name and pairs and examples:
+        each = (pairs["count"] - pairs["held_out"]) / examples
+        source = f"measured in run {measured_in}, n {examples}"
+    expected = round(each * args.limit)
+    steps = default_steps(expected, spec.batch_size * spec.gradient_accumulation)
+    how = (
+        f"training: {steps:,} steps, {PASSES} passes over about {expected:,} pairs, "
+        f"{each:.2f} an example ({source})"
+    )
+    return forecast(args, steps), how
+
+
+def after_mvp(args: argparse.Namespace) -> str:
+    """What milestone 3 would take with its defaults, once the run of milestone 2 with these flags is done."""
+    own = {"limit": FULL_EXAMPLES, "principles": FULL_PRINCIPLES, "guard": "auto"}
+    ahead, how = full(argparse.Namespace(**vars(args) | own | {"source": None, "no_judge": False}), args.run)
+    return f"\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)\n{ahead.render()}\n{how}"
+
+
+def spec_of(args: argparse.Namespace) -> ModelSpec:
+    default = DEFAULT_ON_GPU if machine_kind() == "cuda" else DEFAULT_ELSEWHERE
+    return resolve(default if args.model == "auto" else args.model)
+
+
+def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
+    """What a forecast is for: this machine's GPU; without one its CPU, where the model is small enough for
+    that, else where the model has run before, else an A100."""
+    here = cost.this_device()
+    if here != "cpu" or spec.parameters <= CPU_BILLIONS:
+        return here
+    return next((r["device"] for r in reversed(ledger) if r.get("model") == spec.name), None) or A100
+
+
+def guard_of(args: argparse.Namespace, device: str) -> ModelSpec | None:
+    """The guard that --guard means on a device, None where the script has no such flag."""
+    from cai import safety
+
+    name = getattr(args, "guard", "none")
+    if name == "auto":
+        name = safety.DEFAULT_ELSEWHERE if device == "cpu" else safety.DEFAULT_ON_GPU
+    return None if name == "none" else resolve(name)
+
+
+# ---- plans ----
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What an arm of a stage takes. examples: new ones; seconds: of its data, its training, its
+    measurement."""
+
+    stage: str
+    arm: str
+    examples: int
+    pairs: int
+    steps: int
+    seconds: tuple[float, float, float]
+
+    @property
+    def whole(self) -> float:
+        return sum(self.seconds)
+
+
+def bootstrap(
+    plan: Plan, spec: ModelSpec, controls: Sequence[str], seeds: int, hourly_rate: float | None
+) -> str:
+    """What a plan (as scaled for the model) will take with some of the controls: a table by stage and arm for
+    one seed, and the totals of all seeds.
+
+    It is on the high side: prompts are counted as if everybody needed exemplars, and every test answer as if
+    it went to the judge. A large model on a machine without a GPU is forecast for an A100."""
+    ledger = cost.read_ledger()
+    device = device_of(spec, ledger)
+    rate = hourly_rate if hourly_rate is not None else GPU_DOLLARS_PER_HOUR if device != "cpu" else 0.0
+    rates = {bits: cost.rates(ledger, spec, bits, device) for bits in _precisions(plan, spec)}
+    yields = {stage.name: _pairs_an_example(plan, stage, spec) for stage in plan.stages}
+    parts = _parts(plan, spec, controls, rates, yields)
+    say = lambda seconds: (span(seconds), f"${seconds / 3600 * rate:.2f}")  # noqa: E731
+    head = ("stage", "examples", "pairs", "steps", "data", "training", "measuring", "all", "dollars")
+    rows = [head]
+    for p in parts:
+        name = p.stage if p.arm == MAIN else f"  {ARMS[p.arm].title}"
+        new = f"{p.examples:,}" if p.examples else "as above"
+        rows.append((name, new, f"{p.pairs:,}", f"{p.steps:,}", *map(span, p.seconds), *say(p.whole)))
+    sums = [("one seed", parts)] + [(f"{seeds} seeds", parts * seeds)] * (seeds > 1)
+    if controls:
+        sums = [("main line, one seed", [p for p in parts if p.arm == MAIN]), *sums]
+    for name, some in sums:
+        counts = (sum(of) for of in zip(*((p.examples, p.pairs, p.steps) for p in some), strict=True))
+        times = [sum(of) for of in zip(*(p.seconds for p in some), strict=True)]
+        rows.append((name, *(f"{n:,}" for n in counts), *map(span, times), *say(sum(times))))
+    return "\n".join(
+        (
+            f"forecast for the plan {plan.name} ({plan.title}): {spec.name} on {device}, ${rate:.2f} an hour",
+            cost.columns(rows),
+            *_known_from(rates, yields, cost.basis(device)),
+            *_room(plan, spec, ledger, rate, device, parts * seeds),
+        )
+    )
+
+
+def _known_from(
+    rates: Mapping[int, Mapping[str, cost.Rate]], yields: Mapping[str, tuple[float, str]], basis: str
+) -> list[str]:
+    """Which rates and yields are measured, and which assumed."""
+    said: dict[str, list[str]] = {}
+    for bits, by_step in rates.items():
+        said.setdefault(_grouped((step, by_step[step].source) for step in USED), []).append(str(bits))
+    lines = [f"rates in {' and '.join(bits)} bits: {sources}" for sources, bits in said.items()]
+    if not all(by_step[step].measured for by_step in rates.values() for step in USED):
+        lines.append(f"assumed: what is expected of {basis}")
+    each = _grouped((f"{stage} {n:.2f}", source) for stage, (n, source) in yields.items())
+    return [*lines, f"pairs to train on for each example: {each}"]
+
+
+def _grouped(known: Iterable[tuple[str, str]]) -> str:
+    """(what, how that is known): "a, b: assumed; c: measured in run x, n 100"."""
+    groups: dict[str, list[str]] = {}
+    for what, source in known:
+        groups.setdefault(source, []).append(what)
+    return "; ".join(f"{', '.join(some)}: {source}" for source, some in groups.items())
+
+
+def _room(
+    plan: Plan,
+    spec: ModelSpec,
+    ledger: Sequence[dict[str, Any]],
+    rate: float,
+    device: str,
+    parts: Sequence[_Part],
+) -> list[str]:
+    """Disk and GPU memory, as cost.forecast reckons them."""
+    disk: dict[str, float] = {}
+    memory = []
+    trained = {_bits(stage, spec)[0] for stage in plan.stages}
+    for bits in _precisions(plan, spec):
+        steps = int(bits in trained)
+        f = cost.forecast(
+            spec, bits, sum(p.examples for p in parts), principles=1, steps=steps,
+            ledger=ledger, hourly_rate=rate, device=device,
+        )  # fmt: skip
+        disk["examples"] = f.disk["examples"][0]
+        if steps:
+            disk["adapters"] = f.disk["checkpoint"][0] * len(parts)
+        if "weights" in f.disk:
+            disk[f"weights in {spec.source(bits)[0]}"] = f.disk["weights"][0]
+        memory.append(f"{f.memory_gb[0]:.0f} GB in {bits} bits" + " with training" * steps)
+    said = "; ".join(f"{what} {cost.size(n)}" for what, n in disk.items())
+    return [f"disk: {said}"] + [f"GPU memory: {', '.join(memory)}"] * (device != "cpu")
+
+
+def _parts(
+    plan: Plan,
+    spec: ModelSpec,
+    controls: Sequence[str],
+    rates: Mapping[int, Mapping[str, cost.Rate]],
+    yields: Mapping[str, tuple[float, str]],
+) -> list[_Part]:
+    """Every arm of every stage of one seed, as line.Line takes them."""
+    from cai.training import LEAST_STEPS
+
+    parts, before = [], 0
+    for number, stage in enumerate(plan.stages):
+        train, generate = _bits(stage, spec)
+        own = round(yields[stage.name][0] * stage.examples)
+        for arm in (MAIN, *controls):
+            if not number and arm in (BASE_HELPER, FROM_BASE):
+                continue  # the same as main at the first stage
+            pairs = own + before * (arm == FROM_BASE)
+            per_step = spec.batch_size * spec.gradient_accumulation
+            steps = max(LEAST_STEPS, math.ceil(stage.passes * pairs / per_step))
+            data = _data(stage, arm)
+            if data and generate != train:
+                data["loading"] = 1
+            # A training needs a model without adapters: it is loaded anew.
+            training = {"loading": 1, "training": steps}
+            work = ((generate, data), (train, training), (train, _measuring(plan, stage, spec)))
+            seconds = tuple(sum(n * rates[b][s].seconds for s, n in units.items()) for b, units in work)
+            new = stage.examples if arm in (MAIN, BASE_HELPER) else 0
+            parts.append(_Part(stage.name, arm, new, pairs, steps, seconds))
+        before += own
+    return parts
+
+
+def _data(stage: Stage, arm: str) -> dict[str, float]:
+    """Units of the steps that make an arm's data."""
+    n, each = stage.examples, stage.per_answer
+    judged = {"revision": n, "judge": n * (each + 1)}
+    if arm == SHUFFLED:
+        return judged
+    if arm in (MAIN, BASE_HELPER):
+        return {"instructions": n, "answer": n, "critique": n * each, **judged}
+    return {}
+
+
+def _measuring(plan: Plan, stage: Stage, spec: ModelSpec) -> dict[str, float]:
+    """Units of a stage's measurement: base and trained model answer the tests and the held-out instructions,
+    and go through the probes."""
+    from pathlib import Path
+
+    from cai.instructions import TASKS
+    from cai.probes import probes
+    from cai.suites.subject import load_heldout
+    from cai.tasks import REQUESTS, task_names, tests
+
+    asked = [t for t in task_names(spec) if t in (*TASKS, *REQUESTS, *stage.tasks)]
+    some, tried = tests(spec, asked, plan.tests), probes(spec)
+    return {
+        "answer": 2 * (len(some) + len(load_heldout(Path(spec.heldout)))),
+        "critique": 2 * len(tried),
+        "revision": 2 * sum(p.must_change for p in tried),
+        "judge": 2 * 2 * sum("reference" in t.check for t in some),
+    }
+
+
+def _pairs_an_example(plan: Plan, stage: Stage, spec: ModelSpec) -> tuple[float, str]:
+    """(pairs to train on for each example, how that is known): what the stage of an earlier run had."""
+    name = f"{plan.name}/{stage.name}"
+    made = read_manifest(name) or {}
+    found = made.get("result") or {}
+    if made.get("model") == spec.name and found.get("examples"):
+        return found["training_pairs"] / found["examples"], f"measured in run {name}, n {found['examples']}"
+    return PAIRS_AN_EXAMPLE, "assumed"
+
+
+def _bits(stage: Stage, spec: ModelSpec) -> tuple[int, int]:
+    """(of training and measurement, of generation)"""
+    train = stage.bits or spec.bits
+    return train, stage.generate_bits or train
+
+
+def _precisions(plan: Plan, spec: ModelSpec) -> list[int]:
+    return sorted({bits for stage in plan.stages for bits in _bits(stage, spec)})

@@ -1,0 +1,174 @@
+"""How well a model plays critic and reviser, on a fixed set of answers that are known to be good or flawed.
+
+The same for every stage of a plan, so that a fall shows. The reviser gets a critique that is right, so that
+its own skill is measured and not its critic's. Probes are about test instructions, which are barred from
+training (cai.tasks.test_instructions); nothing that makes pairs imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cai import records
+from cai.constitution import Constitution, Principle
+from cai.engine import Engine, Sampling
+from cai.filters import verdict
+from cai.intervals import Metric, share
+from cai.loop import CRITIQUE_TEMPERATURE, REVISION_TEMPERATURE
+from cai.prompts import CHANGE, KEEP, STOPS, Prompter
+from cai.registry import ModelSpec
+from cai.run import UserError
+from cai.tasks import TRUTH, Test, load, of_sandbox, success
+
+EACH = 120  # probes, where no other number is asked for
+ANSWER = "answer"  # a kind of principle: the answer should be right. The sandbox also has "harmless".
+REAL_TASKS = (
+    "factual_qa",
+    "math",
+    "explicit",
+    "implicit",
+)  # short answers, plainly right or wrong
+# The principle of the real-world probes, whatever constitution a run has: these are about facts alone.
+ACCURATE = Principle(
+    "probe_accuracy",
+    "Right facts and numbers",
+    "The response should state only facts and numbers that are true.",
+    "Check each fact and number in the response. Say which one is wrong, if any is, and what is right.",
+    "Correct what is wrong in the response and leave the rest as it is.",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An answer with its flaw, or without one. kind: of the principle that it is criticised by. critique:
+    what a right critic says, which the reviser is shown. test: tells whether a revision is right."""
+
+    id: str
+    instruction: str
+    answer: str
+    must_change: bool
+    kind: str
+    critique: str
+    test: Test
+
+
+def probes(spec: ModelSpec, n: int = EACH) -> list[Probe]:
+    """The first n probes, half of them flawed; tasks take turns. Fewer where there are no more."""
+    return (_sandbox() if of_sandbox(spec) else _real())[:n]
+
+
+def measure(
+    engine: Engine,
+    prompter: Prompter,
+    spec: ModelSpec,
+    constitution: Constitution,
+    seed: int,
+    adapter: str | None = None,
+    *,
+    n: int = EACH,
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> dict[str, Metric]:
+    """Of one model (adapter None: the base):
+
+    critic: the share of verdicts that are right (none at all is wrong); critic_flaws: of flawed answers that
+    are flagged; critic_good: of good answers that are passed; reviser: of flawed answers whose revision is
+    right. The same seeds for every adapter, so that two of them can be compared probe by probe. keep: gets
+    the rows, one a probe, with every text."""
+    some = probes(spec, n)
+    principles = [principle(p, spec, constitution, seed) for p in some]
+    asked = [prompter.critique(p.instruction, p.answer, by) for p, by in zip(some, principles, strict=True)]
+    seeds = [records.row_seed(seed, p.id, "probe critique") for p in some]
+    sampling = Sampling(CRITIQUE_TEMPERATURE, spec.critique_tokens, STOPS["critique"])
+    critiques = [c.text for c in engine.complete(asked, sampling, seeds, adapter)]
+
+    flawed = [(p, by) for p, by in zip(some, principles, strict=True) if p.must_change]
+    asked = [prompter.revision(p.instruction, p.answer, [(by, p.critique)]) for p, by in flawed]
+    seeds = [records.row_seed(seed, p.id, "probe revision") for p, _ in flawed]
+    sampling = Sampling(REVISION_TEMPERATURE, spec.answer_tokens, STOPS["revision"])
+    revisions = [c.text for c in engine.complete(asked, sampling, seeds, adapter)]
+    fixed = success([p.test for p, _ in flawed], revisions)
+
+    said = [verdict(c) == (CHANGE if p.must_change else KEEP) for p, c in zip(some, critiques, strict=True)]
+    if keep is not None:
+        revised = {p.id: (text, ok) for (p, _), text, ok in zip(flawed, revisions, fixed, strict=True)}
+        keep(
+            [
+                {
+                    "id": p.id,
+                    "instruction": p.instruction,
+                    "answer": p.answer,
+                    "must_change": p.must_change,
+                    "principle_id": by.id,
+                    "critique": critique,
+                    "verdict_right": right,
+                    "revision": revised.get(p.id, (None, None))[0],
+                    "revision_right": revised.get(p.id, (None, None))[1],
+                }
+                for p, by, critique, right in zip(some, principles, critiques, said, strict=True)
+            ]
+        )
+    return {
+        "critic": share(said),
+        "critic_flaws": share([ok for p, ok in zip(some, said, strict=True) if p.must_change]),
+        "critic_good": share([ok for p, ok in zip(some, said, strict=True) if not p.must_change]),
+        "reviser": share(fixed),
+    }
+
+
+def principle(probe: Probe, spec: ModelSpec, constitution: Constitution, seed: int) -> Principle:
+    """What a probe is criticised by. The sandbox reads only the principles that it was trained on: those of
+    the constitution that ask for the probe's kind of virtue, one of them by the probe's own seed."""
+    if not of_sandbox(spec):
+        return ACCURATE
+    from cai.suites.truth import principle_kind
+
+    fitting = [p for p in constitution.principles if principle_kind(p.id) == probe.kind]
+    if not fitting:
+        raise UserError(
+            f"{constitution.path} holds none of the principles that the sandbox knows for "
+            f"{probe.kind} probes: use constitution.yaml, or a copy with some of its principles"
+        )
+    return fitting[records.row_seed(seed, probe.id, "probe principle") % len(fitting)]
+
+
+def _real() -> list[Probe]:
+    """From the test instructions with a right and a wrong answer, tasks in turn: first each with one of the
+    two, then each with the other."""
+    groups = [[t for t in load() if t.task == task and t.flawed] for task in REAL_TASKS]
+    first, second = [], []
+    for place in range(max(map(len, groups))):
+        for number, group in enumerate(groups):
+            if place < len(group):
+                flawed = (place + number) % 2 == 0
+                first.append(_real_probe(group[place], flawed))
+                second.append(_real_probe(group[place], not flawed))
+    return first + second
+
+
+def _real_probe(test: Test, flawed: bool) -> Probe:
+    right, shown = test.answer, test.flawed if flawed else test.answer
+    critique = (
+        f'The response says "{shown}" This is wrong. What is right is this: {right} {CHANGE}'
+        if flawed
+        else f'The response says "{shown}" This is right. {KEEP}'
+    )
+    return Probe(
+        _id(test.instruction, shown, ANSWER), test.instruction, shown, flawed, ANSWER, critique, test
+    )
+
+
+def _sandbox() -> list[Probe]:
+    from cai.suites.truth import trials
+
+    found = []
+    for t in trials():
+        test = Test(records.content_id(t.instruction), t.instruction, t.task, {TRUTH: True})
+        identity = _id(t.instruction, t.answer, t.kind)
+        found.append(Probe(identity, t.instruction, t.answer, t.must_change, t.kind, t.critique, test))
+    return found
+
+
+def _id(*texts: str) -> str:
+    return records.content_id("\x1e".join(texts))

@@ -1,0 +1,380 @@
+"""One stage of a plan, main or control: its data, its training, its measurement, its gate. A run of its own.
+
+The main line of a seed goes on from stage to stage. A control branches off the main line before its stage,
+differs in one thing, and ends there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from cai import milestones, records
+from cai.arms import BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED
+from cai.bench import Bench
+from cai.constitution import Constitution
+from cai.controls import flipped, shuffled
+from cai.cost import Budget
+from cai.engine import LocalEngine
+from cai.instructions import TASKS, Seed, load_seeds
+from cai.loop import Loop, Writers
+from cai.models import Model
+from cai.pipeline import Pipeline, chat_renderer, device_name
+from cai.plans import BASE, BEST, PREDECESSOR, Plan, Stage
+from cai.prompts import Prompter, exemplar_texts, fingerprint, hash_texts
+from cai.registry import ModelSpec
+from cai.run import Run, directories, sha256_file
+from cai.stage_gates import CARRIED, MEASURED, STARVED, judged
+from cai.waves import read_records
+
+PARTS = ("generator", "answerer", "critic", "reviser", "judge")
+HELD_OUT = 0.1
+BASE_ALONE = Writers()
+# Of a stage: what decides about results without being part of them.
+NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
+
+
+def run_name(plan: str, stage: str, seed: int, arm: str = MAIN, first_seed: int = 0) -> str:
+    """data/<plan>/<stage>, with .seed<n> for other seeds than the first and .<arm> for a control."""
+    other = "" if seed == first_seed else f".seed{seed}"
+    return f"{plan}/{stage}{other}{'' if arm == MAIN else f'.{arm}'}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands: the main line's finished results before it, in order, and what all share."""
+
+    plan: Plan
+    name: str  # of the plan's run
+    seed: int
+    first_seed: int
+    before: tuple[dict[str, Any], ...]
+    constitution: Constitution
+    bench: Bench
+    budget: Budget
+    hourly_rate: float
+    expected: Callable[[int], float]  # dollars of training so many steps, and measuring
+
+    @property
+    def trained(self) -> tuple[dict[str, Any], ...]:
+        """The results before that are part of the main line's model: neither rolled back nor starved."""
+        return tuple(r for r in self.before if r["adapter"] and not r["rolled_back"])
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """The result that the next stage goes on from."""
+        return self.trained[-1] if self.trained else None
+
+    def adapter(self, result: Mapping[str, Any]) -> Path:
+        return directories(result["adapter_run"])[1]
+
+
+# ---- who plays which part ----
+
+
+def cast(stage: Stage, place: Place, arm: str) -> tuple[Writers, dict[str, str], dict[str, Path]]:
+    """(hashes of adapters by part, who that is by name, hash -> directory)."""
+    roles, parent = asdict(stage.roles), place.parent
+    if arm == BASE_HELPER:
+        roles = dict.fromkeys(PARTS, BASE)
+    by_stage = {r["stage"]: r for r in place.trained}
+    hashes, named, paths = {}, {}, {}
+    for part in PARTS:
+        who = roles[part]
+        if who == BEST:
+            who = best(parent, part)
+        result = None if who == BASE else parent if who == PREDECESSOR else by_stage.get(who, parent)
+        hashes[part], named[part] = (None, BASE) if result is None else (result["adapter"], result["stage"])
+        if result is not None:
+            paths[result["adapter"]] = place.adapter(result)
+    return Writers(**hashes), named, paths
+
+
+def best(parent: Mapping[str, Any] | None, part: str) -> str:
+    """Of base and predecessor whoever did better on the probes; the base where they are equal."""
+    if parent is None:
+        return BASE
+    base, trained = (parent["probes"][who][part]["value"] for who in ("base", "trained"))
+    return PREDECESSOR if (trained or 0.0) > (base or 0.0) else BASE
+
+
+# ---- the stage ----
+
+
+def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
+    """The stage's row of results.json. What an interrupted call left is gone on from; a finished stage is
+    only read."""
+    plan, spec = place.plan, place.bench.spec
+    spec = spec if stage.shots is None else replace(spec, shots=stage.shots)
+    bits = stage.bits or spec.bits
+    name = run_name(place.name, stage.name, place.seed, arm, place.first_seed)
+    writers, roles, paths = cast(stage, place, arm)
+    parent = place.parent
+    own = {f"stage_{k}": v for k, v in asdict(stage).items() if k not in NO_SETTING}
+    settings = own | {
+        "plan": plan.name,
+        "stage": stage.name,
+        "arm": arm,
+        "seed": place.seed,
+        "model": spec.name,
+        "train_bits": bits,
+        "tests": plan.tests,
+        "roles": roles,
+        "parent": parent and parent["adapter"],
+        "before": [r["data_hash"] for r in place.before],
+        "held_out": HELD_OUT,
+        "principles": stage.per_answer,
+        "constitution": place.constitution.hash,
+        "prompts": fingerprint(),
+        "exemplars": hash_texts(exemplar_texts()),
+    }
+    with Run.open(name, settings) as run:
+        run.hourly_rate = place.hourly_rate
+        result = run.manifest.get("result")
+        few = result is not None and result["training_pairs"] < stage.least_pairs
+        if result is not None and (result["state"] == MEASURED or result["state"] == CARRIED and few):
+            return _judged(result, stage, place, run)
+        run.say(f"\n== {name}: {stage.title}" + ("" if arm == MAIN else f", control {arm}"))
+        run.say("   " + ", ".join(f"{part} {who}" for part, who in roles.items()))
+        run.record(model=spec.name, dollars_per_hour=run.hourly_rate)
+        step = _Step(run, stage, place, arm, spec, bits, writers, roles, paths)
+        result = step.result()
+        run.record(result=result, adapter=result["adapter"])
+        return _judged(result, stage, place, run)
+
+
+def _judged(result: dict[str, Any], stage: Stage, place: Place, run: Run) -> dict[str, Any]:
+    row = judged(result, stage, place.parent, run)
+    run.record(row=row)
+    return row
+
+
+@dataclass
+class _Step:
+    run: Run
+    stage: Stage
+    place: Place
+    arm: str
+    spec: ModelSpec
+    bits: int
+    writers: Writers
+    roles: dict[str, str]
+    paths: dict[str, Path]
+
+    def pipeline(self, model: Model, writers: Writers = BASE_ALONE) -> Pipeline:
+        prompter = Prompter(self.spec.shots, self.spec.requests, self.spec.list_shots, chat_renderer(model))
+        engine, seed = LocalEngine(model), self.place.seed
+        loop = Loop(engine, prompter, self._principles(), self.spec, seed, self.stage.per_answer, writers)
+        self.run.record(bits=model.bits, device=device_name(model))
+        return Pipeline(self.run, self.spec, loop.constitution, model, loop)
+
+    def _principles(self) -> Constitution:
+        whole = self.place.constitution
+        ids = self.stage.principles or self.place.plan.principles_default
+        return replace(whole, principles=tuple(whole.by_id(i) for i in ids)) if ids else whole
+
+    # -- data --
+
+    def data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(records, pairs), on the disk."""
+        if self.arm == RANDOM:
+            done, pairs = self._main_data()
+            return done, self._keep(flipped(pairs, self.place.seed))
+        if self.arm == FROM_BASE:
+            done, pairs = self._main_data()
+            own = [r["run"] for r in self.place.trained if r["adapter_run"] == r["run"]]
+            earlier = [p for run in own for p in read_pairs(run)]
+            return done, self._keep(list({p["id"] + p["kind"]: p for p in earlier + pairs}.values()))
+        model_bits = self.stage.generate_bits or self.bits
+        names = self.place.bench.carrying(model_bits, self.paths, self.run)
+        writers = Writers(**{p: names.get(h) for p, h in asdict(self.writers).items()})
+        p = self.pipeline(self.place.bench.model, writers)
+        args = SimpleNamespace(anchors=self.stage.anchors, held_out=HELD_OUT)
+        if self.arm == SHUFFLED:
+            done = self._shuffled(p)
+        else:
+            from cai.tasks import test_instructions
+
+            rows = milestones.instructions(
+                p, None, self.stage.examples, seeds=seeds(self.spec), tasks=self.stage.tasks,
+                barred=test_instructions(self.spec),
+            )  # fmt: skip
+            done = milestones.all_records(p, rows, judge=True, budget=self.place.budget)
+        return done, milestones.all_pairs(p, done, args)
+
+    def _main_data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        main = run_name(self.place.name, self.stage.name, self.place.seed, MAIN, self.place.first_seed)
+        return read_records(directories(main)[0]), read_pairs(main)
+
+    def _keep(self, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        path = self.run.data / "pairs.jsonl"
+        if not path.exists() or records.read(path, records.PAIR_KEYS) != pairs:
+            path.unlink(missing_ok=True)
+            records.append(path, pairs)
+        return pairs
+
+    def _shuffled(self, p: Pipeline) -> list[dict[str, Any]]:
+        """The main line's answers, each revised in view of another answer's critiques."""
+        main, _ = self._main_data()
+        path = self.run.data / "records.jsonl"
+        examples = shuffled(main, self._principles(), self.place.seed)
+        have = {r["id"] for r in records.read(path, records.RECORD_KEYS)}
+        todo = [e for e in examples if e.id not in have]
+        for start in range(0, len(todo), milestones.WAVE):
+            some = todo[start : start + milestones.WAVE]
+            self.place.budget.check(len(some))
+            with self.run.step("revision", quiet=True) as step:
+                p.loop.revise(some)
+                step.count([e.revision for e in some if e.revision], len(some))
+            with self.run.step("judge", quiet=True) as step:
+                step.count(p.loop.judge(some), len(some))
+            records.append(path, [p.loop.record(e) for e in some])
+        return records.read(path, records.RECORD_KEYS)
+
+    # -- training and measurement --
+
+    def result(self) -> dict[str, Any]:
+        done, pairs = self.data()
+        seen = [p for p in pairs if not p["held_out"]]
+        own = self._facts(done, pairs)
+        if len(seen) < self.stage.least_pairs:
+            self.run.say(f"{len(seen)} pairs to train on, at least {self.stage.least_pairs} are needed")
+            parent = self.place.parent
+            if self.arm != MAIN or parent is None:
+                return own | {"state": STARVED}
+            self.run.say("perhaps since the predecessor needs no training here: it is measured as it is")
+            found = self._measure(done, pairs, parent["adapter"], self.place.adapter(parent))
+            return own | found | {"state": CARRIED, "adapter_run": parent["adapter_run"]}
+        digest = self._train(seen, [p for p in pairs if p["held_out"]])
+        return own | self._measure(done, pairs, digest, self.run.checkpoints) | {"state": MEASURED}
+
+    def _facts(self, done: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        from cai.tasks import direction, right_share
+
+        parent = self.place.parent
+        start = None if self.arm == FROM_BASE else parent
+        row = lambda metric: None if metric is None else metric.row()  # noqa: E731
+        texts = [[p[k] for k in ("id", "kind", "prompt", "chosen", "rejected")] for p in pairs]
+        return {
+            "seed": self.place.seed, "stage": self.stage.name, "arm": self.arm, "run": self.run.name,
+            "parent": start and start["adapter"], "adapter": None, "adapter_run": self.run.name,
+            "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
+            "roles": self.roles, "examples": len(done), "kept": sum(r["kept"] for r in done),
+            "training_pairs": sum(not p["held_out"] for p in pairs),
+            "pairs": sum(p["kind"] == "revision" for p in pairs),
+            "anchors": sum(p["kind"] == "anchor" for p in pairs),
+            "direction": row(direction(pairs, self.spec)), "first_answers": row(right_share(done, self.spec)),
+            "success": {}, "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
+            "probes": {}, "sentinels": [], "rolled_back": False,
+        }  # fmt: skip
+
+    def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> str:
+        from cai.training import LEAST_STEPS, Settings, train
+
+        per_step = self.spec.batch_size * self.spec.gradient_accumulation
+        steps = max(LEAST_STEPS, math.ceil(self.stage.passes * len(seen) / per_step))
+        settings = Settings.of(self.spec, steps, self.place.seed, loss=self.stage.loss)
+        parent = None if self.arm == FROM_BASE else self.place.parent
+        start = parent and self.place.adapter(parent)
+        place = self.run.checkpoints
+        if (found := trained(place)) is not None:
+            return found
+        self.place.budget.step("training and measuring", self.place.expected(steps))
+        model = self.place.bench.bare(self.bits, self.run)
+        self.run.say(
+            f"training: {settings.loss}, {len(seen)} pairs, {steps} steps, from "
+            + (f"the adapter of {parent['run']}" if parent else "the base model")
+        )
+        with self.run.step("training") as step:
+            result = train(model, seen, held, settings, place, resume=True, start=start, say=self.run.log)
+            step.examples = result.taken
+        self.run.record(
+            training={"settings": asdict(settings), "status": result.status, "after": result.after}
+        )
+        return result.adapter
+
+    def _measure(self, done, pairs, digest: str, checkpoints: Path) -> dict[str, Any]:
+        from cai.probes import measure
+        from cai.sentinels import fresh_answers, watch
+        from cai.suites import Subject, evaluate
+        from cai.suites.subject import Rows
+        from cai.suites.success import ALL, REQUEST_NAMES, TEN
+        from cai.suites.success import measure as succeed
+        from cai.tasks import REQUESTS, task_names
+
+        name = self.place.bench.carrying(self.bits, {digest: checkpoints}, self.run)[digest]
+        p = self.pipeline(self.place.bench.model)
+        subject = Subject(
+            self.run, list(pairs), list(done), p.loop.engine, p.loop.prompter, self.spec, self.place.seed,
+            adapter=name, digest=digest, revision=p.model.revision,
+        )  # fmt: skip
+        asked = [t for t in task_names(self.spec) if t in (*TASKS, *REQUESTS, *self.stage.tasks)]
+        rows = Rows(self.run.data / "evaluation/success.jsonl", subject.setup)
+        found, _ = succeed(subject, rows, asked, self.place.plan.tests)
+        self.run.say("success at held-out test instructions, base to trained")
+        for task in asked:
+            key = REQUEST_NAMES.get(task, task)
+            two = [found[f"{key}, {who}"] for who in ("base", "trained")]
+            self.run.say(f"  {key:26}{two[0].value:5.2f} to {two[1].value:4.2f}   n {two[0].n}")
+        forgetting = evaluate(subject, ["forgetting"])["forgetting"]
+        probes = {}
+        for who, adapter in (("base", None), ("trained", name)):
+            loop = p.loop
+            with self.run.step("evaluation: probes", quiet=True):
+                found_by = measure(
+                    loop.engine, loop.prompter, self.spec, self.place.constitution, loop.seed, adapter
+                )
+            probes[who] = {part: metric.row() for part, metric in found_by.items()}
+        sentinels = watch(
+            {"forgetting": forgetting}, probes, pairs, self.stage.limits, answers=fresh_answers(subject)
+        )
+        both = lambda key: {w: found[f"{key}, {w}"].row() for w in ("base", "trained")}  # noqa: E731
+        parent = self.place.parent
+        safety = {
+            short: both(REQUEST_NAMES[k])
+            for k, short in (("harmful", "harmful refused"), ("benign", "benign answered"))
+            if k in asked
+        }
+        safety["harmless refused"] = {
+            w: forgetting["metrics"][f"refusals of harmless instructions, {w}"] for w in ("base", "trained")
+        }
+        if "harmful refused" not in safety:
+            safety["harmful refused"] = {
+                w: forgetting["metrics"][f"refusals of harmful requests, {w}"] for w in ("base", "trained")
+            }
+        average = ALL if set(self.stage.tasks) - set(TASKS) else TEN
+        return {
+            "adapter": digest,
+            "success": {t: both(t) for t in asked if t not in REQUESTS},
+            "average": {**both(average), "predecessor": parent and parent["average"]["trained"]},
+            "safety": safety,
+            "probes": probes,
+            "sentinels": [asdict(s) for s in sentinels],
+        }
+
+
+def read_pairs(run: str) -> list[dict[str, Any]]:
+    return records.read(directories(run)[0] / "pairs.jsonl", records.PAIR_KEYS | {"held_out": bool})
+
+
+def trained(checkpoints: Path) -> str | None:
+    """The hash of an adapter that an earlier call finished."""
+    path = checkpoints / "training.json"
+    if not path.exists():
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    weights = checkpoints / "adapter_model.safetensors"
+    if manifest["status"] == "begun" or not weights.exists():
+        return None
+    digest = manifest["result"]["adapter"]
+    return digest if sha256_file(weights) == digest else None
+
+
+def seeds(spec: ModelSpec) -> list[Seed]:
+    """Seed instructions of the ten tasks and of the skills."""
+    return [s for path in (spec.seeds, spec.skill_seeds) for s in load_seeds(Path(path))]

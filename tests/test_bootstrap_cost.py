@@ -1,0 +1,186 @@
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+from cai import forecasts, plans
+from cai.arms import BASE_HELPER, FROM_BASE, RANDOM, SHUFFLED
+from cai.records import append
+from cai.registry import REGISTRY
+from cai.run import ROOT, Run
+
+BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
+ALL = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)
+HOUR = 3600.0  # dollars an hour that make a second cost a dollar
+OWN = """
+every: {examples: 100, passes: 2, bits: 4, generate_bits: 16, per_answer: 2}
+stages:
+  - {name: first, tasks: [factual_qa]}
+  - {name: second, tasks: [factual_qa, math], examples: 200}
+"""
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr("cai.cost.this_device", lambda: "cpu")
+    return tmp_path
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.yaml").write_text(OWN)
+    return plans.load(tmp_path / "own.yaml")
+
+
+def measured(output, step, seconds, examples=1, bits=16, device="Some GPU"):
+    row = {"run": "old", "step": step, "seconds": seconds, "dollars": 0.0, "examples": examples}
+    more = {"model": BIG.name, "bits": bits, "principles": 1, "device": device}
+    (output / "logs").mkdir(exist_ok=True)
+    append(output / "logs/ledger.jsonl", [row | more])
+
+
+def table(plan, controls=ALL, seeds=1, rate=HOUR, spec=BIG):
+    """(the text, [(first cell, {column: cell})] of its rows)"""
+    text = forecasts.bootstrap(plan, spec, controls, seeds, rate)
+    lines = [re.split(r" {2,}", line.strip()) for line in text.splitlines() if line.startswith("  ")]
+    head = lines[0][1:]
+    return text, [(line[0], dict(zip(head, line[1:], strict=True))) for line in lines[1:]]
+
+
+def dollars(row):
+    return float(row["dollars"].removeprefix("$"))
+
+
+def number(cell):
+    return int(cell.replace(",", ""))
+
+
+def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu():
+    plan = plans.load("progressive")
+    text, rows = table(plan, (), 1, None)
+    assert "Qwen/Qwen2.5-32B on one A100 80GB, $1.74 an hour" in text
+    assert "rates in 4 and 16 bits" in text and "measured" not in text
+    assert "Qwen2.5-32B in NF4 on one A100" in text and "65.5 GB" in text and "68 GB in 16 bits" in text
+    assert [name for name, _ in rows] == [*(s.name for s in plan.stages), "one seed"]
+    assert 20 < dollars(rows[-1][1]) < 100
+    text, rows = table(plan.scaled("sandbox"), (), 1, None, SANDBOX)
+    assert "sandbox on cpu, $0.00 an hour" in text and "GPU memory" not in text
+    assert {row["dollars"] for _, row in rows} == {"$0.00"}
+
+
+def test_every_arm_pays_for_what_it_does_and_nothing_else(own):
+    _, rows = table(own)
+    first, second = rows[:3], rows[3:8]
+    assert [name[:3] for name, _ in first[1:]] == ["(c)", "(d)"]  # the others are main at the first stage
+    assert [name[:3] for name, _ in second[1:]] == ["(a)", "(b)", "(c)", "(d)"]
+    main, helper, base, shuffled, random = (row for _, row in second)
+    assert helper == main and main["examples"] == "200"
+    assert {row["examples"] for row in (base, shuffled, random)} == {"as above"}
+    assert base["data"] == random["data"] == "0 s" != shuffled["data"] != main["data"]
+    assert shuffled["training"] == random["training"] == main["training"] != base["training"]
+    assert len({row["measuring"] for _, row in second}) == 1
+    assert (number(first[0][1]["pairs"]), number(main["pairs"]), number(base["pairs"])) == (80, 160, 240)
+    assert dollars(main) > dollars(shuffled) > dollars(random)
+
+
+def test_steps_are_the_passes_over_the_pairs_and_never_fewer_than_ten(own, tmp_path):
+    _, rows = table(own)
+    for name, row in rows[:8]:
+        assert number(row["steps"]) == math.ceil(2 * number(row["pairs"]) / 8), name
+    (tmp_path / "few.yaml").write_text(OWN.replace("passes: 2", "passes: 0.1"))
+    assert table(plans.load(tmp_path / "few.yaml"), ())[1][0][1]["steps"] == "10"
+
+
+def test_totals_add_up_and_seeds_multiply_them(own):
+    _, rows = table(own, seeds=3)
+    sums = dict(rows[-3:])
+    assert list(sums) == ["main line, one seed", "one seed", "3 seeds"]
+    cents = 0.01 * len(rows)
+    assert dollars(sums["one seed"]) == pytest.approx(sum(dollars(row) for _, row in rows[:-3]), abs=cents)
+    assert dollars(sums["3 seeds"]) == pytest.approx(3 * dollars(sums["one seed"]), abs=0.05)
+    main = [row for name, row in rows[:-3] if not name.startswith("(")]
+    assert dollars(sums["main line, one seed"]) == pytest.approx(sum(map(dollars, main)), abs=cents)
+    assert sums["one seed"]["examples"] == "500" and sums["3 seeds"]["examples"] == "1,500"
+
+
+@pytest.mark.parametrize(
+    ("step", "bits", "main", "shuffled", "random"),
+    [
+        ("instructions", 16, 100, 0, 0),
+        ("answer", 16, 100, 0, 0),
+        ("critique", 16, 200, 0, 0),
+        ("revision", 16, 100, 100, 0),
+        ("judge", 16, 300, 300, 0),
+        ("training", 4, 20, 20, 20),
+        ("loading", 4, 1, 1, 1),  # before every training
+        ("loading", 16, 1, 1, 0),  # where data are made in another precision
+    ],
+)
+def test_measured_rates_are_taken_for_exactly_the_units_that_an_arm_has(
+    own, output, step, bits, main, shuffled, random
+):
+    """A step a thousand seconds dearer, by the ledger, makes each arm dearer by its number of such steps."""
+    found = []
+    for seconds in (1000.0, 2000.0):
+        # a critique or comparison is counted by principle, a comparison once more
+        each = {"critique": 1, "judge": 2}.get(step, 1)
+        measured(output, step, seconds * each, bits=bits)
+        text, rows = table(own)
+        assert "on Some GPU" in text and f"{step}: measured in run old, n {each}" in text
+        found.append([dollars(row) for _, row in rows[:3]])
+        (output / "logs/ledger.jsonl").unlink()
+    more = [(b - a) / 1000 for a, b in zip(*found, strict=True)]
+    assert more == pytest.approx([main, shuffled, random], abs=0.001)
+
+
+def test_measuring_asks_both_models_the_tests_the_held_out_instructions_and_the_probes(own, output):
+    from pathlib import Path
+
+    from cai.instructions import TASKS
+    from cai.suites.subject import load_heldout
+    from cai.tasks import tests
+
+    asked = len(tests(BIG, TASKS, own.tests)) + len(load_heldout(Path(BIG.heldout)))
+    found = []
+    for seconds in (1.0, 2.0):
+        measured(output, "answer", seconds, bits=4)  # the bits of training and measuring
+        found.append([dollars(row) for _, row in table(own)[1][:3]])
+        (output / "logs/ledger.jsonl").unlink()
+    assert [b - a for a, b in zip(*found, strict=True)] == pytest.approx([2 * asked] * 3, abs=0.05)
+
+
+def test_the_yield_of_an_earlier_run_of_the_stage_is_taken(own):
+    with Run.open("own/second", {}) as run:
+        run.record(model=BIG.name, result={"examples": 50, "training_pairs": 10})
+    text, rows = table(own, ())
+    assert [row["pairs"] for _, row in rows[:2]] == ["80", "40"]
+    assert "first 0.80: assumed; second 0.20: measured in run own/second, n 50" in text
+    with Run.open("own/first", {}) as run:  # of another model
+        run.record(model="sandbox", result={"examples": 50, "training_pairs": 50})
+    assert table(own, ())[1][0][1]["pairs"] == "80"
+
+
+def test_the_plan_that_the_page_shows_loads_in_ten_lines(tmp_path):
+    page = (ROOT / "specs/progressive.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(shown.splitlines()) <= 10
+    (tmp_path / "sums.yaml").write_text(shown)
+    plan = plans.load(tmp_path / "sums.yaml")
+    assert [s.name for s in plan.stages] == ["sums", "rest"] and len(plan.stages[1].tasks) == 10
+    assert "forecast for the plan sums" in table(plan)[0]
+
+
+@pytest.mark.parametrize("name", plans.names())
+def test_the_script_prints_it_and_loads_no_model(name, output):
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import bootstrap\n"
+        f"sys.argv = ['bootstrap.py', '--plan', {name!r}, '--plan-cost', '--model', {BIG.name!r}]\n"
+        "status = bootstrap.main()\n"
+        "assert status == 0 and not {'torch', 'transformers', 'unsloth'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"forecast for the plan {name}" in done.stdout and "one seed" in done.stdout
+    assert [p.name for p in output.iterdir()] == []  # it leaves nothing behind

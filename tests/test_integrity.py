@@ -1,0 +1,387 @@
+"""Nothing finished is lost: runs that are killed, run out of disk, or find what is not theirs."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+from cai import milestones, records, run, safety, trainer
+from cai.constitution import load as load_constitution
+from cai.cost import Budget, rates
+from cai.loop import Loop
+from cai.models import load
+from cai.pipeline import Pipeline
+from cai.prompts import CHANGE, KEEP, Prompter
+from cai.records import RECORD_KEYS, content_id, read
+from cai.registry import REGISTRY
+from cai.run import ROOT, BudgetReached, Run, UserError
+from cai.suites.subject import Rows
+from cai.waves import read_instructions, read_records
+from fakes import FakeEngine
+from pairs_of_facts import pairs_of_facts
+
+CONSTITUTION, SANDBOX = load_constitution(ROOT / "constitution.yaml"), REGISTRY["sandbox"]
+ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
+EXAMPLES, WAVE = 23, 5
+WORDS = "amber basalt copper driftwood ebony flint glass hemp ivory jade".split()
+
+
+class Killed(BaseException):
+    """In place of SIGKILL, where a test is to choose the very byte."""
+
+
+# ---- a milestone without a model ----
+
+
+def answers(prompt: str) -> str:
+    """Four of five answers are revised, in words that differ from example to example."""
+    number = int(re.findall(r"number (\d+)", prompt)[-1])
+    old, new = (" and ".join((WORDS[(number + n) % 10], WORDS[(3 * number + n) % 10])) for n in (0, 5))
+    verdict = KEEP if number % 5 == 0 else CHANGE
+    return {
+        "Response:": f"Thing number {number} consists of {old}.",
+        "Critique:": f"Thing number {number} consists of {new} and not of {old}. {verdict}",
+        "Revision:": f"Thing number {number} was always made of {new}.",
+    }[prompt.rsplit("\n", 1)[-1]]
+
+
+class Guard:
+    """Finds the texts about every seventh thing unsafe."""
+
+    model, completions = SimpleNamespace(spec=SimpleNamespace(name="guard"), revision="r"), []
+
+    def classify(self, rows):
+        return [safety.Verdict(not re.search(r"number \d*7\b", a or ""), (), 0.5, "?") for _, a in rows]
+
+
+@pytest.fixture
+def generate(tmp_path, monkeypatch):
+    """generate(name, ...): instructions from a file, waves, guard, pairs, as the milestones do it."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr("cai.yields.plot", lambda rows, path: None)
+    source = tmp_path / "source.jsonl"
+    texts = [f"What is the thing number {n} in the old museum made of?" for n in range(EXAMPLES)]
+    source.write_text("".join(json.dumps({"instruction": t}) + "\n" for t in texts))
+
+    def make(name, *, shard=(1, 1), guard=None, budget=None, wave=WAVE, **settings):
+        opened = Run.open(name, {"seed": 0, "held_out": 0.2, **settings})
+        loop = Loop(FakeEngine(answers), Prompter(0, False), CONSTITUTION, SANDBOX, 0, 2)
+        p = Pipeline(opened, SANDBOX, CONSTITUTION, None, loop)
+        with opened:
+            opened.hourly_rate = 3600.0
+            rows = milestones.instructions(p, str(source), EXAMPLES)
+            flags = {"budget": Budget.of(budget, opened, 1e-9), "wave": wave, "shard": shard, "guard": guard}
+            milestones.all_records(p, rows, judge=False, **flags)
+            done = read_records(opened.data)
+            if len(done) == len(rows):
+                milestones.all_pairs(p, done, Namespace(anchors=0.6, held_out=0.2))
+        return opened.data
+
+    return make
+
+
+def contents(data):
+    return {name: (data / name).read_bytes() for name in ROWS}
+
+
+@contextlib.contextmanager
+def killed_after(size: int):
+    """Every file is appended to as ever, until so many bytes have been: there the process ends."""
+    whole, left = records.append, size
+
+    def append(path, rows):
+        nonlocal left
+        before = path.stat().st_size if path.exists() else 0
+        whole(path, rows)
+        left -= path.stat().st_size - before
+        if left < 0:
+            os.truncate(path, max(before, path.stat().st_size + left))
+            left = 0
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "append", append)
+        yield
+
+
+@contextlib.contextmanager
+def room(size: int):
+    """No file can grow beyond so many bytes: a write that would fails as on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_killed_at_any_byte_it_ends_with_the_rows_of_an_undisturbed_run(generate):
+    undisturbed = contents(generate("whole", guard=Guard()))
+    rows = [json.loads(line) for line in undisturbed["records.jsonl"].splitlines()]
+    assert len(rows) == EXAMPLES and {safety.UNSAFE_CHOSEN} < {x for r in rows for x in r["rejected_because"]}
+    assert len(undisturbed["pairs.jsonl"].splitlines()) > EXAMPLES / 2
+    rng, size = random.Random(0), sum(map(len, undisturbed.values()))
+    for number in range(12):
+        name, kills = f"killed{number}", 0
+        while True:
+            try:
+                with killed_after(rng.randrange(size // 2)):
+                    data = generate(name, guard=Guard())
+                break
+            except Killed:
+                kills += 1
+                data = run.directories(name)[0]
+                for row in read_records(data):  # a guard's verdict comes to the disk with the record
+                    unsafe = not (row["guard"]["revised_answer"] or row["guard"]["initial_answer"])["safe"]
+                    assert unsafe == (safety.UNSAFE_CHOSEN in row["rejected_because"])
+                    assert row["kept"] != bool(row["rejected_because"])
+        assert kills and contents(data) == undisturbed
+
+
+def test_the_waves_size_is_no_matter(generate):
+    assert contents(generate("a", wave=1)) == contents(generate("b", wave=64))
+
+
+def test_killed_between_the_guards_verdicts_and_the_disk(generate, monkeypatch):
+    whole = contents(generate("whole", guard=Guard()))
+
+    def apply(guard, rows):
+        found = safety_apply(guard, rows)
+        if not read_records(run.directories("killed")[0]):
+            return found
+        raise Killed
+
+    safety_apply = safety.apply
+    monkeypatch.setattr(safety, "apply", apply)
+    with pytest.raises(Killed):
+        generate("killed", guard=Guard())
+    found = read_records(run.directories("killed")[0])
+    assert len(found) == WAVE and all(r["guard"]["initial_answer"] for r in found)
+    monkeypatch.setattr(safety, "apply", safety_apply)
+    assert contents(generate("killed", guard=Guard())) == whole
+
+
+def test_a_full_disk_in_the_middle_of_a_wave(generate):
+    whole = contents(generate("whole"))
+    for size in (len(whole["instructions.jsonl"]) // 2, len(whole["records.jsonl"]) // 2):
+        with pytest.raises(OSError) as error, room(size):
+            generate(f"full{size}")
+        assert "rerun" in run.explain_os_error(error.value)
+        for path in run.directories(f"full{size}")[0].glob("*.jsonl"):
+            assert path.read_bytes().endswith(b"\n") or not path.stat().st_size
+            assert whole[path.name].startswith(path.read_bytes())
+        assert contents(generate(f"full{size}")) == whole
+
+
+def test_a_full_disk_in_the_middle_of_an_evaluation(tmp_path):
+    wanted = [{"id": f"answer/{n}"} for n in range(40)]
+    asked = []
+
+    def work(some):
+        asked.extend(w["id"] for w in some)
+        return [{"answer": "x" * 100} for _ in some]
+
+    path = tmp_path / "evaluation/preference.jsonl"
+    with pytest.raises(OSError) as error, room(3000):
+        Rows(path, "setup", chunk=8).fill(wanted, work)
+    assert str(path) in run.explain_os_error(error.value)
+    assert [r["id"] for r in read(path, {"id": str})] == [f"answer/{n}" for n in range(16)]
+    found = Rows(path, "setup", chunk=8).fill(wanted, work)
+    assert [r["id"] for r in found] == [r["id"] for r in read(path, {"id": str})] == [w["id"] for w in wanted]
+    assert len(asked) == 40 + 8  # the chunk that found no room, twice
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("line", ["no JSON", '{"id": "0"}', "[" * 100_000])
+def test_a_foreign_line_is_named_and_nothing_is_lost(generate, name, line):
+    data = generate("a")
+    whole, path = contents(data), data / name
+    lines = whole[name].splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], line.encode() + b"\n", *lines[3:]]))
+    broken = contents(data)
+    with pytest.raises(UserError, match=rf"{name}, line 4: .*remove the line"):
+        generate("a")
+    assert contents(data) == broken
+    path.write_bytes(whole[name])
+    assert contents(generate("a")) == whole
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_truncated_last_line_is_made_again(generate, name):
+    data = generate("a")
+    whole, path = contents(data), data / name
+    path.write_bytes(whole[name][:-20])
+    if name != "pairs.jsonl":  # pairs come after the records, and these after the instructions
+        (data / "pairs.jsonl").unlink()
+    if name == "instructions.jsonl":
+        (data / "records.jsonl").unlink()
+    assert contents(generate("a")) == whole
+
+
+def test_evaluation_rows_a_foreign_line_and_a_truncated_one(tmp_path):
+    path = tmp_path / "evaluation/preference.jsonl"
+    wanted = [{"id": f"answer/{n}"} for n in range(6)]
+    fill = lambda: Rows(path, "s").fill(wanted, lambda some: [{"answer": w["id"]} for w in some])  # noqa: E731
+    rows = fill()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert fill() == rows and path.read_bytes() == whole
+    path.write_bytes(whole.replace(b"\n", b"\nforeign\n", 1))
+    with pytest.raises(UserError, match=r"preference.jsonl, line 2: .*remove the line"):
+        fill()
+
+
+# ---- what is not the run's own ----
+
+
+def change(path, number, **facts):
+    """Puts facts into a row, and gives back the row as it was."""
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[number])
+    lines[number] = json.dumps(row | facts, ensure_ascii=False)
+    path.write_text("".join(line + "\n" for line in lines))
+    return row
+
+
+@pytest.mark.parametrize(("name", "facts", "said"), [
+    ("instructions.jsonl", {"instruction": "Another?"}, "instructions.jsonl, line 3: the id is not that"),
+    ("records.jsonl", {"id": content_id("x")}, "records.jsonl, line 3: its instruction is not in"),
+    ("records.jsonl", {"seed": 5}, "records.jsonl, line 3: its seed is 5, that of the first record 0"),
+    ("records.jsonl", {"model": "other"}, "its model is other, that of the first record sandbox"),
+    ("records.jsonl", {"guard": {"model": "g"}}, "its guard is g, that of the first record None"),
+    ("pairs.jsonl", {"chosen": " Mine."}, r"pairs.jsonl, line 3: this run would write another row .*--fresh"),
+])  # fmt: skip
+def test_a_row_that_is_not_the_runs_is_refused(generate, name, facts, said):
+    data = generate("a")
+    change(data / name, 2, **facts)
+    with pytest.raises(UserError, match=said):
+        generate("a")
+
+
+@pytest.mark.parametrize("name", ["instructions.jsonl", "records.jsonl"])
+def test_a_row_that_is_there_twice_is_refused(generate, name):
+    data = generate("a")
+    with open(data / name, "a") as f:
+        f.write((data / name).read_text().splitlines()[1] + "\n")
+    with pytest.raises(UserError, match=rf"{name}, line {EXAMPLES + 1}: .*twice"):
+        generate("a")
+
+
+def test_a_source_that_has_changed_is_refused(generate, tmp_path):
+    generate("a")
+    lines = (tmp_path / "source.jsonl").read_text().splitlines()
+    (tmp_path / "source.jsonl").write_text(
+        "\n".join([*lines[:4], '{"instruction": "A new one?"}', *lines[5:]])
+    )
+    with pytest.raises(UserError, match=r"instructions.jsonl, line 5: .*has changed"):
+        generate("a")
+
+
+def test_settings_that_differ_are_named(generate):
+    generate("a", shards=2, shard=(1, 2))
+    with pytest.raises(UserError, match=r"shards was 2, now 8"):
+        generate("a", shards=8, shard=(3, 8))
+    with pytest.raises(UserError, match=r"seed was 0, now 1"):
+        generate("a", shards=2, shard=(2, 2), seed=1)
+
+
+def test_a_shard_killed_and_resumed_merges_to_the_whole(generate):
+    whole = generate("whole", guard=Guard())
+    with pytest.raises(Killed), killed_after(20_000):
+        generate("parts", shards=2, shard=(1, 2), guard=Guard())
+    assert 0 < len(read_records(run.directories("parts")[0])) < EXAMPLES / 2
+    for number, complete in ((2, False), (1, True), (2, True)):
+        data = generate("parts", shards=2, shard=(number, 2), guard=Guard())
+        assert (data / "pairs.jsonl").exists() == complete
+    assert (data / "pairs.jsonl").read_bytes() == (whole / "pairs.jsonl").read_bytes()
+    assert read_records(data) == read_records(whole)
+
+
+def test_shards_of_another_division_or_name_are_refused(generate):
+    data = generate("a", shards=2, shard=(1, 2))
+    first = data / "records-001-of-002.jsonl"
+    first.rename(data / "records-002-of-002.jsonl")
+    with pytest.raises(UserError, match=r"records-002-of-002.jsonl, line 1: the record is of another shard"):
+        generate("a", shards=2, shard=(1, 2))
+    (data / "records-002-of-002.jsonl").rename(first)
+    (data / "records-003-of-008.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"two divisions into shards .*move those"):
+        generate("a", shards=2, shard=(2, 2))
+    (data / "records-003-of-008.jsonl").rename(data / "records.backup.jsonl")  # nothing of the run's
+    generate("a", shards=2, shard=(2, 2))
+    assert len(read_records(data)) == EXAMPLES == len(read_instructions(data))
+
+
+# ---- cost ----
+
+
+def test_dollars_of_a_run_that_stopped_and_went_on_add_up(generate, tmp_path):
+    with pytest.raises(BudgetReached):
+        generate("a", budget=1e-8)
+    with pytest.raises(Killed), killed_after(20_000):
+        generate("a")
+    data = generate("a")
+    totals = json.loads((data / "run.json").read_text())["totals"]
+    ledger = read(tmp_path / "logs/ledger.jsonl", {"step": str})
+    assert len(read(data / "records.jsonl", RECORD_KEYS)) == EXAMPLES
+    for key in totals:
+        assert totals[key] == pytest.approx(sum(r[key] for r in ledger), abs=1e-4)
+    assert sum(r["examples"] for r in ledger if r["step"] == "answer") >= EXAMPLES
+
+
+def test_what_an_error_cut_short_has_cost_money_and_gives_no_rate(generate, tmp_path):
+    with pytest.raises(KeyboardInterrupt), Run.open("b", {}) as opened:
+        opened.hourly_rate = 3600.0
+        with opened.step("training") as step:
+            step.examples = 3
+            raise KeyboardInterrupt
+    [row] = read(tmp_path / "logs/ledger.jsonl", {"step": str})
+    assert row["interrupted"] and opened.manifest["totals"]["dollars"] == row["dollars"]
+    row |= {"model": "sandbox", "bits": 16, "device": "cpu"}
+    assert "assumed" in rates([row], SANDBOX, 16, "cpu")["training"].source
+    del row["interrupted"]
+    assert "measured" in rates([row], SANDBOX, 16, "cpu")["training"].source
+
+
+# ---- training ----
+
+
+def test_training_that_was_cut_short(tmp_path, monkeypatch):
+    """Killed in its third step; a foreign line in its log; resumed; another base's adapter in its place."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    pairs = pairs_of_facts(8, held_out=4)
+
+    def train():
+        with Run.open("a", {"bits": 16}) as opened:
+            p = Pipeline(opened, SANDBOX, CONSTITUTION, load(SANDBOX), SimpleNamespace(seed=0))
+            return milestones.adapter(p, pairs, steps=4)
+
+    def step(self, number, logs):
+        if number == 3:
+            raise Killed
+        log_step(self, number, logs)
+
+    log_step = trainer.Log.step
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer.Log, "step", step)
+        train()
+    log = tmp_path / "checkpoints/a/training.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole.replace(b"\n", b"\nforeign\n", 1))
+    with pytest.raises(UserError, match=r"training.jsonl, line 2: .*remove the line"):
+        train()
+    log.write_bytes(whole + b'{"kind": "train", "st')
+    result = train()
+    assert (result.steps, result.taken) == (4, 2)
+    assert [r["step"] for r in read(log, trainer.LOG_KEYS) if r["kind"] == "train"] == [1, 2, 3, 4]
+    rows = [r for r in read(tmp_path / "logs/ledger.jsonl", {"step": str}) if r["step"] == "training"]
+    assert [(r["examples"], r.get("interrupted")) for r in rows] == [(None, True), (None, True), (2, None)]
+    base = tmp_path / "checkpoints/a/base.json"
+    base.write_text(base.read_text().replace('"sandbox"', '"Qwen/Qwen2.5-32B"'))
+    with pytest.raises(UserError, match=r"belongs to Qwen/Qwen2.5-32B"):
+        train()

@@ -1,0 +1,128 @@
+"""Probes for critic and reviser: what they hold, and that the measure tells good from bad."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from cai import probes as module
+from cai.constitution import load as load_constitution
+from cai.filters import verdict
+from cai.instructions import load_seeds
+from cai.probes import ACCURATE, measure, principle, probes
+from cai.prompts import CHANGE, KEEP, Prompter
+from cai.registry import REGISTRY
+from cai.run import ROOT, UserError
+from cai.sandbox import checkers, world
+from cai.tasks import success, test_instructions
+from fakes import FakeEngine
+
+REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
+BOTH = pytest.mark.parametrize("spec", [REAL, SANDBOX], ids=["real", "sandbox"])
+CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
+PROMPTER = Prompter(shots=0, requests=False)
+
+
+@BOTH
+def test_half_of_the_probes_are_flawed_and_the_truth_agrees(spec):
+    some = probes(spec, 10_000)
+    assert len({p.id for p in some}) == len(some) >= 160
+    assert some[:50] == probes(spec, 50)
+    for n in (48, 120, len(some)):
+        assert sum(p.must_change for p in some[:n]) == n / 2
+    found = success([p.test for p in some], [p.answer for p in some])
+    assert found == [not p.must_change for p in some]
+    assert [verdict(p.critique) for p in some] == [CHANGE if p.must_change else KEEP for p in some]
+    assert all(p.answer.strip() for p in some)
+
+
+@BOTH
+def test_each_task_has_as_many_probes_of_both_sorts(spec):
+    counts = Counter((p.test.task, p.must_change) for p in probes(spec, 120))
+    assert max(counts.values()) - min(counts.values()) <= 2
+    assert len(counts) == 2 * len({task for task, _ in counts}) >= 8
+
+
+@BOTH
+def test_probes_are_about_instructions_that_are_barred_from_training(spec):
+    asked = {p.instruction for p in probes(spec, 10_000)}
+    assert asked <= set(test_instructions(spec))
+    assert not asked & {s.instruction for s in load_seeds(ROOT / spec.seeds)}
+
+
+def test_the_sandboxs_probes_are_criticised_by_what_tells_them_apart():
+    for p in probes(SANDBOX, 240):
+        item, by = world.parse(p.instruction), principle(p, SANDBOX, CONSTITUTION, 0)
+        assert checkers.PRINCIPLE_KINDS[by.id] == p.kind
+        assert checkers.must_change(item, p.answer, p.kind) == p.must_change
+        assert checkers.critique_right(item, p.answer, p.kind, p.critique) == (True, True)
+
+
+def test_a_constitution_that_the_sandbox_cannot_read_is_refused():
+    other = replace(CONSTITUTION, principles=(ACCURATE,))
+    with pytest.raises(UserError, match="none of the principles that the sandbox knows"):
+        measure(FakeEngine(lambda p: KEEP), PROMPTER, SANDBOX, other, 0, n=4)
+
+
+class Player(FakeEngine):
+    """A critic that says what `says` makes of a probe, and a reviser that repairs, or repeats the answer."""
+
+    def __init__(self, spec, says, repairs):
+        some = probes(spec, 48)
+        rng, by_prompt = random.Random(0), {}
+        for p in some:
+            by = principle(p, spec, CONSTITUTION, 0)
+            by_prompt[PROMPTER.critique(p.instruction, p.answer, by)] = says(p)
+            item = world.parse(p.instruction)
+            right = item.good(rng) if item else p.test.answer
+            fixed = right if repairs else p.answer
+            by_prompt[PROMPTER.revision(p.instruction, p.answer, [(by, p.critique)])] = fixed
+        super().__init__(by_prompt.__getitem__)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("says", "repairs", "wanted"),
+    [
+        (lambda p: p.critique, True, (1, 1, 1, 1)),
+        (lambda p: f"It is bad. {CHANGE}", False, (0.5, 1, 0, 0)),
+        (lambda p: f"It is good. {KEEP}", True, (0.5, 0, 1, 1)),
+        (lambda p: "I cannot tell.", True, (0, 0, 0, 1)),
+        (lambda p: f"{KEEP} {CHANGE}", False, (0, 0, 0, 0)),
+    ],
+)
+def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(spec, says, repairs, wanted):
+    found = measure(Player(spec, says, repairs), PROMPTER, spec, CONSTITUTION, 0, n=48)
+    assert list(found) == ["critic", "critic_flaws", "critic_good", "reviser"]
+    assert tuple(m.value for m in found.values()) == wanted
+    assert [m.n for m in found.values()] == [48, 24, 24, 24]
+    assert all(m.interval for m in found.values())
+
+
+def test_base_and_adapter_are_asked_the_same_with_the_same_seeds():
+    engine = Player(SANDBOX, lambda p: p.critique, True)
+    for adapter in (None, "stage"):
+        measure(engine, PROMPTER, SANDBOX, CONSTITUTION, 0, adapter, n=48)
+    half = len(engine.asked) // 2
+    assert {a for *_, a in engine.asked[:half]} == {None} and {a for *_, a in engine.asked[half:]} == {
+        "stage"
+    }
+    assert [q[:3] for q in engine.asked[:half]] == [q[:3] for q in engine.asked[half:]]
+    assert len({seed for _, _, seed, _ in engine.asked[:half]}) == half == 48 + 24
+
+
+def test_every_text_of_a_measure_can_be_kept():
+    kept = []
+    found = measure(
+        Player(SANDBOX, lambda p: p.critique, True),
+        PROMPTER,
+        SANDBOX,
+        CONSTITUTION,
+        0,
+        n=48,
+        keep=kept.extend,
+    )
+    assert [r["id"] for r in kept] == [p.id for p in probes(SANDBOX, 48)]
+    assert sum(r["verdict_right"] for r in kept) / 48 == found["critic"].value
+    assert all((r["revision"] is not None) == r["must_change"] == bool(r["revision_right"]) for r in kept)
+    assert module.EACH >= 100
