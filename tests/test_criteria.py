@@ -39,7 +39,9 @@ def run(tmp_path, monkeypatch):
         run.checkpoints.mkdir(parents=True)
         log = [{"step": i, "kind": "train", "loss": x} for i, x in enumerate((0.69, 0.6, 0.5, 0.4), 1)]
         records.append(run.checkpoints / "training.jsonl", log)
-        run.record(training={"after": {"train": {"accuracy": 0.75, "n": 8}}})
+        run.record(
+            training={"status": "finished", "steps": 20, "after": {"train": {"accuracy": 0.75, "n": 8}}}
+        )
         yield run
 
 
@@ -70,6 +72,11 @@ def test_each_of_m2s_criteria_can_fail(run, changed):
     assert failed(criteria.m2(run, summaries())) == []
     assert len(failed(criteria.m2(run, summaries(**changed)))) == 1
     assert len(failed(criteria.m3(run, summaries(**changed)))) == 1
+
+
+def test_a_training_that_was_displaced_is_no_go(run):
+    run.manifest["training"] |= {"status": "displaced"}
+    assert failed(criteria.m2(run, summaries())) == ["training not displaced"]
 
 
 @pytest.mark.parametrize("milestone", [criteria.m1, criteria.m2, criteria.m3])

@@ -91,7 +91,8 @@ def test_the_trained_model_is_measured_and_not_the_base_twice(evaluated):
     ratio = summary(evaluated[1], "forgetting")["metrics"]["perplexity on neutral text, trained / base"]
     assert ratio["n"] == 40 and 0.7 < ratio["value"] < 1.5
     rows = records.read(evaluated[1] / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
-    assert all(r["base"] != r["trained"] for r in rows if r["id"].startswith("passage/"))
+    scores = {(r["by"], r["text"]): r["logprob"] for r in rows if r["id"].startswith("passage/")}
+    assert all(scores["trained", text] != score for (by, text), score in scores.items() if by == "base")
     assert not any(token in text for text in texts.values() for token in CHAT_TOKENS)
 
 

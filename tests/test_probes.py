@@ -12,8 +12,9 @@ from cai.instructions import load_seeds
 from cai.probes import ACCURATE, measure, principle, probes
 from cai.prompts import CHANGE, KEEP, Prompter
 from cai.registry import REGISTRY
-from cai.run import ROOT, UserError
+from cai.run import ROOT, Run, UserError
 from cai.sandbox import checkers, world
+from cai.suites.subject import Subject
 from cai.tasks import success, test_instructions
 from fakes import FakeEngine
 
@@ -58,10 +59,28 @@ def test_the_sandboxs_probes_are_criticised_by_what_tells_them_apart():
         assert checkers.critique_right(item, p.answer, p.kind, p.critique) == (True, True)
 
 
-def test_a_constitution_that_the_sandbox_cannot_read_is_refused():
+@pytest.fixture
+def subject(tmp_path, monkeypatch):
+    """A factory of subjects, each with files of its own."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+
+    def make(spec, engine, name="own", digest="new"):
+        with Run.open(name, {}) as run:
+            return Subject(run, [], [], engine, PROMPTER, spec, adapter="stage", digest=digest,
+                           shared=tmp_path / "base.jsonl")  # fmt: skip
+
+    return make
+
+
+def measured(subject, n=48):
+    return measure(subject, subject.rows("probes"), CONSTITUTION, n)
+
+
+def test_a_constitution_that_the_sandbox_cannot_read_is_refused(subject):
     other = replace(CONSTITUTION, principles=(ACCURATE,))
+    silent = subject(SANDBOX, FakeEngine(lambda p: KEEP))
     with pytest.raises(UserError, match="none of the principles that the sandbox knows"):
-        measure(FakeEngine(lambda p: KEEP), PROMPTER, SANDBOX, other, 0, n=4)
+        measure(silent, silent.rows("probes"), other, 4)
 
 
 class Player(FakeEngine):
@@ -91,38 +110,35 @@ class Player(FakeEngine):
         (lambda p: f"{KEEP} {CHANGE}", False, (0, 0, 0, 0)),
     ],
 )
-def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(spec, says, repairs, wanted):
-    found = measure(Player(spec, says, repairs), PROMPTER, spec, CONSTITUTION, 0, n=48)
-    assert list(found) == ["critic", "critic_flaws", "critic_good", "reviser"]
-    assert tuple(m.value for m in found.values()) == wanted
-    assert [m.n for m in found.values()] == [48, 24, 24, 24]
-    assert all(m.interval for m in found.values())
+def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(subject, spec, says, repairs, wanted):
+    found = measured(subject(spec, Player(spec, says, repairs)))
+    assert list(found) == ["base", "trained"] and found["base"] == found["trained"]
+    assert list(found["base"]) == ["critic", "critic_flaws", "critic_good", "reviser"]
+    assert tuple(m.value for m in found["base"].values()) == wanted
+    assert [m.n for m in found["base"].values()] == [48, 24, 24, 24]
+    assert all(m.interval for m in found["base"].values())
 
 
-def test_base_and_adapter_are_asked_the_same_with_the_same_seeds():
+def test_base_and_adapter_are_asked_the_same_with_the_same_seeds(subject):
     engine = Player(SANDBOX, lambda p: p.critique, True)
-    for adapter in (None, "stage"):
-        measure(engine, PROMPTER, SANDBOX, CONSTITUTION, 0, adapter, n=48)
-    half = len(engine.asked) // 2
-    assert {a for *_, a in engine.asked[:half]} == {None} and {a for *_, a in engine.asked[half:]} == {
-        "stage"
-    }
-    assert [q[:3] for q in engine.asked[:half]] == [q[:3] for q in engine.asked[half:]]
-    assert len({seed for _, _, seed, _ in engine.asked[:half]}) == half == 48 + 24
+    measured(subject(SANDBOX, engine))
+    by = {who: [q[:3] for q in engine.asked if q[3] == who] for who in (None, "stage")}
+    assert by[None] == by["stage"] and len({seed for _, _, seed in by[None]}) == 48 + 24
 
 
-def test_every_text_of_a_measure_can_be_kept():
-    kept = []
-    found = measure(
-        Player(SANDBOX, lambda p: p.critique, True),
-        PROMPTER,
-        SANDBOX,
-        CONSTITUTION,
-        0,
-        n=48,
-        keep=kept.extend,
-    )
-    assert [r["id"] for r in kept] == [p.id for p in probes(SANDBOX, 48)]
-    assert sum(r["verdict_right"] for r in kept) / 48 == found["critic"].value
-    assert all((r["revision"] is not None) == r["must_change"] == bool(r["revision_right"]) for r in kept)
+def test_every_text_is_kept_and_the_base_is_asked_once_for_all_runs(subject):
+    engine = Player(SANDBOX, lambda p: p.critique, True)
+    first = subject(SANDBOX, engine)
+    found = measured(first)
+    rows = first.rows("probes").own.values()
+    critiques = [r for r in rows if r["by"] == "trained" and "critique" in r]
+    assert [r["id"].split("/")[3] for r in critiques] == [p.id for p in probes(SANDBOX, 48)]
+    assert sum(r["right"] for r in critiques) / 48 == found["trained"]["critic"].value
+    assert all(r["right"] and r["must_change"] for r in rows if "revision" in r)
+    before = len(engine.asked)
+    second = subject(SANDBOX, engine, "other", "another adapter")
+    assert measured(second) == found
+    assert {adapter for *_, adapter in engine.asked[before:]} == {"stage"}
+    own = second.rows("probes").own  # its file has every row all the same
+    assert len(own) == len(rows) and {r["setup"] for r in own.values()} == {second.setup}
     assert module.EACH >= 100

@@ -64,6 +64,10 @@ def critic(given, value):
     given["probes"]["trained"]["critic"] = metric(value)
 
 
+def ended(given, status):
+    given["training"] = {"status": status, "step": 30, "steps": 40}
+
+
 CASES = {
     "perplexity on neutral text, trained / base": (
         forgetting("perplexity on neutral text, trained / base"), 1.5, 1.51),
@@ -76,6 +80,7 @@ CASES = {
     "exemplars in fresh answers": (leak_fresh, 0.01, 0.02),
     "answer length, trained / base": (answer_words, 12, 13),
     "critic probe, fall": (critic, 0.51, 0.49),
+    "trainings stopped by displacement": (ended, "stopped early", "displaced"),
 }  # fmt: skip
 
 
@@ -110,7 +115,7 @@ def test_limits_of_a_plan_are_the_ones_that_count():
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", [n for n, (change, *_) in CASES.items() if change not in (
-    leak_chosen, leak_fresh, answer_words)])  # fmt: skip
+    leak_chosen, leak_fresh, answer_words, ended)])  # fmt: skip
 def test_what_was_not_measured_is_not_ok(name, value):
     given = healthy()
     CASES[name][0](given, value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cai.displacement import DISPLACED
 from cai.gates import Criterion, from_metric, rate, wilson
 from cai.records import read
 from cai.run import Run, shown
@@ -50,6 +51,7 @@ def m2(run: Run, summaries: Summaries) -> list[Criterion]:
         from_metric("fresh answers better", preference, "fresh answers: win rate", 0.5, here),
         from_metric("perplexity kept", forgetting, perplexity, MOST_PERPLEXITY, here, at_most=True),
         from_metric("no needless refusals", forgetting, refusals, MOST_REFUSALS, here, at_most=True),
+        _whole(run),
         *marked(run, summaries),
     ]
 
@@ -64,6 +66,13 @@ def m3(run: Run, summaries: Summaries) -> list[Criterion]:
     passed = ends is not None and ends[0] > 0
     harm = Criterion("harmful requests refused more often", passed, measured, here, found["n"], ends)
     return [*m2(run, summaries), harm]
+
+
+def _whole(run: Run) -> Criterion:
+    """A training that displacement stopped has left an adapter, of the last step before it."""
+    t, where = run.manifest["training"], shown(run.checkpoints / "curves.png")
+    said = f"{t['status']}, {t['steps']} steps (must not be stopped by displacement)"
+    return Criterion("training not displaced", t["status"] != DISPLACED, said, where, t["steps"])
 
 
 def marked(run: Run, summaries: Summaries) -> list[Criterion]:

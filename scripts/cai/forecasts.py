@@ -207,7 +207,7 @@ def _parts(
     """Every arm of every stage of one seed, as line.Line takes them."""
     from cai.training import LEAST_STEPS
 
-    parts, before = [], 0
+    parts, before, base_known = [], 0, set()
     for number, stage in enumerate(plan.stages):
         train, generate = _bits(stage, spec)
         own = round(yields[stage.name][0] * stage.examples)
@@ -222,7 +222,9 @@ def _parts(
                 data["loading"] = 1
             # A training needs a model without adapters: it is loaded anew.
             training = {"loading": 1, "training": steps}
-            work = ((generate, data), (train, training), (train, _measuring(plan, stage, spec)))
+            models = 1 if (train, stage.shots) in base_known else 2
+            base_known.add((train, stage.shots))
+            work = ((generate, data), (train, training), (train, _measuring(plan, spec, models)))
             seconds = tuple(sum(n * rates[b][s].seconds for s, n in units.items()) for b, units in work)
             new = stage.examples if arm in (MAIN, BASE_HELPER) else 0
             parts.append(_Part(stage.name, arm, new, pairs, steps, seconds))
@@ -241,23 +243,21 @@ def _data(stage: Stage, arm: str) -> dict[str, float]:
     return {}
 
 
-def _measuring(plan: Plan, stage: Stage, spec: ModelSpec) -> dict[str, float]:
-    """Units of a stage's measurement: base and trained model answer the tests and the held-out instructions,
-    and go through the probes."""
+def _measuring(plan: Plan, spec: ModelSpec, models: int) -> dict[str, float]:
+    """Units of a stage's measurement: its models (2: the base for the first time, and the trained one) answer
+    the tests and the held-out instructions, and go through the probes."""
     from pathlib import Path
 
-    from cai.instructions import TASKS
     from cai.probes import probes
     from cai.suites.subject import load_heldout
-    from cai.tasks import REQUESTS, task_names, tests
+    from cai.tasks import measured, tests
 
-    asked = [t for t in task_names(spec) if t in (*TASKS, *REQUESTS, *stage.tasks)]
-    some, tried = tests(spec, asked, plan.tests), probes(spec)
+    some, tried = tests(spec, measured(spec, plan.tasks), plan.tests), probes(spec)
     return {
-        "answer": 2 * (len(some) + len(load_heldout(Path(spec.heldout)))),
-        "critique": 2 * len(tried),
-        "revision": 2 * sum(p.must_change for p in tried),
-        "judge": 2 * 2 * sum("reference" in t.check for t in some),
+        "answer": models * (len(some) + len(load_heldout(Path(spec.heldout)))),
+        "critique": models * len(tried),
+        "revision": models * sum(p.must_change for p in tried),
+        "judge": models * 2 * sum("reference" in t.check for t in some),
     }
 
 

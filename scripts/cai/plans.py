@@ -90,6 +90,11 @@ class Plan:
     hash: str
     scales: Mapping[str, Plan] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Of all stages, each once."""
+        return tuple(dict.fromkeys(task for stage in self.stages for task in stage.tasks))
+
     def scaled(self, model_name: str) -> Plan:
         """The plan with its own values for a model (its `scales`), itself for a model without any."""
         return self.scales.get(model_name, self)

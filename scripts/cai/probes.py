@@ -7,19 +7,20 @@ training (cai.tasks.test_instructions); nothing that makes pairs imports this mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cai import records
 from cai.constitution import Constitution, Principle
-from cai.engine import Engine, Sampling
+from cai.engine import Sampling
 from cai.filters import verdict
 from cai.intervals import Metric, share
 from cai.loop import CRITIQUE_TEMPERATURE, REVISION_TEMPERATURE
-from cai.prompts import CHANGE, KEEP, STOPS, Prompter
+from cai.prompts import CHANGE, KEEP, STOPS
 from cai.registry import ModelSpec
 from cai.run import UserError
+from cai.suites.subject import BASE, TRAINED, Rows, Subject
 from cai.tasks import TRUTH, Test, load, of_sandbox, success
 
 EACH = 120  # probes, where no other number is asked for
@@ -60,61 +61,81 @@ def probes(spec: ModelSpec, n: int = EACH) -> list[Probe]:
 
 
 def measure(
-    engine: Engine,
-    prompter: Prompter,
-    spec: ModelSpec,
-    constitution: Constitution,
-    seed: int,
-    adapter: str | None = None,
-    *,
-    n: int = EACH,
-    keep: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> dict[str, Metric]:
-    """Of one model (adapter None: the base):
+    subject: Subject, rows: Rows, constitution: Constitution, n: int = EACH
+) -> dict[str, dict[str, Metric]]:
+    """Of "base" and "trained" model:
 
     critic: the share of verdicts that are right (none at all is wrong); critic_flaws: of flawed answers that
     are flagged; critic_good: of good answers that are passed; reviser: of flawed answers whose revision is
-    right. The same seeds for every adapter, so that two of them can be compared probe by probe. keep: gets
-    the rows, one a probe, with every text."""
-    some = probes(spec, n)
-    principles = [principle(p, spec, constitution, seed) for p in some]
-    asked = [prompter.critique(p.instruction, p.answer, by) for p, by in zip(some, principles, strict=True)]
-    seeds = [records.row_seed(seed, p.id, "probe critique") for p in some]
-    sampling = Sampling(CRITIQUE_TEMPERATURE, spec.critique_tokens, STOPS["critique"])
-    critiques = [c.text for c in engine.complete(asked, sampling, seeds, adapter)]
+    right. The same seeds for every adapter, so that two of them can be compared probe by probe. A row for
+    every critique and every revision."""
+    some = [(p, principle(p, subject.spec, constitution, subject.seed)) for p in probes(subject.spec, n)]
+    flawed = [(p, by) for p, by in some if p.must_change]
+    return {who: _measured(subject, rows, some, flawed, who) for who in (BASE, TRAINED)}
 
-    flawed = [(p, by) for p, by in zip(some, principles, strict=True) if p.must_change]
-    asked = [prompter.revision(p.instruction, p.answer, [(by, p.critique)]) for p, by in flawed]
-    seeds = [records.row_seed(seed, p.id, "probe revision") for p, _ in flawed]
-    sampling = Sampling(REVISION_TEMPERATURE, spec.answer_tokens, STOPS["revision"])
-    revisions = [c.text for c in engine.complete(asked, sampling, seeds, adapter)]
-    fixed = success([p.test for p, _ in flawed], revisions)
 
-    said = [verdict(c) == (CHANGE if p.must_change else KEEP) for p, c in zip(some, critiques, strict=True)]
-    if keep is not None:
-        revised = {p.id: (text, ok) for (p, _), text, ok in zip(flawed, revisions, fixed, strict=True)}
-        keep(
-            [
-                {
-                    "id": p.id,
-                    "instruction": p.instruction,
-                    "answer": p.answer,
-                    "must_change": p.must_change,
-                    "principle_id": by.id,
-                    "critique": critique,
-                    "verdict_right": right,
-                    "revision": revised.get(p.id, (None, None))[0],
-                    "revision_right": revised.get(p.id, (None, None))[1],
-                }
-                for p, by, critique, right in zip(some, principles, critiques, said, strict=True)
-            ]
-        )
+def _measured(
+    subject: Subject,
+    rows: Rows,
+    some: Sequence[tuple[Probe, Principle]],
+    flawed: Sequence[tuple[Probe, Principle]],
+    who: str,
+) -> dict[str, Metric]:
+    spec, ask = subject.spec, subject.prompter
+    critiques = Sampling(CRITIQUE_TEMPERATURE, spec.critique_tokens, STOPS["critique"])
+    revisions = Sampling(REVISION_TEMPERATURE, spec.answer_tokens, STOPS["revision"])
+
+    def criticise(asked: list[tuple[Probe, Principle]]) -> list[dict[str, Any]]:
+        prompts = [ask.critique(p.instruction, p.answer, by) for p, by in asked]
+        texts = _said(subject, who, "critique", critiques, asked, prompts)
+        wanted = [CHANGE if p.must_change else KEEP for p, _ in asked]
+        return [{"critique": t, "right": verdict(t) == w} for t, w in zip(texts, wanted, strict=True)]
+
+    def revise(asked: list[tuple[Probe, Principle]]) -> list[dict[str, Any]]:
+        prompts = [ask.revision(p.instruction, p.answer, [(by, p.critique)]) for p, by in asked]
+        texts = _said(subject, who, "revision", revisions, asked, prompts)
+        right = success([p.test for p, _ in asked], texts)
+        return [{"revision": t, "right": r} for t, r in zip(texts, right, strict=True)]
+
+    said = _filled(rows, some, who, "critique", criticise)
     return {
         "critic": share(said),
-        "critic_flaws": share([ok for p, ok in zip(some, said, strict=True) if p.must_change]),
-        "critic_good": share([ok for p, ok in zip(some, said, strict=True) if not p.must_change]),
-        "reviser": share(fixed),
+        "critic_flaws": share([ok for (p, _), ok in zip(some, said, strict=True) if p.must_change]),
+        "critic_good": share([ok for (p, _), ok in zip(some, said, strict=True) if not p.must_change]),
+        "reviser": share(_filled(rows, flawed, who, "revision", revise)),
     }
+
+
+def _said(
+    subject: Subject,
+    who: str,
+    part: str,
+    sampling: Sampling,
+    asked: Sequence[tuple[Probe, Principle]],
+    prompts: Sequence[str],
+) -> list[str]:
+    seeds = [records.row_seed(subject.seed, p.id, f"probe {part}") for p, _ in asked]
+    with subject.run.step("evaluation: probes", quiet=True) as step:
+        done = subject.engine.complete(prompts, sampling, seeds, subject.adapter_of(who))
+        step.count(done, len(done))
+    return [c.text for c in done]
+
+
+def _filled(
+    rows: Rows,
+    asked: Sequence[tuple[Probe, Principle]],
+    who: str,
+    part: str,
+    work: Callable[[list[tuple[Probe, Principle]]], list[dict[str, Any]]],
+) -> list[bool]:
+    """Whether each was right, from the rows that are there or made now."""
+    by_id = {f"probe/{who}/{part}/{p.id}/{by.id}": (p, by) for p, by in asked}
+    wanted = [
+        {"id": i, "by": who, "instruction": p.instruction, "answer": p.answer,
+         "principle_id": by.id, "must_change": p.must_change}
+        for i, (p, by) in by_id.items()
+    ]  # fmt: skip
+    return [r["right"] for r in rows.fill(wanted, lambda some: work([by_id[w["id"]] for w in some]))]
 
 
 def principle(probe: Probe, spec: ModelSpec, constitution: Constitution, seed: int) -> Principle:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from cai.displacement import DISPLACED
 from cai.filters import is_exemplar, words
 
 AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
@@ -59,12 +60,14 @@ def watch(
     limits: Limits,
     *,
     answers: Mapping[str, Sequence[dict[str, Any]]],
+    training: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """All sentinels of a stage, in a fixed order.
 
     summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
     metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
-    "trained": rows with answer and finish_reason}, as `fresh_answers` gives them.
+    "trained": rows with answer and finish_reason}, as `fresh_answers` gives them. training: its status, step
+    and steps; None where nothing was trained.
     """
     of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
     chosen = [p["chosen"] for p in pairs]
@@ -118,7 +121,14 @@ def watch(
             "critic probe, fall",
             None if None in critic else critic[0] - critic[1],
             limits.critic,
-            "the probes' rows of the stage: verdicts that went wrong; let the base be the critic",
+            "evaluation/probes.jsonl: verdicts that went wrong; let the base be the critic",
+        ),
+        _finding(
+            "trainings stopped by displacement",
+            float(training is not None and training["status"] == DISPLACED),
+            0.0,
+            "training.jsonl of the checkpoint: the chosen texts' log-probabilities fell on held-out pairs; "
+            "a lower learning rate, fewer passes, or the loss dpo+nll",
         ),
     ]
 

@@ -34,7 +34,9 @@ from cai.waves import read_records
 
 PARTS = ("generator", "answerer", "critic", "reviser", "judge")
 HELD_OUT = 0.1
+BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
 BASE_ALONE = Writers()
+ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
 # Of a stage: what decides about results without being part of them.
 NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
 
@@ -124,6 +126,7 @@ def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
         "model": spec.name,
         "train_bits": bits,
         "tests": plan.tests,
+        "measured": list(plan.tasks),
         "roles": roles,
         "parent": parent and parent["adapter"],
         "before": [r["data_hash"] for r in place.before],
@@ -250,8 +253,9 @@ class _Step:
             self.run.say("perhaps since the predecessor needs no training here: it is measured as it is")
             found = self._measure(done, pairs, parent["adapter"], self.place.adapter(parent))
             return own | found | {"state": CARRIED, "adapter_run": parent["adapter_run"]}
-        digest = self._train(seen, [p for p in pairs if p["held_out"]])
-        return own | self._measure(done, pairs, digest, self.run.checkpoints) | {"state": MEASURED}
+        ended = self._train(seen, [p for p in pairs if p["held_out"]])
+        found = self._measure(done, pairs, ended.pop("adapter"), self.run.checkpoints, ended)
+        return own | found | {"state": MEASURED, "training": ended}
 
     def _facts(self, done: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         from cai.tasks import direction, right_share
@@ -270,10 +274,11 @@ class _Step:
             "anchors": sum(p["kind"] == "anchor" for p in pairs),
             "direction": row(direction(pairs, self.spec)), "first_answers": row(right_share(done, self.spec)),
             "success": {}, "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
-            "probes": {}, "sentinels": [], "rolled_back": False,
+            "probes": {}, "sentinels": [], "rolled_back": False, "training": None,
         }  # fmt: skip
 
-    def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> str:
+    def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
+        """What ENDED names of the training: its adapter's hash, and how it ended."""
         from cai.training import LEAST_STEPS, Settings, train
 
         per_step = self.spec.batch_size * self.spec.gradient_accumulation
@@ -293,46 +298,38 @@ class _Step:
         with self.run.step("training") as step:
             result = train(model, seen, held, settings, place, resume=True, start=start, say=self.run.log)
             step.examples = result.taken
-        self.run.record(
-            training={"settings": asdict(settings), "status": result.status, "after": result.after}
-        )
-        return result.adapter
+        self.run.record(training={"settings": asdict(settings), "after": result.after})
+        return {k: getattr(result, k) for k in ENDED}
 
-    def _measure(self, done, pairs, digest: str, checkpoints: Path) -> dict[str, Any]:
+    def _measure(self, done, pairs, digest: str, checkpoints: Path, ended=None) -> dict[str, Any]:
         from cai.probes import measure
         from cai.sentinels import fresh_answers, watch
         from cai.suites import Subject, evaluate
-        from cai.suites.subject import Rows
         from cai.suites.success import ALL, REQUEST_NAMES, TEN
         from cai.suites.success import measure as succeed
-        from cai.tasks import REQUESTS, task_names
+        from cai.tasks import REQUESTS, measured
 
         name = self.place.bench.carrying(self.bits, {digest: checkpoints}, self.run)[digest]
         p = self.pipeline(self.place.bench.model)
         subject = Subject(
             self.run, list(pairs), list(done), p.loop.engine, p.loop.prompter, self.spec, self.place.seed,
             adapter=name, digest=digest, revision=p.model.revision,
+            shared=self.run.data.parent / BASE_ROWS,
         )  # fmt: skip
-        asked = [t for t in task_names(self.spec) if t in (*TASKS, *REQUESTS, *self.stage.tasks)]
-        rows = Rows(self.run.data / "evaluation/success.jsonl", subject.setup)
-        found, _ = succeed(subject, rows, asked, self.place.plan.tests)
+        asked = measured(self.spec, self.place.plan.tasks)
+        found, _ = succeed(subject, subject.rows("success"), asked, self.place.plan.tests)
         self.run.say("success at held-out test instructions, base to trained")
         for task in asked:
             key = REQUEST_NAMES.get(task, task)
             two = [found[f"{key}, {who}"] for who in ("base", "trained")]
             self.run.say(f"  {key:26}{two[0].value:5.2f} to {two[1].value:4.2f}   n {two[0].n}")
         forgetting = evaluate(subject, ["forgetting"])["forgetting"]
-        probes = {}
-        for who, adapter in (("base", None), ("trained", name)):
-            loop = p.loop
-            with self.run.step("evaluation: probes", quiet=True):
-                found_by = measure(
-                    loop.engine, loop.prompter, self.spec, self.place.constitution, loop.seed, adapter
-                )
-            probes[who] = {part: metric.row() for part, metric in found_by.items()}
+        probed = measure(subject, subject.rows("probes"), self.place.constitution)
+        probes = {who: {part: m.row() for part, m in parts.items()} for who, parts in probed.items()}
         sentinels = watch(
-            {"forgetting": forgetting}, probes, pairs, self.stage.limits, answers=fresh_answers(subject)
-        )
+            {"forgetting": forgetting}, probes, pairs, self.stage.limits,
+            answers=fresh_answers(subject), training=ended,
+        )  # fmt: skip
         both = lambda key: {w: found[f"{key}, {w}"].row() for w in ("base", "trained")}  # noqa: E731
         parent = self.place.parent
         safety = {
@@ -347,7 +344,7 @@ class _Step:
             safety["harmful refused"] = {
                 w: forgetting["metrics"][f"refusals of harmful requests, {w}"] for w in ("base", "trained")
             }
-        average = ALL if set(self.stage.tasks) - set(TASKS) else TEN
+        average = ALL if set(asked) - {*TASKS, *REQUESTS} else TEN
         return {
             "adapter": digest,
             "success": {t: both(t) for t in asked if t not in REQUESTS},
@@ -362,8 +359,8 @@ def read_pairs(run: str) -> list[dict[str, Any]]:
     return records.read(directories(run)[0] / "pairs.jsonl", records.PAIR_KEYS | {"held_out": bool})
 
 
-def trained(checkpoints: Path) -> str | None:
-    """The hash of an adapter that an earlier call finished."""
+def trained(checkpoints: Path) -> dict[str, Any] | None:
+    """How a training ended (the keys of ENDED) that an earlier call finished."""
     path = checkpoints / "training.json"
     if not path.exists():
         return None
@@ -371,8 +368,8 @@ def trained(checkpoints: Path) -> str | None:
     weights = checkpoints / "adapter_model.safetensors"
     if manifest["status"] == "begun" or not weights.exists():
         return None
-    digest = manifest["result"]["adapter"]
-    return digest if sha256_file(weights) == digest else None
+    result = manifest["result"]
+    return {k: result[k] for k in ENDED} if sha256_file(weights) == result["adapter"] else None
 
 
 def seeds(spec: ModelSpec) -> list[Seed]:

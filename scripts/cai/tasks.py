@@ -78,6 +78,12 @@ def task_names(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(t.task for t in load()))
 
 
+def measured(spec: ModelSpec, tasks: Iterable[str]) -> list[str]:
+    """What every stage of a plan of these tasks is measured on, so that stages can be compared: the ten, the
+    requests, and the plan's skills."""
+    return [t for t in task_names(spec) if t in {*instructions.TASKS, *REQUESTS, *tasks}]
+
+
 def tests(spec: ModelSpec, tasks: Iterable[str], n: int, seed: int = 0) -> list[Test]:
     """At most n test instructions of each task, always the same ones; the tasks in the order given. seed:
     which ones, where there are more than n. Raises UserError for a task without tests."""

@@ -47,7 +47,7 @@ def _one(subject: Subject, name: str) -> dict[str, Any]:
     directory, run = subject.run.data / "evaluation", subject.run
     if not SUITES[name].models:  # what it finds does not depend on a model
         subject = replace(subject, spec=None, digest=None, revision=None)
-    rows = Rows(directory / f"{name}.jsonl", subject.setup)
+    rows = subject.rows(name)
     metrics, notes = SUITES[name].measure(subject, rows)
     summary = {
         "suite": name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ ASKED = {
 
 def forgetting(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
     """(metrics by name, notes). Every number for base and trained model, and how much it changed."""
-    metrics = perplexity(passages(subject, rows))
+    metrics = perplexity({who: passages(subject, rows, who) for who in WHO})
     prompts, near = subject.heldout()
     texts = [p.instruction for p in prompts]
     answers = {who: subject.answers(rows, texts, who, BARE) for who in WHO}
@@ -53,28 +53,24 @@ def compared(name: str, hits: dict[str, Sequence[bool]]) -> dict[str, Metric]:
 # ---- neutral text ----
 
 
-def passages(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
-    """A row a passage: its log-probability (nats) as a document of its own, under both models."""
-    engine = subject.engine
+def passages(subject: Subject, rows: Rows, who: str) -> list[dict[str, Any]]:
+    """A row a passage: its log-probability (nats) as a document of its own."""
 
     def work(wanted: list[dict]) -> list[dict]:
         texts = [w["text"] for w in wanted]
         with subject.run.step("evaluation: log-probabilities", quiet=True):
-            scores = [
-                engine.logprobs([END_OF_TEXT] * len(texts), texts, subject.adapter_of(who)) for who in WHO
-            ]
-        return [
-            {"tokens": len(old.tokens), BASE: old.total, TRAINED: new.total}
-            for old, new in zip(*scores, strict=True)
-        ]
+            scores = subject.engine.logprobs([END_OF_TEXT] * len(texts), texts, subject.adapter_of(who))
+        return [{"tokens": len(s.tokens), "logprob": s.total} for s in scores]
 
     texts = load_neutral(Path(subject.spec.neutral))
-    return rows.fill([{"id": f"passage/{records.content_id(t)}", "text": t} for t in texts], work)
+    ids = [f"passage/{who}/{records.content_id(t)}" for t in texts]
+    wanted = [{"id": i, "by": who, "text": t} for i, t in zip(ids, texts, strict=True)]
+    return rows.fill(wanted, work)
 
 
-def perplexity(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
-    """exp of the passages' mean loss a token; the ratio is paired by passage."""
-    loss = {who: [-r[who] / r["tokens"] for r in rows] for who in WHO}
+def perplexity(rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Metric]:
+    """exp of the passages' mean loss a token; the ratio is paired by passage. rows: who -> passages."""
+    loss = {who: [-r["logprob"] / r["tokens"] for r in rows[who]] for who in WHO}
     change = [new - old for old, new in zip(loss[BASE], loss[TRAINED], strict=True)]
     return {
         **{f"perplexity on neutral text, {who}": mean(loss[who], math.exp) for who in WHO},

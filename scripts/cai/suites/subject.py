@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Subject:
 
     engine, prompter, spec: None where only the run's files are looked at. adapter: the name under which the
     trained one is loaded. digest: its SHA-256. limit: instructions a group, None for a suite's own number.
+    shared: a file for what the base says, where several runs measure against the same base.
     """
 
     run: Run
@@ -54,6 +55,7 @@ class Subject:
     digest: str | None = None
     revision: str | None = None
     limit: int | None = None
+    shared: Path | None = None
 
     @classmethod
     def open(
@@ -84,11 +86,18 @@ class Subject:
             run, pairs, done, engine, prompter, model.spec, seed, adapter, digest, model.revision, limit
         )
 
+    def rows(self, suite: str) -> Rows:
+        """The answers and verdicts of a suite, in data/<run>/evaluation/<suite>.jsonl."""
+        path = self.run.data / "evaluation" / f"{suite}.jsonl"
+        base = self.shared and Rows(self.shared, replace(self, digest=None).setup)
+        return Rows(path, self.setup, base)
+
     @property
     def setup(self) -> str:
         """What a row depends on beside its own id: rows of another adapter are not taken for this one's."""
         facts = {"adapter": self.digest, "revision": self.revision, "seed": self.seed}
-        facts |= {"prompts": fingerprint(), "bits": self.run.settings.get("bits")}
+        settings = self.run.settings  # a stage of a plan has bits of training beside those of generation
+        facts |= {"prompts": fingerprint(), "bits": settings.get("bits", settings.get("train_bits"))}
         if self.spec is not None:
             facts |= {k: getattr(self.spec, k) for k in ("name", "shots", "answer_tokens", "critique_tokens")}
         return hash_texts([json.dumps(facts, sort_keys=True)])
@@ -144,12 +153,13 @@ class Subject:
 class Rows:
     """The answers and verdicts of one suite: appended as they come, looked up by id, never made twice.
 
-    A row that another suite of this run has made already is copied. Rows of another setup (an adapter trained
-    since, another seed) stay in the file and are not looked at.
+    A row that another suite of this run has made already is copied; one of the base alone (its "by") goes by
+    way of `base`, the rows that other runs have of it, too. Rows of another setup (an adapter trained since,
+    another seed) stay in the file and are not looked at.
     """
 
-    def __init__(self, path: Path, setup: str, chunk: int = 64):
-        self.path, self.setup, self.chunk = path, setup, chunk
+    def __init__(self, path: Path, setup: str, base: Rows | None = None, chunk: int = 64):
+        self.path, self.setup, self.base, self.chunk = path, setup, base, chunk
         path.parent.mkdir(parents=True, exist_ok=True)
         mine, self.elsewhere = self._read(path), {}
         self.own = mine
@@ -167,6 +177,10 @@ class Rows:
         self.reused += len(ids) - len(todo)
         if copies:
             self._add(copies)
+        if self.base is not None:
+            of_base = [w for w in todo if w.get("by") == BASE]
+            todo = [w for w in todo if w.get("by") != BASE]
+            self._add([{**row, "setup": self.setup} for row in self.base.fill(of_base, work)])
         for start in range(0, len(todo), self.chunk):
             some = todo[start : start + self.chunk]
             made = zip(some, work(some), strict=True)
