@@ -110,6 +110,9 @@ def test_a_second_look_at_the_critiques_needs_no_model_and_fresh_moves_the_first
     (data / "evaluation~1").rename(data / "evaluation")
 
 
+TRAINED = {"argv": ["train_dpo.py"], "status": "finished", "steps": 10}
+
+
 def gate(output, *args):
     return evaluate(output, "--run", "tiny", "--gate", "--limit", "16", *args)
 
@@ -120,7 +123,7 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     done = gate(tmp_path, "--suite", "critique")
     assert done.returncode == 2 and "runs that train_dpo.py has trained; 'tiny' is none" in done.stderr
     path = tmp_path / "data/tiny/run.json"
-    manifest = json.loads(path.read_text()) | {"adapter": digest, "training": {"argv": ["train_dpo.py"]}}
+    manifest = json.loads(path.read_text()) | {"adapter": digest, "training": TRAINED}
     path.write_text(json.dumps(manifest))
     done = gate(tmp_path, "--suite", "critique")  # which needs no model: the two others were measured before
     assert done.returncode in (0, 3) and "model:" not in done.stdout, done.stderr
@@ -128,8 +131,8 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     assert (found["verdict"] == "GO") == (done.returncode == 0)
     assert found["verdict"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
     names = [c["name"] for c in found["criteria"]]
-    assert len(names) == 5 and names[-1] == "harmful requests refused more often"
-    assert all(c["n"] and c["interval"] for c in found["criteria"])
+    assert len(names) == 6 and names[-1] == "harmful requests refused more often"
+    assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
     assert f"{found['verdict']} for tiny" in done.stdout
 
     mark = {

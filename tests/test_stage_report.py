@@ -5,12 +5,24 @@ import random
 import re
 import shutil
 import subprocess
+import warnings
 from copy import deepcopy
 from html.parser import HTMLParser
 
 import pytest
 from cai import plans, stage_plots, stage_report
-from cai.arms import ARMS, BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED, compare, minus, over_seeds
+from cai.arms import (
+    ARMS,
+    BASE_HELPER,
+    FROM_BASE,
+    MAIN,
+    MEASURES,
+    RANDOM,
+    SHUFFLED,
+    compare,
+    minus,
+    over_seeds,
+)
 from cai.hypothesis import signed, verdict
 from cai.intervals import Metric, share
 from cai.run import UserError
@@ -65,6 +77,8 @@ def run(seed, stage, arm, at, rng):
         "parent": None, "adapter": "a" * 64, "data_hash": "d" * 64,
         "roles": {"generator": "predecessor", "critic": "base"},
         "examples": examples, "kept": kept, "pairs": round(kept * 1.5), "anchors": round(kept * 0.5),
+        "state": "measured", "training_pairs": 100,
+        "training": {"status": "finished", "steps": 40, "step": 40},
         "dollars": 0.2 + rng.random() / 10, "seconds": 90 + 20 * rng.random(),
         "tokens": {"prompt": 40_000, "completion": 20_000},
         "direction": rate({RANDOM: 0.5, SHUFFLED: 0.7}.get(arm, 0.92), 60), "first_answers": rate(0.55, 150),
@@ -80,6 +94,19 @@ def run(seed, stage, arm, at, rng):
              "n": 200, "interval": [0.75, 0.86]}]},
         "rolled_back": False,
     }  # fmt: skip
+
+
+def some(results, stage, arm=MAIN, seeds=(0, 1, 2)):
+    return [r for r in results["runs"] if (r["stage"], r["arm"]) == (stage, arm) and r["seed"] in seeds]
+
+
+def starve(run):
+    run |= {"state": "starved", "training": None, "training_pairs": 7, "adapter": None}
+    run |= {"success": {}, "safety": {}, "probes": {}, "sentinels": []}
+    run["average"] = {"base": None, "trained": None, "predecessor": None}
+    run["gate"] = {"verdict": "NO-GO", "criteria": [
+        {"name": "pairs to train on", "passed": False, "measured": "7 of 150 examples (needs at least 20)",
+         "look_at": "the records", "n": 7, "interval": None}]}  # fmt: skip
 
 
 def write(directory, results):
@@ -107,6 +134,30 @@ def test_seeds_that_agree_by_chance_are_not_certain_and_seeds_that_differ_are_wi
     assert spread.interval == pytest.approx(
         (0.1 - 4.303 * 0.1 / 3**0.5, 0.1 + 4.303 * 0.1 / 3**0.5), abs=1e-3
     )
+
+
+def test_what_is_no_share_has_an_interval_between_seeds_alone():
+    counts = [Metric(v, 150, None) for v in (1.0, 2.0, 3.0)]
+    half = 4.3027 / 3**0.5
+    assert over_seeds(counts).interval == pytest.approx((0.0, 2 + half), abs=1e-3)
+    assert over_seeds(counts, -1.0).interval == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    assert over_seeds([*counts, Metric(0.5, 9, (0.4, 0.6))]).interval is None
+
+
+def test_what_a_pair_took_is_told_of_arms_that_make_all_their_data():
+    results = invented()
+    for r in results["runs"]:
+        r |= {"dollars": 0.5, "seconds": 80.0, "training_pairs": 40 if r["arm"] == MAIN else 160}
+    expected = {"pairs for each example": 40 / 150, "dollars for 100 pairs": 1.25, "seconds for a pair": 2.0}
+    for measure, main in expected.items():
+        d = compare(results, "few", BASE_HELPER, measure)
+        assert d.main.value == pytest.approx(main)
+        assert d.control.value == pytest.approx(main * (4 if "example" in measure else 0.25))
+        assert all(compare(results, "few", arm, measure) is None for arm in (FROM_BASE, RANDOM))
+        assert (compare(results, "few", SHUFFLED, measure) is None) == (measure != "pairs for each example")
+    starve(run := some(results, "few")[0])
+    run["training_pairs"] = 0
+    assert MEASURES["dollars for 100 pairs"](run).value is None
 
 
 def test_only_seeds_that_have_both_arms_are_compared():
@@ -198,6 +249,39 @@ def test_what_spoils_a_comparison_is_said():
     said = " ".join(verdict(results).caveats)
     assert "At few the budgets differ: main used 2.00 times" in said
     assert "At few main had every part played by the base" in said and "Rolled back" in said
+
+
+def test_other_quantities_of_pairs_are_said_and_not_of_from_base():
+    results = invented({BASE_HELPER: 0.2, **FAR})
+    assert not any("quantity" in c for c in verdict(results).caveats)
+    for stage, count in (("facts", 15), ("few", 80), ("many", 79), ("constitutional", 126)):
+        for r in some(results, stage, SHUFFLED) + some(results, stage, FROM_BASE):
+            r["training_pairs"] = count
+    starve(some(results, "facts", SHUFFLED)[2])  # no part of the comparison, nor are its pairs
+    said = [c for c in verdict(results).caveats if "quantity" in c]
+    assert said == [
+        "(c) critiques shuffled trained on fewer or more pairs than main, so its difference is partly one of "
+        "quantity: facts 30 against 200, many 237 against 300, constitutional 378 against 300."
+    ]
+
+
+def test_older_results_tell_all_their_pairs():
+    results = invented({BASE_HELPER: 0.2, **FAR})
+    for r in results["runs"]:
+        for key in ("training_pairs", "training", "state"):
+            del r[key]
+        r |= {"pairs": 30, "anchors": 10 if r["arm"] == SHUFFLED else 30}
+    said = [c for c in verdict(results).caveats if "quantity" in c]
+    assert len(said) == 1 and "on fewer pairs than main" in said[0] and "facts 120 against 180" in said[0]
+
+
+def test_a_stage_carried_over_is_said_to_be_none_of_its_own():
+    results = invented({BASE_HELPER: 0.2, **FAR})
+    for r in some(results, "few", seeds=(1, 2)) + some(results, "many", seeds=(0,)):
+        r |= {"state": "carried over", "training": None, "training_pairs": 13}
+    found = verdict(results).caveats
+    assert any("carried over, at few (seeds 1 and 2) and many (seed 0): the numbers" in c for c in found)
+    assert not any("quantity" in c for c in found)  # it trained on none of the 13
 
 
 def test_a_ceiling_is_not_taken_for_equality():
@@ -315,7 +399,7 @@ def test_no_text_breaks_out(written, tmp_path):
         and not re.search(r"(?<!\\)\[a\]", text)
     )
     table = [line for line in text.splitlines() if line.startswith("| few")]
-    assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (6, 7, 8, 9, 11) for line in table)
+    assert table and all(len(re.findall(r"(?<!\\)\|", line)) in (6, 7, 8, 9, 12) for line in table)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +415,41 @@ def test_no_text_breaks_out(written, tmp_path):
 def test_a_report_of_little(tmp_path, results):
     page, _ = write(tmp_path, results)
     assert "The question is unanswered" in page.read_text()
+
+
+def test_a_first_stage_that_starved_is_drawn_without_a_warning(tmp_path):
+    results = invented(arms=(MAIN,), seeds=(0,), stages=["facts"])
+    starve(results["runs"][0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in stage_plots.PLOTS:
+            for theme in stage_plots.THEMES:
+                assert stage_plots.render(results, name, theme, "svg")
+        text = write(tmp_path, results)[1].read_text()
+    assert {p.stem for p in (tmp_path / "plots").iterdir()} == {"cost"}  # nothing was measured
+    assert "GO, 0 of 1 seeds; too few pairs 1" in text and "7 of 150 examples" in text
+
+
+def test_what_became_of_a_stage_stands_beside_its_gate(tmp_path):
+    results = invented()
+    for r in some(results, "few", seeds=(1, 2)):
+        r |= {"state": "carried over", "training": None}
+    starve(some(results, "many")[2])
+    some(results, "many", RANDOM)[1]["training"] = {"status": "displaced", "steps": 30, "step": 20}
+    some(results, "facts")[0]["training"] = {"status": "stopped early", "steps": 25, "step": 15}
+    text = write(tmp_path, results)[1].read_text()
+    rows = {line.split(":")[0]: line for line in text.splitlines() if re.match(r"\| \w+: ", line)}
+    assert "GO, 3 of 3 seeds |" in rows["| facts"]
+    assert "GO, 3 of 3 seeds; carried over 2 |" in rows["| few"]
+    assert "GO, 2 of 3 seeds; too few pairs 1 |" in rows["| many"]
+    assert "few, 3 seeds; carried over 2. Controls" in text
+    ended = text.partition("Trainings that ended before their last step")[2].split("\n\n")[1].splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in ended] == [
+        ["| facts", "predecessor helps", "0"], ["| many", "(d) pairs at random", "1"],
+    ]  # fmt: skip
+    assert "stopped early" in ended[0] and "step 15 of the 25 taken" in ended[0]
+    assert "displaced" in ended[1] and "step 20 of the 30 taken" in ended[1]
+    assert "Trainings that ended" not in write(tmp_path, invented())[1].read_text()
 
 
 def test_numbers_that_were_not_measured(tmp_path):

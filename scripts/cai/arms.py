@@ -82,18 +82,23 @@ def minus(a: Metric, b: Metric) -> Metric:
 def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
     """The mean over seeds of shares (of differences of shares: least = -1). Its interval is Student's t
     between the seeds, or that of the cases within them where that is wider, so that seeds which agree by
-    chance do not pass for certainty."""
+    chance do not pass for certainty. What has no interval within any seed is no share (pairs an example,
+    dollars): there it is t alone, without an upper bound."""
     found = [m for m in found if m.value is not None]
     if len(found) < 2:
         return found[0] if found else NOTHING
     k, values = len(found), [m.value for m in found]
     middle, n = sum(values) / k, sum(m.n for m in found)
-    if any(m.interval is None for m in found):
-        return Metric(middle, n, None)
     from scipy import stats
 
     deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (k - 1))
     half = float(stats.t.ppf(0.975, k - 1)) * deviation / math.sqrt(k)
+    within = [m.interval is not None for m in found]
+    if not any(within):
+        low = middle - half
+        return Metric(middle, n, (low if least < 0 else max(0.0, low), middle + half))
+    if not all(within):
+        return Metric(middle, n, None)
     down = math.hypot(*(m.value - m.interval[0] for m in found)) / k
     up = math.hypot(*(m.interval[1] - m.value for m in found)) / k
     return Metric(middle, n, (max(least, middle - max(half, down)), min(1.0, middle + max(half, up))))
@@ -113,6 +118,30 @@ def pair_yield(run: dict[str, Any]) -> Metric:
     return share([True] * run["kept"] + [False] * (run["examples"] - run["kept"]))
 
 
+def training_pairs(run: dict[str, Any]) -> int:
+    """All that are not held out; of older results, which do not say, all."""
+    return run.get("training_pairs", run["pairs"] + run["anchors"])
+
+
+def pairs_an_example(run: dict[str, Any]) -> Metric:
+    """Nothing for the arms whose pairs come from the main line's examples."""
+    if run["arm"] in (FROM_BASE, RANDOM) or not run["examples"]:
+        return NOTHING
+    return Metric(training_pairs(run) / run["examples"], run["examples"], None)
+
+
+def _a_pair(unit: str, count: int = 1) -> Measure:
+    """What so many pairs took, with training and measuring: of the arms that make all their data."""
+
+    def of(run: dict[str, Any]) -> Metric:
+        pairs = training_pairs(run)
+        if run["arm"] not in (MAIN, BASE_HELPER) or not pairs:
+            return NOTHING
+        return Metric(run[unit] * count / pairs, pairs, None)
+
+    return of
+
+
 MEASURES: dict[str, Measure] = {
     SUCCESS: lambda run: metric(run["average"]["trained"]),
     REFUSED: _safety(REFUSED),
@@ -120,6 +149,9 @@ MEASURES: dict[str, Measure] = {
     "pairs in the right direction": lambda run: metric(run["direction"]),
     "first answers right": lambda run: metric(run["first_answers"]),
     "examples kept": pair_yield,
+    "pairs for each example": pairs_an_example,
+    "dollars for 100 pairs": _a_pair("dollars", 100),
+    "seconds for a pair": _a_pair("seconds"),
 }
 
 

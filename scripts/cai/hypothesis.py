@@ -24,13 +24,16 @@ from cai.arms import (
     comparisons,
     runs_of,
     stages_of,
+    training_pairs,
 )
 from cai.intervals import Metric
+from cai.stage_gates import CARRIED
 
 SUPPORTED, IN_PART, MIXED, NOT_SHOWN, AGAINST, UNANSWERED = (
     "supported", "supported in part", "mixed", "not shown", "against it", "unanswered"
 )  # fmt: skip
 SMALL = 0.05  # a gain that could not be larger than this counts as none
+OTHER_QUANTITY = 1.25  # from this ratio on, arms trained on clearly different numbers of pairs
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,18 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
                 f"At {d.stage} the budgets differ: main used {tokens[0] / tokens[1]:.2f} times the tokens of "
                 "the control."
             )
+    carried = {
+        stage: seeds
+        for stage in stages
+        if (seeds := [r["seed"] for r in runs_of(results, stage) if r.get("state") == CARRIED])
+    }
+    if carried:
+        where = _list([f"{stage} (seed{'s' * (len(s) > 1)} {_list(s)})" for stage, s in carried.items()])
+        said.append(
+            f"Main had too few pairs to be trained, and its predecessor was carried over, at {where}: the "
+            "numbers there are the predecessor's, and a difference to a control is not one of that training."
+        )
+    said += [s for arm in (BASE_HELPER, SHUFFLED, RANDOM) if (s := _quantity(results, arm))]
     same = [d.stage for d in helper if _helped_by_base_alone(results, d.stage)]
     if same:
         said.append(
@@ -170,6 +185,26 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
     if back:
         said.append(f"Rolled back after training, so not the start of what follows: {_list(back)}.")
     return said
+
+
+def _quantity(results: dict[str, Any], arm: str) -> str | None:
+    """At which stages the arm trained on clearly more or fewer pairs than main did, over the seeds that are
+    compared and in which main was trained."""
+    found, words = [], set()
+    for d in comparisons(results, arm):
+        main = {r["seed"]: r for r in runs_of(results, d.stage) if r.get("state") != CARRIED}
+        seeds = [s for s, _ in d.by_seed if s in main]
+        own = sum(training_pairs(r) for r in runs_of(results, d.stage, arm) if r["seed"] in seeds)
+        usual = sum(training_pairs(main[s]) for s in seeds)
+        if max(own, usual) > OTHER_QUANTITY * min(own, usual):
+            found.append(f"{d.stage} {own} against {usual}")
+            words.add("fewer" if own < usual else "more")
+    if not found:
+        return None
+    return (
+        f"{ARMS[arm].title} trained on {' or '.join(sorted(words))} pairs than main, so its difference is "
+        f"partly one of quantity: {', '.join(found)}."
+    )
 
 
 def _helped_by_base_alone(results: dict[str, Any], stage: str) -> bool:
@@ -207,5 +242,6 @@ def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
     return tuple(rows)
 
 
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _list(names: Sequence[str | int]) -> str:
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -188,7 +188,8 @@ def tasks(results: dict[str, Any], colours: dict[str, Any]):
         axis.grid()
     axes[0][0].set(yticks=range(len(names)), yticklabels=[n.replace("_", " ") for n in names])
     axes[0][0].set_ylim(len(names) - 0.4, -0.6)
-    figure.legend(loc="outside lower center", ncols=3)
+    if shown:
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -277,8 +278,12 @@ def there(results: dict[str, Any]) -> Sequence[str]:
     """The plots that these results have anything to show in."""
     if not results["runs"]:
         return ()
-    compared = any(comparisons(results, arm) for arm in arms_of(results) if arm != MAIN)
-    main = any(r["arm"] == MAIN for r in results["runs"])
-    return [
-        n for n in PLOTS if (compared or n != "differences") and (main or n not in ("tasks", "sentinels"))
-    ]
+    main = [r for r in results["runs"] if r["arm"] == MAIN]
+    something = {
+        "success": any(r["average"]["trained"] for r in results["runs"]),
+        "differences": any(comparisons(results, arm) for arm in arms_of(results) if arm != MAIN),
+        "tasks": any(r["success"] for r in main),
+        "cost": True,
+        "sentinels": any(r["sentinels"] for r in main),
+    }
+    return [name for name in PLOTS if something[name]]

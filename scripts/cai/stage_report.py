@@ -27,13 +27,17 @@ from cai.arms import (
     pair_yield,
     runs_of,
     stages_of,
+    training_pairs,
 )
 from cai.cost import span
+from cai.displacement import DISPLACED, STOPPED_EARLY
 from cai.hypothesis import AGAINST, SUPPORTED, signed, verdict
 from cai.intervals import Metric
 from cai.pages import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
 from cai.records import check
 from cai.run import UserError, write_whole
+from cai.stage_gates import CARRIED, STARVED
+from cai.training import FINISHED
 
 RESULTS_KEYS = {
     **{"plan": dict, "model": str, "bits": int, "seeds": list, "dollars": (int, float)},
@@ -44,6 +48,11 @@ RUN_KEYS = {
     **{"pairs": int, "anchors": int, "dollars": (int, float), "seconds": (int, float), "tokens": dict},
     **{"direction": (dict, type(None)), "first_answers": (dict, type(None)), "success": dict},
     **{"average": dict, "safety": dict, "probes": dict, "sentinels": list, "gate": dict, "rolled_back": bool},
+}
+UNTRAINED = {CARRIED: "carried over", STARVED: "too few pairs"}
+ENDINGS = {
+    DISPLACED: "displaced: the held-out chosen texts had become less likely",
+    STOPPED_EARLY: "stopped early: the held-out loss fell no further",
 }
 
 
@@ -115,13 +124,10 @@ def contents(results: dict[str, Any]) -> list[Block]:
         blocks += [*plots["tasks"], _tasks(results)]
     blocks += [Text("h2", "The arms side by side"), *_arms(results)]
     blocks += [Text("h2", "What it cost"), *plots["cost"], _costs(results)]
+    tables = [t for t in (_sentinels(results), _gates(results), _endings(results)) if t.rows]
+    if tables:
+        blocks += [Text("h2", "Sentinels and gates"), *plots["sentinels"], *tables]
     if plots["sentinels"]:
-        blocks += [
-            Text("h2", "Sentinels and gates"),
-            *plots["sentinels"],
-            _sentinels(results),
-            _gates(results),
-        ]
         blocks += [Text("h2", "Critic and reviser"), _probes(results)]
     return [*blocks, Text("h2", "How to read the numbers"), Items(READING)]
 
@@ -129,6 +135,9 @@ def contents(results: dict[str, Any]) -> list[Block]:
 READING = (
     "Brackets hold 95 % intervals. Over several seeds it is Student's t between the seeds, or the interval "
     "of the cases within them where that is wider.",
+    "Pairs for each example are those to train on. They, dollars and seconds are no shares, and have an "
+    "interval over several seeds only. What a pair took includes training and measuring, and is told of the "
+    "arms that make all their data.",
     "A difference between arms takes their answers for independent, although both answer the same "
     "instructions; its interval is rather too wide than too narrow.",
     "No measurable difference does not mean no difference: the interval says how large one could be.",
@@ -192,12 +201,18 @@ def _main_stages(results: dict[str, Any]) -> list[tuple[dict[str, Any], list[dic
     return [(stage, runs) for stage, runs in found if runs]
 
 
+def _untrained(runs: Sequence[dict[str, Any]]) -> str:
+    """How many runs had no training, to be added to a text."""
+    found = {name: sum(r.get("state") == state for r in runs) for state, name in UNTRAINED.items()}
+    return "".join(f"; {name} {n}" for name, n in found.items() if n)
+
+
 def _stages(results: dict[str, Any]) -> Table:
     rows = []
     for stage, runs in _main_stages(results):
         passed = sum(r["gate"]["verdict"] == "GO" for r in runs)
         back = sum(r["rolled_back"] for r in runs)
-        gate = f"GO, {passed} of {len(runs)} seeds" + f"; rolled back {back}" * bool(back)
+        gate = f"GO, {passed} of {len(runs)} seeds" + f"; rolled back {back}" * bool(back) + _untrained(runs)
         rows.append((
             f"{stage['name']}: {stage['title']}",
             said(_mean(runs, lambda r: metric(r["average"]["base"]))),
@@ -240,13 +255,10 @@ def _arms(results: dict[str, Any]) -> list[Table]:
                 d = compare(results, stage, arm, name)
                 row.append("–" if d is None else f"{d.control.value:.2f}; {signed(d.whole)}")
             rows.append(row)
-        seeds = max(len(runs_of(results, stage)), 1)
+        main = runs_of(results, stage)
+        seeds = f"{len(main)} seed{'s' * (len(main) > 1)}{_untrained(main)}"
         head = ("Measure", ARMS[MAIN].title, *(ARMS[a].title for a in arms[1:]))
-        tables.append(
-            Table(
-                f"{stage}, {seeds} seed{'s' * (seeds > 1)}. Controls: value; main minus control.", head, rows
-            )
-        )
+        tables.append(Table(f"{stage}, {seeds}. Controls: value; main minus control.", head, rows))
     return tables
 
 
@@ -266,9 +278,11 @@ def _costs(results: dict[str, Any]) -> Table:
             rows.append((
                 stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
                 said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
-                each, f"{tokens / 1000:,.0f} k", span(total["seconds"]), f"${total['dollars']:.2f}",
+                str(sum(map(training_pairs, runs))), each, f"{tokens / 1000:,.0f} k",
+                span(total["seconds"]), f"${total['dollars']:.2f}",
             ))  # fmt: skip
-    head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "A kept example", "Tokens", "Time", "Cost")
+    head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
+    head += ("Tokens", "Time", "Cost")
     return Table("Sums over the seeds.", head, rows)
 
 
@@ -305,6 +319,20 @@ def _gates(results: dict[str, Any]) -> Table:
     return Table(
         "The gates' criteria, the predecessor's arm.", ("Stage", "Seed", "Criterion", "Measured", ""), rows
     )
+
+
+def _endings(results: dict[str, Any]) -> Table:
+    """Trainings that ended before their last step."""
+    rows = []
+    for run in results["runs"]:
+        training = run.get("training")
+        if training is None or training["status"] == FINISHED:
+            continue
+        why = ENDINGS.get(training["status"], training["status"])
+        kept = f"step {training['step']} of the {training['steps']} taken"
+        rows.append((run["stage"], ARMS[run["arm"]].title, str(run["seed"]), why, kept))
+    head = ("Stage", "Arm", "Seed", "Why it ended", "Adapter kept")
+    return Table("Trainings that ended before their last step, all arms.", head, rows)
 
 
 def _probes(results: dict[str, Any]) -> Table:
