@@ -126,6 +126,23 @@ def test_one_changed_answer_alone_has_no_other_to_take_from():
     assert shuffled([], CONSTITUTION, 0) == []
 
 
+# ---- (a): no more tokens than main ----
+
+
+@pytest.mark.parametrize(("each", "used"), [(10, 6), (11, 5), (9, 6), (30, 2), (64, 0)])
+def test_the_base_as_helper_gets_no_more_tokens_than_main(each, used):
+    row = {"tokens": {"prompt": 5, "completion": 1}, "judgement": None}
+    judged = {"prompt_tokens": 2, "tokens": 1}
+    main = [row, row, {**row, "judgement": {"principles": [judged] * 2, "helpfulness": judged}}] * 2
+    main += [{**row, "judgement": {"passed": True, "against_refusal": judged}}, row]
+    assert sum(map(stages.tokens, main[:-1])) == 63
+    said = []
+    step = SimpleNamespace(_main_data=lambda: (main[:-1], []), run=SimpleNamespace(say=said.append))
+    done = [{**row, "id": n, "tokens": {"prompt": each}} for n in range(6)]
+    left = stages._Step._within_budget(step, done)
+    assert [r["id"] for r in left] == list(range(used)) and bool(said) == (used < 6)
+
+
 # ---- who plays which part ----
 
 

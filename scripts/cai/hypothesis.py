@@ -151,7 +151,7 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
     for d in helper:
         tokens = [
             sum(
-                sum(r["tokens"].values())
+                r.get("data_tokens", sum(r["tokens"].values()))
                 for r in runs_of(results, d.stage, arm)
                 if r["seed"] in dict(d.by_seed)
             )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -208,7 +210,18 @@ class _Step:
                 barred=test_instructions(self.spec),
             )  # fmt: skip
             done = milestones.all_records(p, rows, judge=True, budget=self.place.budget)
+            if self.arm == BASE_HELPER:
+                done = self._within_budget(done)
         return done, milestones.all_pairs(p, done, args)
+
+    def _within_budget(self, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Control (a) may cost as many examples as main, and as many tokens."""
+        main, _ = self._main_data()
+        used = list(accumulate(map(tokens, done)))
+        n = bisect_right(used, sum(map(tokens, main)))
+        if n < len(done):
+            self.run.say(f"main's tokens are used up after {n} of {len(done)} examples: the rest is left out")
+        return done[:n]
 
     def _main_data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         main = run_name(self.place.name, self.stage.name, self.place.seed, MAIN, self.place.first_seed)
@@ -267,7 +280,7 @@ class _Step:
         return {
             "seed": self.place.seed, "stage": self.stage.name, "arm": self.arm, "run": self.run.name,
             "parent": start and start["adapter"], "adapter": None, "adapter_run": self.run.name,
-            "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
+            "data_tokens": sum(map(tokens, done)), "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
             "roles": self.roles, "examples": len(done), "kept": sum(r["kept"] for r in done),
             "training_pairs": sum(not p["held_out"] for p in pairs),
             "pairs": sum(p["kind"] == "revision" for p in pairs),
@@ -353,6 +366,14 @@ class _Step:
             "probes": probes,
             "sentinels": [asdict(s) for s in sentinels],
         }
+
+
+def tokens(record: Mapping[str, Any]) -> int:
+    """Read and written for an example: answer, critiques, revision, and the judge's reasons."""
+    found = record.get("judgement") or {}
+    others = [found[k] for k in ("helpfulness", "against_refusal") if k in found]
+    judged = sum(j["prompt_tokens"] + j["tokens"] for j in (*found.get("principles", ()), *others))
+    return sum(record["tokens"].values()) + judged
 
 
 def read_pairs(run: str) -> list[dict[str, Any]]:
