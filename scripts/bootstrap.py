@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 
-from cai.run import GO, NO_GO, Run, UserError, cli, directories, move_aside, parser, shown
+from cai.run import GO, NO_GO, BudgetReached, Run, UserError, cli, directories, parser, shown, write_json
 
 CONTROLS = ("base_helper", "from_base", "shuffled_critiques", "random_pairs")
 
@@ -55,11 +55,8 @@ def main() -> int:
         print(forecasts.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
         return GO
     name = args.run or plan.name
-    data, checkpoints, _ = directories(name)
-    if args.resume and not (data / "run.json").exists():
+    if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
-    if args.fresh:
-        move_aside(data, checkpoints)
     return bootstrap(args, name, plan, spec, why, controls)
 
 
@@ -68,16 +65,25 @@ def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, control
     from cai.constitution import load as load_constitution
     from cai.line import Line
     from cai.pipeline import hourly_rate, input_file
+    from cai.plans import check
 
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
-    settings = {"model": spec.name, "constitution": constitution.hash}  # a stage's own are in its run
-    with Run.open(name, settings) as run:
+    check(plan, constitution)
+    # A stage's own are in its run.
+    settings = {"plan": plan.name, "model": spec.name, "constitution": constitution.hash}
+    with Run.open(name, settings, fresh=args.fresh) as run:
         run.hourly_rate = hourly_rate(args.hourly_rate)
         run.say(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
         run.record(model=spec.name, plan=plan.hash, first_seed=run.manifest.get("first_seed", args.seeds[0]))
         line = Line(run, plan, spec, constitution, Bench(spec, run), args.budget)
-        for seed in args.seeds:
-            line.follow(seed, controls, force=args.force)
+        try:
+            for seed in args.seeds:
+                line.follow(seed, controls, force=args.force)
+        except BudgetReached as reached:  # the report is of what there is
+            line.stopped = "; ".join(filter(None, (line.stopped, f"budget: {reached}")))
+            write_json(run.data / "results.json", line.results())
+            finish(run, line)
+            raise
         return finish(run, line)
 
 

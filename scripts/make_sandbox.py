@@ -1,6 +1,6 @@
 """Builds the sandbox base model from its seed, or measures one against ground truth.
 
-    python scripts/make_sandbox.py --out models/sandbox-mine     # build: about 15 minutes on two CPU cores
+    python scripts/make_sandbox.py --out models/sandbox-mine     # build: 10 to 20 minutes on two CPU cores
     python scripts/make_sandbox.py --evaluate                    # the shipped model's table, a few minutes
     python scripts/make_sandbox.py --evaluate --out models/sandbox-mine --split tune --limit 60
 
@@ -18,7 +18,7 @@ import shutil
 import time
 from pathlib import Path
 
-from cai.run import ROOT, UserError, cli, move_aside, parser, shown, write_json
+from cai.run import ROOT, UserError, cli, directories, move_aside, parser, shown, write_json
 
 
 def main() -> None:
@@ -132,8 +132,8 @@ def evaluate(args, principles) -> None:
         "counts": counts,
         "seconds": round(time.time() - started),
     }
-    logs = ROOT / "logs"
-    logs.mkdir(exist_ok=True)
+    logs = directories("sandbox")[2]
+    logs.mkdir(parents=True, exist_ok=True)
     written = [logs / f"sandbox-{args.split}.json"]
     write_json(written[0], {**result, "transcripts": work.transcripts})
     if args.record:

@@ -1,14 +1,15 @@
+import json
 import math
 import re
 import subprocess
 import sys
 
 import pytest
-from cai import forecasts, plans
+from cai import forecasts, line, plans
 from cai.arms import BASE_HELPER, FROM_BASE, RANDOM, SHUFFLED
 from cai.records import append
 from cai.registry import REGISTRY
-from cai.run import ROOT, Run
+from cai.run import BUDGET, GO, ROOT, BudgetReached, Run, UserError, cli, directories
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
 ALL = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)
@@ -185,3 +186,99 @@ def test_the_script_prints_it_and_loads_no_model(name, output):
     assert done.returncode == 0, done.stderr
     assert f"forecast for the plan {name}" in done.stdout and "one seed" in done.stdout
     assert [p.name for p in output.iterdir()] == []  # it leaves nothing behind
+
+
+# ---- the script before and after its stages ----
+
+
+@pytest.fixture
+def main(own, output, monkeypatch):
+    """bootstrap.py's main with a plan of its own and further flags; it stops where the stages would begin."""
+    import bootstrap
+
+    def follow(self, seed, controls, *, force):
+        raise StopIteration
+
+    def call(*args, plan=output / "own.yaml"):
+        flags = ("--model", "sandbox", "--hourly-rate", 0, "--plan", plan, *args)
+        monkeypatch.setattr(sys, "argv", ["bootstrap.py", *map(str, flags)])
+        return bootstrap.main()
+
+    monkeypatch.setattr(line.Line, "follow", follow)
+    return call
+
+
+def begun(name):
+    """An earlier run with something in it; the two files."""
+    data, checkpoints, _ = directories(name)
+    for place in (data, checkpoints):
+        place.mkdir(parents=True)
+        (place / "old.txt").write_text("old")
+    return data / "old.txt", checkpoints / "old.txt"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--run", "prompts"], "holds committed inputs"),
+        (["--run", "../own"], "use letters, digits"),
+        (["--constitution", "none.yaml"], "none.yaml"),
+        (["--plan", "{unfit}"], "stage first: principles: there is no principle 'acuracy'"),
+    ],
+)
+def test_fresh_moves_nothing_before_all_is_checked(main, output, args, says):
+    unfit = output / "unfit.yaml"
+    unfit.write_text(OWN.replace("per_answer: 2", "principles: [acuracy]"))
+    files = [f for name in ("prompts", "own", "unfit") for f in begun(name)]
+    with pytest.raises(UserError, match=says):
+        main("--fresh", *(a.format(unfit=unfit) for a in args))
+    assert all(f.exists() for f in files)
+
+
+def test_fresh_takes_nothing_from_a_process_at_work(main):
+    files = begun("own")
+    with Run.open("own", {}), pytest.raises(UserError, match="in use by another process"):
+        main("--fresh")
+    assert all(f.exists() for f in files)
+
+
+def test_fresh_moves_data_and_checkpoints_of_the_plan(main):
+    files = begun("own")
+    with pytest.raises(StopIteration):
+        main("--fresh")
+    for f in files:
+        assert not f.exists() and (f.parent.with_name("own~1") / "old.txt").exists()
+    settings = json.loads((directories("own")[0] / "run.json").read_text())["settings"]
+    assert settings["plan"] == "own" and settings.keys() == {"plan", "model", "constitution"}
+
+
+def test_two_plans_cannot_share_a_run(main, output):
+    (output / "other.yaml").write_text(OWN)
+    with pytest.raises(StopIteration):
+        main("--run", "one")
+    append(directories("one")[0] / "base.jsonl", [{"id": "a row of the first plan"}])
+    with pytest.raises(UserError, match="'one' exists with other settings: plan was 'own', now 'other'"):
+        main("--run", "one", plan=output / "other.yaml")
+
+
+def test_a_reached_budget_is_reported_before_it_ends_the_run(main, output, monkeypatch, capsys):
+    reached = BudgetReached("the next 8 examples would cost about $2.00, and $1.00 of $2.00 are spent")
+
+    def follow(self, seed, controls, *, force):
+        if seed == 0:
+            self._stop("seed 0, stage first: success")
+        else:
+            raise reached
+
+    monkeypatch.setattr(line.Line, "follow", follow)
+    with pytest.raises(SystemExit) as ended:
+        cli(lambda: main("--seeds", 0, 1, 2))
+    data, said = directories("own")[0], capsys.readouterr()
+    assert ended.value.code == BUDGET and f"budget: {reached}" in said.err
+    results = json.loads((data / "results.json").read_text())
+    assert results["stopped"] == f"seed 0, stage first: success; budget: {reached}"
+    assert not results["finished"]
+    assert "the next 8 examples would cost" in (data / "report.md").read_text()
+    assert "report.html" in said.out and (data / "report.html").exists()
+    monkeypatch.setattr(line.Line, "follow", lambda *args, **more: None)
+    assert main("--seeds", 1) == GO  # a larger budget: nothing of the stop is left

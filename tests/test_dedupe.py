@@ -1,10 +1,14 @@
 import random
+import re
 import subprocess
 import sys
+from collections import Counter
 from fractions import Fraction
 
 import pytest
+from cai import tasks
 from cai.dedupe import Deduper, EvaluationPrompts, Index, words
+from cai.registry import REGISTRY
 from cai.run import ROOT, UserError
 
 
@@ -97,17 +101,82 @@ def test_the_index_passes_most_pairs_by():
     assert asked < 2000 * 1999 / 2 / 10
 
 
+def stands_in(few, many):
+    return any(many[i : i + len(few)] == few for i in range(len(many) - len(few) + 1))
+
+
 def test_evaluation_prompts_near_a_text_are_found_as_by_comparing_all():
-    prompts = texts(1, 80, vocabulary=15)
-    barred, found = EvaluationPrompts(prompts), 0
-    for text in [*texts(2, 200, vocabulary=17), *prompts[:20]]:
-        bag = set(words(text))
-        sets = [set(words(p)) for p in prompts]
-        near = [5 * len(bag & s) >= 4 * len(bag | s) for s in sets]
-        expected = prompts[near.index(True)] if any(near) else None
-        assert barred.near(text) == expected
-        found += expected is not None
-    assert 20 < found < 200
+    """The last words of prompts, and prompts after other words, beside texts of a vocabulary of their own."""
+    prompts, rng = texts(1, 80, vocabulary=15), random.Random(2)
+    ends = [" ".join(p.split()[rng.randrange(4) :]) for p in prompts]
+    wrapped = [" ".join([*t.split(), *p.split()]) for t, p in zip(texts(3, 80), prompts, strict=True)]
+    barred, said, found = EvaluationPrompts(prompts), [words(p) for p in prompts], Counter()
+    for text in [*texts(4, 200, vocabulary=17), *ends, *wrapped, *(f"{p} and" for p in prompts)]:
+        own, near = words(text), []
+        for prompt, w in zip(prompts, said, strict=True):
+            a, b = set(own), set(w)
+            alike = 5 * len(a & b) >= 4 * len(a | b)
+            around = len(w) >= 3 and stands_in([*w, "."], [*own, "."])
+            within = len(own) >= 4 and stands_in([*own, "."], [*w, "."])
+            if alike or around or within:
+                near.append((prompt, "alike" if alike else "around" if around else "within"))
+        assert barred.near(text) == (near[0][0] if near else None), text
+        found[near[0][1] if near else "clear"] += 1
+    assert min(found[way] for way in ("clear", "alike", "around", "within")) > 5, found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "near"),
+    [
+        ("What is the river of X?", "Answer this question: What is the river of X?", True),
+        ("Answer this: What is 9 times 8?", "what is 9 times 8", True),
+        ("Who leads Haster?", "Please answer the following question: Who leads Haster?", True),
+        ("Who leads Haster?", 'I was asked "who leads Haster?" and did not know. Who does it?', True),
+        ("Name a town. Say where it lies!", "I need help: name a town; say where it lies. Then stop.", True),
+        ("What is 3.5 plus 4?", "Please tell me, and be quick, what is 3.5 plus 4", True),
+        ("请问今天天气怎么样？", "回答这个非常简单的问题：请问今天天气怎么样？谢谢你的好意。", True),
+        ("What is the river of X?", "What is the river of X and of all its many neighbours?", False),
+        ("Tell me where the river of X ends, and why there.", "Tell me where the river of X ends.", False),
+        ("What is the river of X?", "Say what the river of X is, and what is the mayor of Y.", False),
+        ("A rhyme?", "Is this a rhyme? I have long been of the opinion that it is not.", False),  # too short
+        ("Say what the moon is. Who has been there?", "Who has been?", False),
+        ("Say what the moon is, and who has been there.", "Has been there.", False),  # too short
+    ],
+)
+def test_a_prompt_in_a_wrapper_and_one_out_of_it_are_near(prompt, text, near):
+    others = ["Name a red fruit.", "Name a red fruit that is sour, and say when it is ripe."]
+    assert EvaluationPrompts([*others, prompt]).near(text) == (prompt if near else None)
+
+
+@pytest.mark.parametrize("name", ["sandbox", "Qwen/Qwen2.5-32B"])
+@pytest.mark.parametrize(
+    "wrapper", ["Answer this: ", "Answer this question: ", "Please answer the following question: "]
+)
+def test_no_held_out_question_gets_through_in_a_wrapper(name, wrapper):
+    some = tasks.tests(REGISTRY[name], ["explicit", "implicit"], 10_000)
+    barred = EvaluationPrompts(tasks.test_instructions(REGISTRY[name]))
+    assert len(some) > 30
+    for test in some:
+        assert barred.near(wrapper + test.instruction), test.instruction
+        if test.task == "explicit":
+            assert barred.near(re.split(r": *", test.instruction, maxsplit=1)[1]), test.instruction
+
+
+def test_most_texts_are_passed_by_without_a_search_in_all_prompts(monkeypatch):
+    """50,000 texts against 2,000 prompts: with a search for each it would be minutes."""
+    prompts = texts(4, 400, vocabulary=3000, longest=25)
+    barred, searched = EvaluationPrompts(prompts), []
+
+    class Text(str):
+        def find(self, *args):
+            searched.append(args)
+            return super().find(*args)
+
+    monkeypatch.setattr(barred, "_text", Text(barred._text))
+    for text in texts(5, 400, vocabulary=3000, longest=25):
+        assert barred.near(text) is None
+    assert not searched
+    assert barred.near(" ".join(prompts[7].split()[-5:])) and searched
 
 
 def test_rows_near_an_evaluation_prompt_are_told():

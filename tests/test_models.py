@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,32 @@ def test_merging_goes_into_16_bit_weights(fresh, tmp_path):
     merged = m.load(reg.resolve(str(tmp_path / "whole")))
     assert not merged.adapters and merged.bits == 16
     assert (logits(merged) - expected).abs().mean() < 0.1 * (logits(fresh, None) - expected).abs().mean()
+
+
+def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path, capsys):
+    import make_sandbox
+    from cai.sandbox import measure
+
+    class Measurement:
+        transcripts = []
+
+        def __init__(self, *args, **more):
+            pass
+
+        def run(self):
+            return {}
+
+    monkeypatch.setattr(m, "load", lambda spec: SimpleNamespace(spec=spec, revision="of these weights"))
+    monkeypatch.setattr(measure, "Measurement", Measurement)
+    monkeypatch.setattr("cai.engine.LocalEngine", lambda model: None)
+    for name, made in {"table": [], "details": "", "render": ""}.items():
+        monkeypatch.setattr(measure, name, lambda *args, made=made: made)
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("sys.argv", ["make_sandbox.py", "--evaluate", "--split", "tune"])
+    make_sandbox.main()
+    written = tmp_path / "elsewhere/logs/sandbox-tune.json"
+    assert json.loads(written.read_text())["weights"] == "of these weights"
+    assert str(written) in capsys.readouterr().out
 
 
 def test_the_saved_tokenizer_renders_the_training_format(fresh, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from cai import plans
 from cai.constitution import load as load_constitution
 from cai.plans import Gate, Roles
+from cai.prompts import Prompter
 from cai.registry import REGISTRY
 from cai.run import ROOT, UserError
 from cai.sentinels import Limits
@@ -69,6 +70,8 @@ def test_the_projects_plans_fit_the_constitution_and_one_a100(name):
     for stage in (*plan.stages, *plan.scaled("sandbox").stages):
         assert all(known.by_id(p) for p in stage.principles)
         assert stage.per_answer <= len(stage.principles or known.principles)
+    plans.check(plan, known)
+    plans.check(plan.scaled("sandbox"), known)
     for stage in plan.stages:
         assert stage.bits == 4, "adapter, gradients and 16-bit weights of 32B pass 80 GB together"
         assert large.memory_gb(stage.generate_bits) < 80
@@ -79,7 +82,7 @@ def test_a_scale_changes_figures_and_not_the_experiment(name):
     plan = plans.load(name)
     small = plan.scaled("sandbox")
     assert plan.scaled("Qwen/Qwen2.5-32B") is plan and small.hash != plan.hash
-    assert small.tests < plan.tests and not small.scales
+    assert small.tests <= plan.tests and not small.scales
     for a, b in zip(plan.stages, small.stages, strict=True):
         assert (a.name, a.roles, a.gate) == (b.name, b.roles, b.gate) and set(b.tasks) <= set(a.tasks)
         assert b.examples < a.examples and b.bits is None and b.generate_bits is None
@@ -125,6 +128,62 @@ def test_values_are_laid_over_each_other_key_by_key(plan):
     assert small.stages[0].principles and not small.stages[1].principles  # [] asks for all
 
 
+def test_a_plans_principles_are_those_of_stages_that_name_none(plan):
+    own = plan(
+        """
+    principles: [accuracy]
+    every: {examples: 20, tasks: [math]}
+    stages:
+      - {name: inherits}
+      - {name: all, principles: []}
+      - {name: names, principles: [harm]}
+    """
+    )
+    assert [s.principles for s in own.stages] == [("accuracy",), (), ("harm",)]
+
+
+def test_as_many_shots_as_every_page_has_exemplars(plan):
+    own = plan(OWN.replace("examples: 200", f"examples: 200\n        shots: {plans.EXEMPLARS}"))
+    prompter = Prompter(own.stages[0].shots)
+    [principle] = load_constitution(ROOT / "constitution.yaml").pick(0, 1)
+    assert prompter.answer("Q") and prompter.critique("Q", "A", principle)
+    assert prompter.revision("Q", "A", []) and prompter.judge("Q", "A", "B", principle)
+    with pytest.raises(AssertionError, match="exemplars"):
+        Prompter(plans.EXEMPLARS + 1).judge("Q", "A", "B", principle)
+
+
+# ---- beside the constitution ----
+
+
+def test_all_that_the_constitution_does_not_have_is_named_before_anything_runs(plan):
+    known = load_constitution(ROOT / "constitution.yaml")
+    own = plan(
+        """
+    principles: [acuracy, harm]
+    every: {examples: 20, tasks: [math]}
+    stages:
+      - {name: inherits}
+      - {name: few, principles: [harm, privcy, zzz], per_answer: 2}
+      - {name: many, principles: [], per_answer: 16}
+      - {name: right, principles: [law], per_answer: 1}
+      - {name: whole, principles: [], per_answer: 15}
+    """
+    )
+    with pytest.raises(UserError) as error:
+        plans.check(own, known)
+    head, *mistakes = str(error.value).splitlines()
+    assert "the plan own does not fit" in head and "constitution.yaml" in head
+    ids = ", ".join(p.id for p in known.principles)
+    assert mistakes == [
+        "  - the plan: principles: there is no principle 'acuracy' (did you mean 'accuracy'?); "
+        f"the principles are {ids}",
+        "  - stage few: principles: there is no principle 'privcy' (did you mean 'privacy'?); "
+        f"the principles are {ids}",
+        f"  - stage few: principles: there is no principle 'zzz'; the principles are {ids}",
+        "  - stage many: per_answer: 16 of 15 principles; ask for no more than that",
+    ]
+
+
 def test_the_hash_follows_what_results_depend_on(plan):
     text = dedent(OWN)
     same = plan("# a comment\n" + text.replace("Sums first", "First sums"))
@@ -164,6 +223,9 @@ MISTAKES = [
     (SUMS, "name: sums.seed1", "name: 'sums.seed1' must name a directory"),
     (SUMS, "name: ../sums", r"name: '\.\./sums' must name a directory"),
     (SUMS, "name: 3", "stage 1: name: 3 must name a directory"),
+    (SUMS, "name: [a]", r"stage 1: name: \['a'\] must name a directory"),
+    (SUMS, "name: {a: b}", "stage 1: name: {'a': 'b'} must name a directory"),
+    (f"- {SUMS}\n    tasks", "- tasks", "stage 1: name: None must name a directory"),
     (SUMS, "name: best", "name: 'best' means something else in a plan"),
     (SUMS, "name: sums\n    roles: {critic: rest}", "roles: critic: 'rest' is none of base, predecessor"),
     (SUMS, "name: sums\n    roles: {critic: sums}", "roles: critic: 'sums' is none of"),
@@ -175,7 +237,12 @@ MISTAKES = [
     (SUMS, "name: sums\n    bits: 4.0", "bits: 4.0 must be 4, 8, 16, null"),
     (SUMS, "name: sums\n    on_limit: go", "on_limit: 'go' must be stop, rollback"),
     (SUMS, "name: sums\n    limits: {length: 0.5}", "limits: length: 0.5 must be a number of at least 1"),
+    (SUMS, "name: sums\n    limits: {length: .inf}", "length: inf must be a finite number of at least 1"),
     (SUMS, "name: sums\n    anchors: 9", "anchors: 9 must be a number from 0 to 4"),
+    (SUMS, "name: sums\n    passes: .inf", "sums: passes: inf must be a finite number of at least 0.01"),
+    (SUMS, "name: sums\n    passes: .nan", "sums: passes: nan must be a number of at least 0.01"),
+    (SUMS, "name: sums\n    passes: -.inf", "sums: passes: -inf must be a number of at least 0.01"),
+    (SUMS, "name: sums\n    shots: 7", "sums: shots: 7 must be a whole number from 0 to 6 .or null"),
     (SUMS, "name: sums\n    principles: accuracy", "principles: 'accuracy' must be a list"),
     (SUMS, "name: sums\n    principles: [harm]\n    per_answer: 2", "per_answer: 2 of 1 principles"),
     ("stages:", "every: {exmples: 3}\nstages:", r"unknown key 'exmples' \(did you mean 'examples'"),

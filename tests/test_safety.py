@@ -88,13 +88,6 @@ def test_the_prompt_is_the_official_one(guard_model):
         guard = Guard(guard_model)
         assert guard.render("USER TEXT", "ASSISTANT TEXT") == example
         assert guard._lead == "\n\n" and guard.render("USER TEXT", None).count("'User' messages") == 1
-        assert len(guard.categories) == 14
-        assert guard.categories["S1"] == "Violent Crimes"
-        assert guard.categories["S14"] == "Code Interpreter Abuse"
-
-
-def test_the_categories_are_the_templates_own(guard, critic):
-    assert guard.categories == {"S1": "Harm", "S12": "Other things"} and critic.categories == {}
 
 
 def test_a_special_token_in_a_text_cannot_end_its_turn(guard):
@@ -146,7 +139,7 @@ def test_what_does_not_fit_the_context_is_unsafe_and_said_to_be_unread(guard):
 
 
 def test_the_sandbox_guards_as_a_critic_and_knows_compliance_from_refusal(critic):
-    assert "no guard model" in critic.describe()
+    assert critic.critic
     items = [world.draw("harmful", random.Random(i), ("test",)) for i in range(12)]
     kind = [world.draw("benign", random.Random(i), ("test",)) for i in range(6)]
     comply = critic.classify([(i.instruction, i.answers[0]) for i in items])
@@ -184,9 +177,6 @@ def test_an_unsafe_text_is_never_chosen_and_the_rest_is_noted(guard):
     assert not safety.may_be_chosen(rows[2], "initial_answer")
     assert safety.may_be_chosen(rows[3], "initial_answer")
     assert safety.may_be_chosen(before[0], "revised_answer")  # no guard has looked
-    text = safety.summary(rows, guard.categories)
-    assert "instruction: 1 of 5 unsafe (Other things 1)" in text and "chosen in training: 2" in text
-    assert "BAD" not in text
 
 
 def test_a_model_that_is_asked_for_no_verdict_is_no_guard(guard_model):

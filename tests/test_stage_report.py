@@ -17,13 +17,16 @@ from cai.arms import (
     FROM_BASE,
     MAIN,
     MEASURES,
+    NO_DIFFERENCE,
     RANDOM,
     SHUFFLED,
+    SUCCESS,
+    Difference,
     compare,
     minus,
     over_seeds,
 )
-from cai.hypothesis import signed, verdict
+from cai.hypothesis import as_good, signed, verdict
 from cai.intervals import Metric, share
 from cai.run import UserError
 from cai.sentinels import AT_LEAST, AT_MOST, WITHIN
@@ -35,10 +38,10 @@ def rate(value, n=200):
     return share([True] * round(value * n) + [False] * (n - round(value * n))).row()
 
 
-def invented(effects=None, *, seeds=(0, 1, 2), noise=0.01, arms=tuple(ARMS), stages=STAGES):
+def invented(effects=None, *, seeds=(0, 1, 2), noise=0.01, arms=tuple(ARMS), stages=STAGES, n=200):
     """Results of the schema in which main's success is .80 and a control's is .80 less its effect.
 
-    effects: {arm: difference, or {stage: difference}}."""
+    effects: {arm: difference, or {stage: difference}}. n: test instructions."""
     plan = plans.load("progressive").as_dict()
     effects, rng, runs = effects or {}, random.Random(4), []
     for seed in seeds:
@@ -49,14 +52,16 @@ def invented(effects=None, *, seeds=(0, 1, 2), noise=0.01, arms=tuple(ARMS), sta
                 effect = effects.get(arm, 0.0)
                 effect = effect.get(stage["name"], 0.0) if isinstance(effect, dict) else effect
                 at = 0.80 - effect + rng.uniform(-noise, noise)
-                runs.append(run(seed, stage, arm, at, rng))
+                runs.append(run(seed, stage, arm, at, rng, n))
+                if stage is not plan["stages"][0] and arm != FROM_BASE:
+                    runs[-1]["parent"] = "b" * 64
     return {
         "plan": plan, "model": "sandbox", "bits": 16, "seeds": list(seeds), "dollars": 12.5,
         "seconds": 5400.0, "finished": True, "stopped": None, "runs": runs,
     }  # fmt: skip
 
 
-def run(seed, stage, arm, at, rng):
+def run(seed, stage, arm, at, rng, n):
     tasks = {}
     for task in plans.ALL_TASKS:
         trained = min(1, at + rng.uniform(-0.1, 0.1))
@@ -83,7 +88,7 @@ def run(seed, stage, arm, at, rng):
         "tokens": {"prompt": 40_000, "completion": 20_000},
         "direction": rate({RANDOM: 0.5, SHUFFLED: 0.7}.get(arm, 0.92), 60), "first_answers": rate(0.55, 150),
         "success": tasks,
-        "average": {"base": rate(0.25), "trained": rate(at), "predecessor": rate(at - 0.1)},
+        "average": {"base": rate(0.25, n), "trained": rate(at, n), "predecessor": rate(at - 0.1, n)},
         "safety": {"harmful refused": {"base": rate(0.2, 40), "trained": rate(0.8, 40)},
                    "harmless refused": {"base": rate(0.02, 40), "trained": rate(0.03, 40)}},
         "probes": {who: {"critic": rate(v, 60), "reviser": rate(v - 0.1, 60)}
@@ -109,6 +114,10 @@ def starve(run):
          "look_at": "the records", "n": 7, "interval": None}]}  # fmt: skip
 
 
+def carry_over(run):
+    run |= {"state": "carried over", "training": None, "training_pairs": 13}
+
+
 def write(directory, results):
     (directory / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return stage_report.write(directory)
@@ -126,14 +135,27 @@ def test_a_difference_of_two_rates_has_newcombes_interval():
 def test_seeds_that_agree_by_chance_are_not_certain_and_seeds_that_differ_are_wide():
     one = Metric(0.1, 100, (0.0, 0.2))
     assert over_seeds([one]) == one and over_seeds([]).value is None
-    same = over_seeds([one] * 4)
-    assert same.interval == pytest.approx((0.05, 0.15)) and same.n == 400
+    same = over_seeds([one] * 4)  # the test instructions are the same, and so no more certain
+    assert same.interval == pytest.approx((0.0, 0.2)) and same.n == 400
+    skewed = over_seeds([Metric(v, 100, (v - 0.3, v + 0.01)) for v in (0.4, 0.5, 0.6)])
+    each_side = (0.2, 0.5 + 4.303 * 0.1 / 3**0.5)
+    assert skewed.interval == pytest.approx(each_side, abs=1e-3)
     near = [Metric(v, 9, (0.0, 0.9)) for v in (0.0, 0.1)]
     assert over_seeds(near).interval[0] == 0.0 > over_seeds(near, -1.0).interval[0]  # a share is none below 0
     spread = over_seeds([Metric(v, 100, (v - 0.01, v + 0.01)) for v in (0.0, 0.1, 0.2)], -1.0)
     assert spread.interval == pytest.approx(
         (0.1 - 4.303 * 0.1 / 3**0.5, 0.1 + 4.303 * 0.1 / 3**0.5), abs=1e-3
     )
+
+
+def test_a_difference_is_no_surer_for_being_found_with_more_seeds():
+    for count in (1, 2, 5):
+        results = invented(seeds=range(count), stages=["few"])
+        for r in results["runs"]:
+            r["average"]["trained"] = rate(0.80 if r["arm"] == MAIN else 0.73)
+        d = compare(results, "few", BASE_HELPER)
+        alone = minus(d.main, d.control).interval
+        assert d.whole.interval == pytest.approx(alone, abs=1e-9) and d.verdict == NO_DIFFERENCE
 
 
 def test_what_is_no_share_has_an_interval_between_seeds_alone():
@@ -166,6 +188,36 @@ def test_only_seeds_that_have_both_arms_are_compared():
     assert [s for s, _ in compare(results, "few", BASE_HELPER).by_seed] == [0, 2]
     assert compare(results, "facts", BASE_HELPER) is None  # there the predecessor is the base
     assert compare(results, "facts", SHUFFLED) is not None
+
+
+def test_where_main_had_no_predecessor_the_controls_that_are_main_again_are_not_compared():
+    results = invented({BASE_HELPER: 0.2, **FAR})
+    for r in some(results, "few", seeds=(0, 2)):
+        r["parent"] = None  # `facts` was rolled back or starved, and the run was forced
+    for arm, measure in ((BASE_HELPER, SUCCESS), (BASE_HELPER, "first answers right"), (FROM_BASE, SUCCESS)):
+        assert [s for s, _ in compare(results, "few", arm, measure).by_seed] == [1]
+        assert [s for s, _ in compare(results, "many", arm, measure).by_seed] == [0, 1, 2]
+    for arm in (SHUFFLED, RANDOM):
+        assert [s for s, _ in compare(results, "few", arm).by_seed] == [0, 1, 2]
+    said = " ".join(verdict(results).caveats)
+    assert "its predecessor was the base, at few (seeds 0 and 2): controls (a) and (b) are the same" in said
+    assert "One seed alone was compared at few" in said and "Not compared" not in said
+    some(results, "few", seeds=(1,))[0]["parent"] = None
+    assert compare(results, "few", BASE_HELPER) is compare(results, "few", FROM_BASE) is None
+    found = verdict(results)
+    assert "at all 2 stages compared" in found.headline
+    assert "Not compared with the base as helper: few." in found.caveats
+
+
+def test_older_results_do_not_say_what_main_went_on_from():
+    results = invented()
+    for arm in (BASE_HELPER, FROM_BASE):
+        results["runs"] += [r | {"arm": arm} for r in some(results, "facts")]
+    for r in results["runs"]:
+        del r["parent"]
+    assert compare(results, "facts", BASE_HELPER) is compare(results, "facts", FROM_BASE) is None
+    assert [len(compare(results, "few", arm).by_seed) for arm in (BASE_HELPER, FROM_BASE)] == [3, 3]
+    assert not any("predecessor was the base" in c for c in verdict(results).caveats)
 
 
 # ---- the verdict ----
@@ -203,8 +255,14 @@ FAR = {SHUFFLED: 0.3, RANDOM: 0.3}
     ],
 )
 def test_the_verdict_is_what_the_numbers_say(effects, answer, says):
-    found = verdict(invented(effects))
+    found = verdict(invented(effects, n=2000))
     assert found.answer == answer and re.search(says, found.headline)
+
+
+def test_shuffled_critiques_with_too_few_cases_to_tell_are_not_said_to_teach_as_well():
+    found = verdict(invented({BASE_HELPER: 0.2, RANDOM: 0.3}))
+    assert found.answer == "supported in part" and "taught as well" not in found.headline.split("Whether")[0]
+    assert "at few, many and constitutional cannot be told: too few cases." in found.headline
 
 
 def test_noise_between_seeds_hides_a_difference_that_one_seed_would_show():
@@ -278,10 +336,46 @@ def test_older_results_tell_all_their_pairs():
 def test_a_stage_carried_over_is_said_to_be_none_of_its_own():
     results = invented({BASE_HELPER: 0.2, **FAR})
     for r in some(results, "few", seeds=(1, 2)) + some(results, "many", seeds=(0,)):
-        r |= {"state": "carried over", "training": None, "training_pairs": 13}
+        carry_over(r)
     found = verdict(results).caveats
-    assert any("carried over, at few (seeds 1 and 2) and many (seed 0): the numbers" in c for c in found)
+    where = "carried over, at few (seeds 1 and 2) and many (seed 0): the numbers"
+    said = next(c for c in found if where in c)
+    assert "these seeds are left out of the comparisons" in said
     assert not any("quantity" in c for c in found)  # it trained on none of the 13
+    assert any(c.startswith("One seed alone was compared at few: another may turn out") for c in found)
+
+
+def test_seeds_carried_over_are_left_out_of_what_is_compared():
+    results = invented({BASE_HELPER: {"few": 0.2}, **FAR})
+    for r in some(results, "few", seeds=(1, 2)):
+        carry_over(r)
+        r["average"]["trained"] = rate(0.3)
+    for arm in (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM):
+        d = compare(results, "few", arm)
+        assert [s for s, _ in d.by_seed] == [0] and d.main.value == pytest.approx(0.8, abs=0.011)
+    # main's yield counts, where it was too small, too
+    assert len(compare(results, "few", BASE_HELPER, "examples kept").by_seed) == 3
+    found = verdict(results)
+    assert found.answer == "not shown" and "few" not in found.headline  # one seed of three decides nothing
+    assert not any("few" in was.replace("too few cases", "") for _, was, _ in found.tests)
+    for r in some(results, "few", seeds=(2,)):
+        r["state"], r["average"]["trained"] = "measured", rate(0.8)
+    assert "better successor at few" in verdict(results).headline
+
+
+def test_a_stage_with_no_seed_left_is_not_compared(tmp_path):
+    results = invented({BASE_HELPER: 0.2, **FAR}, stages=["facts", "few"])
+    for r in some(results, "few"):
+        carry_over(r)
+    found = verdict(results)
+    assert found.answer == "unanswered" and found.tests[0][1:] == ("not tested", None)
+    assert found.tests[1][1:] == found.tests[2][1:] == ("no at facts", True)
+    assert "Not compared with the base as helper: few." in found.caveats
+    assert any("carried over, at few (seeds 0, 1 and 2)" in c for c in found.caveats)
+    text = write(tmp_path, results)[1].read_text()
+    text = text.partition("few, 3 seeds; carried over 3")[2]
+    row = next(r for r in text.splitlines() if "success, average" in r)
+    assert re.fullmatch(r"\| success, average \| 0\.80 .*\)( \| 0\.[5678]\d; not compared){4} \|", row)
 
 
 def test_a_ceiling_is_not_taken_for_equality():
@@ -294,16 +388,36 @@ def test_a_ceiling_is_not_taken_for_equality():
 
 
 def test_what_would_falsify_it_and_whether_it_did():
-    found = verdict(invented({BASE_HELPER: 0.2, SHUFFLED: 0.0, RANDOM: {"few": 0.3, "many": -0.2}}))
+    effects = {BASE_HELPER: 0.2, SHUFFLED: 0.0, RANDOM: {"few": 0.3, "many": -0.2}}
+    found = verdict(invented(effects, n=2000))
     claims = {claim[:15]: (was, holds) for claim, was, holds in found.tests}
     assert claims["The base model "] == ("no at few, many and constitutional", True)
     assert claims["Critiques of ot"][1] is False
     was, holds = claims["Chosen and reje"]
-    assert was.startswith("no at few; yes, to within 5%, at facts") and "even better at many" in was
+    assert was == (
+        "no at few; yes, main's gain is at most 0.05, at facts and constitutional; "
+        "yes, the control is better, at many"
+    )
     few = invented({BASE_HELPER: 0.0}, seeds=(0,))
     claims = {claim[:15]: (was, holds) for claim, was, holds in verdict(few).tests}
-    assert "too few cases to tell at" in claims["The base model "][0] and claims["The base model "][1] is None
+    assert claims["The base model "] == ("too few cases to tell at few, many and constitutional", None)
     assert holds is None
+
+
+@pytest.mark.parametrize(
+    "ends, good",
+    [
+        ((0.01, 0.04), False),
+        ((0.0, 0.04), True),
+        ((-0.2, 0.05), True),
+        ((-0.2, 0.051), None),
+        ((-0.2, -0.1), True),
+        (None, None),
+    ],
+)
+def test_what_decides_whether_a_control_did_as_well(ends, good):
+    m = Metric(0.0, 200, ends)
+    assert as_good(Difference("few", SHUFFLED, ((0, m),), m, m, m)) is good
 
 
 # ---- the files ----
@@ -430,10 +544,43 @@ def test_a_first_stage_that_starved_is_drawn_without_a_warning(tmp_path):
     assert "GO, 0 of 1 seeds; too few pairs 1" in text and "7 of 150 examples" in text
 
 
+def test_the_base_is_told_though_the_first_stage_starved(tmp_path):
+    results = invented(arms=(MAIN,), seeds=(0, 1))
+    for r in some(results, "facts"):
+        starve(r)
+    for seed, right in ((0, 0.25), (1, 0.35)):
+        for r in results["runs"]:
+            if r["seed"] == seed and r["success"]:
+                r["success"]["math"]["base"] = rate(right, 40)
+    starve(some(results, "few", seeds=(1,))[0])
+    row = next(
+        r for r in write(tmp_path, results)[1].read_text().splitlines() if re.match(r"\| math \| 0\.30 ", r)
+    )
+    assert row.split(" | ")[2] == "–"  # after facts
+
+
+def test_a_kept_example_is_priced_only_where_it_was_made(tmp_path):
+    from matplotlib import pyplot
+    from matplotlib.colors import to_hex
+
+    results = invented()
+    text = write(tmp_path, results)[1].read_text()
+    rows = text.partition("Sums over the seeds.")[2].split("\n\n")[1].splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert {c[1] for c in cells if c[7] == "–"} == {ARMS[arm].title for arm in (FROM_BASE, SHUFFLED, RANDOM)}
+    assert {c[1] for c in cells if c[7].startswith("$")} == {ARMS[arm].title for arm in (MAIN, BASE_HELPER)}
+    colours = stage_plots.THEMES["light"]
+    figure = stage_plots.cost(results, colours)
+    each, whole = ({to_hex(bar.get_facecolor()) for bar in axis.patches} for axis in figure.axes)
+    pyplot.close(figure)
+    assert each == {colours["arms"][arm] for arm in (MAIN, BASE_HELPER)}
+    assert whole == set(colours["arms"].values())
+
+
 def test_what_became_of_a_stage_stands_beside_its_gate(tmp_path):
     results = invented()
     for r in some(results, "few", seeds=(1, 2)):
-        r |= {"state": "carried over", "training": None}
+        carry_over(r)
     starve(some(results, "many")[2])
     some(results, "many", RANDOM)[1]["training"] = {"status": "displaced", "steps": 30, "step": 20}
     some(results, "facts")[0]["training"] = {"status": "stopped early", "steps": 25, "step": 15}

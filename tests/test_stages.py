@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from cai import milestones, plans, records, stage_report, stages, tasks
 from cai.arms import ARMS, BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED
+from cai.bench import Bench
 from cai.constitution import load as load_constitution
 from cai.controls import flipped, shuffled
 from cai.dedupe import EvaluationPrompts
@@ -21,6 +22,7 @@ from cai.prompts import CHANGE, KEEP
 from cai.records import content_id, preference_pair
 from cai.registry import REGISTRY
 from cai.run import ROOT, BudgetReached, Run, UserError
+from cai.sentinels import Limits
 from cai.stage_gates import judged
 from cai.stages import Place, best, cast, run_name
 from cai.suites.subject import load_heldout
@@ -28,6 +30,7 @@ from runs import make_run
 
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 SANDBOX = REGISTRY["sandbox"]
+SENTINELS = ("clean stops", "perplexity")
 CONTROLS = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)
 THREE = """
     tests: 4
@@ -137,10 +140,15 @@ def test_the_base_as_helper_gets_no_more_tokens_than_main(each, used):
     main += [{**row, "judgement": {"passed": True, "against_refusal": judged}}, row]
     assert sum(map(stages.tokens, main[:-1])) == 63
     said = []
-    step = SimpleNamespace(_main_data=lambda: (main[:-1], []), run=SimpleNamespace(say=said.append))
-    done = [{**row, "id": n, "tokens": {"prompt": each}} for n in range(6)]
-    left = stages._Step._within_budget(step, done)
-    assert [r["id"] for r in left] == list(range(used)) and bool(said) == (used < 6)
+    place = SimpleNamespace(seed=0)
+    run = SimpleNamespace(say=said.append)
+    step = SimpleNamespace(_main_data=lambda: (main[:-1], []), run=run, place=place)
+    done = [{**row, "id": f"{n}", "tokens": {"prompt": each}} for n in range(6)]
+    left = [r["id"] for r in stages._Step._within_budget(step, done)]
+    assert len(left) == used and left == sorted(left) and bool(said) == (used < 6)
+    place.seed = 1
+    if used == 2:  # which ones is not a matter of place
+        assert left != ["0", "1"] or [r["id"] for r in stages._Step._within_budget(step, done)] != left
 
 
 # ---- who plays which part ----
@@ -248,7 +256,7 @@ def measured(trained, *, average=0.8, harm=(0.2, 0.8), harmless=(0.02, 0.05), br
         "success": {t: both((0.2, v), 20) for t, v in trained.items()},
         "average": {**both((0.2, average), 200), "predecessor": None},
         "safety": {"harmful refused": both(harm, 40), "harmless refused": both(harmless, 100)},
-        "sentinels": [{"name": n, "ok": n not in broken} for n in ("clean stops", "perplexity")],
+        "sentinels": [{"name": n, "value": None, "ok": n not in broken} for n in SENTINELS],
     }  # fmt: skip
 
 
@@ -257,10 +265,13 @@ def gate(tmp_path):
     """Judges a result by a gate's values; (row, {criterion: passed})."""
     stage = load_plan(tmp_path).stages[0]
 
-    def judge(result, parent=None, tasks=("factual_qa", "explanation"), on_limit="stop", **values):
+    def judge(
+        result, parent=None, tasks=("factual_qa", "explanation"), on_limit="stop", limits=None, **values
+    ):
         facts = {}
         run = SimpleNamespace(manifest={}, data=tmp_path, record=lambda **k: facts.update(k))
-        asked = replace(stage, tasks=tasks, gate=Gate(**values), on_limit=on_limit, least_pairs=12)
+        given = {"on_limit": on_limit, "limits": limits or Limits(), "least_pairs": 12}
+        asked = replace(stage, tasks=tasks, gate=Gate(**values), **given)
         row = judged(result, asked, parent, run)
         assert facts["gate"] == row["gate"]
         assert all(Criterion(**c).measured and c["look_at"] for c in row["gate"]["criteria"])
@@ -286,12 +297,20 @@ def test_success_at_each_task_or_on_their_average(gate, values, passed):
     assert row["gate"]["verdict"] == ("GO" if all(criteria.values()) else "NO-GO")
 
 
-def test_a_stage_of_all_ten_tasks_takes_the_measured_average_with_its_interval(gate):
-    ten = dict.fromkeys(TASKS, 0.5)
-    row, criteria = gate(measured(ten, average=0.85), tasks=TASKS, success=0.8)
-    assert criteria["success on average"]
+def test_a_stage_of_all_ten_tasks_is_averaged_over_these_and_over_no_skill(gate):
+    done = measured({**dict.fromkeys(TASKS, 0.75), "explicit": 1.0}, average=0.85)
+    row, criteria = gate(done, tasks=TASKS, success=0.8)
+    assert not criteria["success on average"]
     low, high = row["gate"]["criteria"][1]["interval"]
-    assert low < 0.85 < high
+    assert low < 0.75 < high
+
+
+def test_limits_are_read_anew_as_thresholds_are(gate, tmp_path):
+    found = {"name": "clean stops", "value": 0.8, "limit": 0.9, "ok": False, "rule": "at least"}
+    done = measured(TWO) | {"sentinels": [{**found, "look_at": "x", "key": "clean_stops"}]}
+    assert gate(done)[0]["gate"]["sentinels"] == ["clean stops"]
+    row, _ = gate(done, limits=Limits(clean_stops=0.7))
+    assert row["gate"]["sentinels"] == [] and row["sentinels"][0]["limit"] == 0.7
 
 
 @pytest.mark.parametrize(("harm", "harmless", "passed"), [
@@ -350,6 +369,16 @@ class Played:
         return values.get(step.run.name, values.get(step.stage.name, default))
 
 
+def saved_training(place, weights):
+    """A finished training as it lies on the disk."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "adapter_model.safetensors").write_text(weights)
+    adapter = hashlib.sha256(weights.encode()).hexdigest()
+    result = {"adapter": adapter, "status": "finished", "steps": 10, "step": 10}
+    (place / "training.json").write_text(json.dumps({"status": "finished", "result": result}))
+    return result
+
+
 @pytest.fixture
 def line(tmp_path, monkeypatch):
     """(new, played): new(text) is a Line on an open run of a plan, played what happened in it."""
@@ -381,8 +410,7 @@ def line(tmp_path, monkeypatch):
         start = None if step.arm == FROM_BASE else step.place.parent
         made_of = [start and start["adapter"], [[p["chosen"], p["rejected"]] for p in seen]]
         with step.run.step("training", quiet=True):
-            adapter = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-            return {"adapter": adapter, "status": "finished", "steps": 10, "step": 10}
+            return saved_training(step.run.checkpoints, json.dumps(made_of))
 
     def measure(step, done, pairs, digest, checkpoints, ended=None):
         here.measured.append(step.run.name)
@@ -606,6 +634,43 @@ def test_an_interrupted_stage_is_taken_up_where_it_was(line):
     assert here.measured == ["own/one", "own/two", "own/three"] and on_disk(again)["finished"]
 
 
+def test_an_adapter_that_somebody_removed_is_trained_again_from_its_pairs(line):
+    new, here = line
+    own = new()
+    own.follow(0, (), force=False)
+    before, gone = on_disk(own), own.run.checkpoints / "two/adapter_model.safetensors"
+    gone.unlink()
+    new().follow(0, (), force=False)
+    assert here.trained == [f"own/{n}" for n in ("one", "two", "three", "two")] and gone.exists()
+    both = zip(before["runs"], on_disk(own)["runs"], strict=True)
+    changed = {k for a, b in both for k in a if a[k] != b[k]}
+    assert changed <= {"seconds"}  # the adapter is the same again, and what follows stands
+
+
+def test_without_a_predecessor_there_is_no_control_that_would_be_main_again(line):
+    new, here = line
+    here.broken["one"] = True
+    own = new(THREE.replace("{name: one}", "{name: one, on_limit: rollback}"))
+    own.follow(0, CONTROLS, force=False)
+    arms = {r["arm"] for r in on_disk(own)["runs"] if r["stage"] == "two"}
+    assert arms == {MAIN, SHUFFLED, RANDOM}
+    assert {r["arm"] for r in on_disk(own)["runs"] if r["stage"] == "three"} == {MAIN, *CONTROLS}
+
+
+def test_an_adapters_name_follows_from_its_hash_in_every_process(tmp_path):
+    class Carrier:
+        bits, adapters = 16, {"default": "a" * 64}
+
+        def load_adapter(self, path, name):
+            self.adapters[name] = path.name
+
+    bench = Bench(SANDBOX, None, Carrier())
+    names = bench.carrying(16, {"a" * 64: tmp_path / ("a" * 64)}, None)
+    assert (
+        names == {"a" * 64: "stage-" + "a" * 12} == bench.carrying(16, dict.fromkeys(names, tmp_path), None)
+    )
+
+
 def test_a_budget_ends_the_line_cleanly_and_a_larger_one_goes_on(line):
     new, here = line
     own = new(dollars=2.5)
@@ -738,16 +803,22 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
     where.bench.carrying = lambda bits, adapters, run: {digest: f"loaded {digest}" for digest in adapters}
     where.bench.model = None
     stage, (writers, roles, paths) = where.plan.stages[1], cast(where.plan.stages[1], where, MAIN)
+    asked = "Asked by stage one."
+    with Run.open("own/one", {}) as run:
+        row = {"id": content_id(asked), "instruction": asked, "task": "math", "source": "self_instruct"}
+        records.append(run.data / "instructions.jsonl", [row])
     with Run.open("own/two", {}) as run:
         step = stages._Step(run, stage, where, MAIN, SANDBOX, 16, writers, roles, paths)
 
-        def pipeline(model, writers):
-            loop = SimpleNamespace(engine=None, prompter=None, seed=0, writers=writers)
+        def pipeline(model, seed, writers):
+            seen["seed"] = seed
+            loop = SimpleNamespace(engine=None, prompter=None, seed=seed, writers=writers)
             return SimpleNamespace(run=run, spec=SANDBOX, loop=loop)
 
         monkeypatch.setattr(step, "pipeline", pipeline)
         step.data()
-    assert set(seen["barred"]) == {*heldout, *tested}
+    assert set(seen["barred"]) == {*heldout, *tested, "Asked by stage one."}
+    assert seen["seed"] == records.row_seed(0, "two", "stage")  # each stage draws anew, in all its arms alike
     assert (seen["tasks"], seen["want"]) == (stage.tasks, stage.examples)
     assert seen["adapter"] == "loaded sha of one"  # the predecessor generates
 

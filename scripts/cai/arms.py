@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.intervals import NOTHING, Metric, share
+from cai.stage_gates import CARRIED
 
 MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
 SHUFFLED, RANDOM = "shuffled_critiques", "random_pairs"
+OWN_DATA = (MAIN, BASE_HELPER)  # the other arms go on from main's examples
 CEILING = 0.95  # where both arms do better than this there is no room left to differ in
 
 
@@ -81,9 +83,10 @@ def minus(a: Metric, b: Metric) -> Metric:
 
 def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
     """The mean over seeds of shares (of differences of shares: least = -1). Its interval is Student's t
-    between the seeds, or that of the cases within them where that is wider, so that seeds which agree by
-    chance do not pass for certainty. What has no interval within any seed is no share (pairs an example,
-    dollars): there it is t alone, without an upper bound."""
+    between the seeds or, where that is wider, the mean of the half-widths within them, each side for itself:
+    every seed answers the same test instructions, so more seeds make that part no narrower. What has no
+    interval within any seed is no share (pairs an example, dollars): there it is t alone, without an upper
+    bound."""
     found = [m for m in found if m.value is not None]
     if len(found) < 2:
         return found[0] if found else NOTHING
@@ -99,8 +102,8 @@ def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
         return Metric(middle, n, (low if least < 0 else max(0.0, low), middle + half))
     if not all(within):
         return Metric(middle, n, None)
-    down = math.hypot(*(m.value - m.interval[0] for m in found)) / k
-    up = math.hypot(*(m.interval[1] - m.value for m in found)) / k
+    down = sum(m.value - m.interval[0] for m in found) / k
+    up = sum(m.interval[1] - m.value for m in found) / k
     return Metric(middle, n, (max(least, middle - max(half, down)), min(1.0, middle + max(half, up))))
 
 
@@ -135,7 +138,7 @@ def _a_pair(unit: str, count: int = 1) -> Measure:
 
     def of(run: dict[str, Any]) -> Metric:
         pairs = training_pairs(run)
-        if run["arm"] not in (MAIN, BASE_HELPER) or not pairs:
+        if run["arm"] not in OWN_DATA or not pairs:
             return NOTHING
         return Metric(run[unit] * count / pairs, pairs, None)
 
@@ -153,6 +156,9 @@ MEASURES: dict[str, Measure] = {
     "dollars for 100 pairs": _a_pair("dollars", 100),
     "seconds for a pair": _a_pair("seconds"),
 }
+# Known without a training. Told of seeds without one, too: main had few pairs there, and to leave them out
+# would flatter it.
+OF_DATA = ("pairs in the right direction", "first answers right", "examples kept", "pairs for each example")
 
 
 def stages_of(results: dict[str, Any]) -> list[str]:
@@ -166,12 +172,24 @@ def runs_of(results: dict[str, Any], stage: str, arm: str = MAIN) -> list[dict[s
     )
 
 
+def has_predecessor(results: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether a run of main went on from an earlier stage, not from the base: at the first stage, and where
+    all before it were rolled back or starved. Older results do not say; there it is the first stage alone."""
+    return run["parent"] is not None if "parent" in run else run["stage"] != stages_of(results)[0]
+
+
+def _compared(results: dict[str, Any], run: dict[str, Any], arm: str, measure: str) -> bool:
+    """Whether the control can tell anything of this run of main: that run was trained, and, for the controls
+    which put the base in the predecessor's place, had a predecessor."""
+    if run.get("state") == CARRIED and measure not in OF_DATA:
+        return False
+    return arm not in (BASE_HELPER, FROM_BASE) or has_predecessor(results, run)
+
+
 def compare(results: dict[str, Any], stage: str, arm: str, measure: str = SUCCESS) -> Difference | None:
-    """Main minus a control, over the seeds that have both. None where no seed has, and for controls that are
-    no controls: at the first stage the predecessor is the base, and there is no adapter to go on from."""
-    if arm in (BASE_HELPER, FROM_BASE) and stage == stages_of(results)[0]:
-        return None
+    """Main minus a control, over the seeds that have both and can be compared. None where no seed is left."""
     main, other = ({r["seed"]: r for r in runs_of(results, stage, a)} for a in (MAIN, arm))
+    main = {seed: r for seed, r in main.items() if _compared(results, r, arm, measure)}
     of = MEASURES[measure]
     both = [(s, of(main[s]), of(other[s])) for s in main if s in other]
     both = [(s, a, b) for s, a, b in both if a.value is not None and b.value is not None]

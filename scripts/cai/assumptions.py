@@ -23,11 +23,9 @@ class Assumed:
 
 
 # Four exemplars make each prompt about 700 tokens longer than its text; answers of 250 tokens and critiques
-# of 150 are
-# half of what the specification allows. NF4 on an A100 is expected to read 1,500 and to generate 200 tokens a
-# second
-# in batches of 32. A comparison is two orders, each with a reason of 60 tokens, read once more for the
-# letter.
+# of 150 are half of the registry's longest. NF4 on an A100 is expected to read 1,500 and to generate 200
+# tokens a second in batches of 32. A comparison is two orders, each with a reason of 60 tokens, read once
+# more for the letter.
 LARGE = Assumed(
     "Qwen2.5-32B in NF4 on one A100",
     32.76,
@@ -46,8 +44,7 @@ LARGE = Assumed(
     12_000,
 )
 # Tokens are those of 64 sandbox examples; speeds are those of two free CPU cores, a busy machine is several
-# times
-# slower; 60 DPO steps of 8 pairs took 9 s.
+# times slower; 60 DPO steps of 8 pairs took 9 s.
 SMALL = Assumed(
     "the sandbox on two free CPU cores",
     0.004,

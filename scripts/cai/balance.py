@@ -26,7 +26,6 @@ class Balance:
         """framing: texts whose words make no topic."""
         self.want, self.tasks = want, list(tasks)
         self.kept: Counter[str] = Counter()
-        self.topics: Counter[str] = Counter()
         self._framing = {w for text in framing for w in words(text)}
         self._topics: dict[str, Counter[str]] = {t: Counter() for t in tasks}
         self._fruitless: Counter[str] = Counter()  # waves in a row, up to the last
@@ -66,9 +65,7 @@ class Balance:
 
     def take(self, text: str, task: str) -> None:
         self.kept[task] += 1
-        topic = self._topic(text)
-        self.topics.update(topic)
-        self._topics.setdefault(task, Counter()).update(topic)
+        self._topics.setdefault(task, Counter()).update(self._topic(text))
 
     def close_wave(self, lists: Sequence[str]) -> None:
         """A wave with these tasks' lists is over: those that gave next to nothing lose patience, the others

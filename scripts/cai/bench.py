@@ -28,13 +28,15 @@ class Bench:
         return self.model
 
     def carrying(self, bits: int, adapters: Mapping[str, Path], run: Run) -> dict[str, str]:
-        """adapters: hash -> directory. hash -> the name under which the model carries it now."""
+        """adapters: hash -> directory. hash -> the name under which the model carries it now. It follows from
+        the hash, even where a training has left it as "default": records hold it."""
         if self.model is None or self.model.bits != bits:
             self._load(bits, run)
+        names = {digest: f"stage-{digest[:12]}" for digest in adapters}
         for digest, path in adapters.items():
-            if digest not in self.model.adapters.values():
-                self.model.load_adapter(path, f"stage-{digest[:12]}")
-        return {digest: name for name, digest in self.model.adapters.items()}
+            if names[digest] not in self.model.adapters:
+                self.model.load_adapter(path, names[digest])
+        return names
 
     def _load(self, bits: int, run: Run) -> None:
         import torch

@@ -152,7 +152,7 @@ def rates(
     here = (spec.name, bits, device)
     mine = [r for r in ledger if (r.get("model"), r.get("bits"), r.get("device")) == here]
     mine = [r for r in mine if not r.get("interrupted")]
-    assumed = {step: _assumption(step, spec, bits, device, guard) for step in UNITS}
+    assumed = {step: _assumption(step, spec, device, guard) for step in UNITS}
     return {step: _measured(step, mine) or assumed[step] for step in UNITS}
 
 
@@ -196,7 +196,7 @@ def basis(device: str) -> str:
     return _table_for(device).basis
 
 
-def _assumption(step: str, spec: ModelSpec, bits: int, device: str, guard: ModelSpec | None) -> Rate:
+def _assumption(step: str, spec: ModelSpec, device: str, guard: ModelSpec | None) -> Rate:
     table = _table_for(device)
     texts = SMALL if spec.shots == 0 and spec.kind == "base" else LARGE
     asked = guard if step == "guard" and guard else spec

@@ -4,11 +4,14 @@ prompt.
 Two measures. ROUGE-L's F (Lin 2004) compares word sequences: 2 L / (m + n), where L is the length of the
 longest common subsequence of m and n words; self-instruct drops what reaches 0.7 (Wang et al. 2023). Jaccard
 compares word sets: |x & y| / |x | y|. Both are exact here, and both go through the same index, which passes
-by almost all pairs.
+by almost all pairs. An instruction is near to an evaluation prompt, too, if one of the two stands in the
+other.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -17,12 +20,17 @@ from typing import Any
 from cai.run import UserError
 
 ROUGE_L = 0.7  # from here on a text is a near duplicate
-JACCARD = 0.8  # from here on an instruction is too near to an evaluation prompt
+JACCARD = Fraction(8, 10)  # from here on an instruction is too near to an evaluation prompt
+# J = o / (n + m - o) >= j is the same as 2 o / (n + m) >= 2 j / (1 + j): a Dice coefficient.
+DICE = 2 * JACCARD / (1 + JACCARD)
+# A prompt of fewer words stands in a text by chance, and a text of fewer words in a prompt.
+AROUND, WITHIN = 3, 4
 REASON = "evaluation_prompt"
 # Words, and signs of arithmetic (7 + 2 is not 7 - 2); in scripts without spaces, single characters.
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[+*/=<>%^]+|(?<!\w)-+(?=\s*\w)"
 )
+SENTENCE_END = re.compile(r"[。？！：；\n]|[.?!:;](?=[\"'\u201d\u2019)\]]*(?:\s|$))")
 SURROGATES = range(0xD800, 0xE000)  # code points that are no characters
 
 
@@ -158,19 +166,40 @@ def character(number: int) -> str:
 
 
 class EvaluationPrompts:
-    """Prompts that a model is measured on, and that must therefore stay out of training data."""
+    """Prompts that a model is measured on, and that must therefore stay out of training data.
 
-    def __init__(self, prompts: Iterable[str], jaccard: float = JACCARD):
-        # J = o / (n + m - o) >= j is the same as 2 o / (n + m) >= 2 j / (1 + j): a Dice coefficient.
-        self.dice = 2 * Fraction(str(jaccard)) / (1 + Fraction(str(jaccard)))
-        self._index, self.prompts = Index(self.dice), list(prompts)
-        self._sets: list[set[int]] = []
-        for prompt in self.prompts:
+    A text is near to a prompt if the Jaccard coefficient of their words reaches 0.8, or if one stands in the
+    other, word for word and up to the end of a sentence: "Answer this: What is 9 times 8?" is near to "What
+    is 9 times 8?", and the other way round; "Name a red fruit that is sour." is another instruction than
+    "Name a red fruit."."""
+
+    def __init__(self, prompts: Iterable[str]):
+        self.prompts = list(prompts)
+        self._index, self._sets = Index(DICE), []
+        self._whole: dict[tuple[str, ...], int] = {}  # a prompt -> its place, the first of equal ones
+        self._lengths: dict[tuple[str, ...], set[int]] = {}  # first words -> lengths of prompts that begin so
+        self._runs: set[tuple[str, ...]] = set()
+        lines = []
+        for i, prompt in enumerate(self.prompts):
             self._sets.append(set(self._index.number(words(prompt))))
             self._index.add(self._sets[-1])
+            said = sentences(prompt)
+            lines.append(f" {' '.join(said)} ")
+            self._runs.update(_runs(said, WITHIN))
+            if len(said) > AROUND:  # with the end of its sentence
+                self._whole.setdefault(tuple(said), i)
+                self._lengths.setdefault(tuple(said[:AROUND]), set()).add(len(said))
+        self._text = "\n".join(lines)
+        self._ends = list(itertools.accumulate(len(line) + 1 for line in lines))
 
     def near(self, text: str) -> str | None:
         """The first prompt that the text equals or is near to, None if there is none."""
+        said = sentences(text)
+        found = [i for i in (self._alike(text), self._within(said), self._around(said)) if i is not None]
+        return self.prompts[min(found)] if found else None
+
+    def _alike(self, text: str) -> int | None:
+        """The first prompt of almost the same words."""
         # Words that no prompt has need no numbers of their own, but they count as members.
         known = self._index.numbers
         unknown: dict[str, int] = {}
@@ -179,6 +208,33 @@ class EvaluationPrompts:
         }
         for i in self._index.candidates(numbers):
             other = self._sets[i]
-            if 2 * len(numbers & other) >= self.dice * (len(numbers) + len(other)):
-                return self.prompts[i]
+            if 2 * len(numbers & other) >= DICE * (len(numbers) + len(other)):
+                return i
         return None
+
+    def _within(self, said: list[str]) -> int | None:
+        """The first prompt that the text stands in."""
+        if len(said) <= WITHIN or not self._runs.issuperset(_runs(said, WITHIN)):  # so it is with almost all
+            return None
+        place = self._text.find(f" {' '.join(said)} ")
+        return None if place < 0 else bisect.bisect_right(self._ends, place)
+
+    def _around(self, said: list[str]) -> int | None:
+        """The first prompt that stands in the text."""
+        found = [
+            self._whole.get(tuple(said[start : start + length]))
+            for start, run in enumerate(_runs(said, AROUND))
+            for length in self._lengths.get(run, ())
+        ]
+        return min((i for i in found if i is not None), default=None)
+
+
+def sentences(text: str) -> list[str]:
+    """The lower-cased words of a text, with "." after each of its sentences."""
+    found = [WORD.findall(part) for part in SENTENCE_END.split(text.lower())]
+    return [word for part in found if part for word in (*part, ".")]
+
+
+def _runs(said: list[str], length: int) -> list[tuple[str, ...]]:
+    """All that stands in a row of this length."""
+    return [tuple(said[i : i + length]) for i in range(len(said) - length + 1)]

@@ -243,7 +243,8 @@ class LocalEngine:
         pad = self.model.tokenizer.pad_token_id
         end = next((k for k, token in enumerate(row) if token in self.ends or token == pad), None)
         text = self.model.tokenizer.decode(row[:end], skip_special_tokens=True)
-        found = [(at, stop) for stop in sampling.stop if (at := text.find(stop)) >= 0]
+        stops = (*sampling.stop, *CHAT_TOKENS)  # even spelt in pieces: no later prompt may hold one
+        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
         if found:
             at, stop = min(found)
             return Completion(text[:at].strip(), len(row[:end]), prompt_tokens, "stop", stop)

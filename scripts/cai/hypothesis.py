@@ -3,7 +3,7 @@ the numbers of results.json alone; and what would have falsified it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from cai.arms import (
     Difference,
     compare,
     comparisons,
+    has_predecessor,
     runs_of,
     stages_of,
     training_pairs,
@@ -50,17 +51,24 @@ class Verdict:
 
 def verdict(results: dict[str, Any]) -> Verdict:
     """Can each stage's model help to make its successor better? From the numbers alone."""
-    helper, shuffled = comparisons(results, BASE_HELPER), comparisons(results, SHUFFLED)
-    answer, headline = _answer(helper)
-    if answer in (SUPPORTED, IN_PART) and shuffled:
-        gained = {d.stage for d in helper if d.verdict == HELPED}
-        empty = [d.stage for d in shuffled if d.stage in gained and d.verdict != HELPED]
+    helper, shuffled = comparisons(results, BASE_HELPER), _weighty(results, SHUFFLED)
+    answer, headline = _answer(_weighty(results, BASE_HELPER))
+    if answer in (SUPPORTED, IN_PART):
+        gained = {d.stage for d in _weighty(results, BASE_HELPER) if d.verdict == HELPED}
+        found = {d.stage: as_good(d) for d in shuffled if d.stage in gained}
+        empty, unsure = ([s for s, good in found.items() if good is x] for x in (True, None))
         if empty:
-            answer = IN_PART if gained - set(empty) else NOT_SHOWN
             headline += (
-                f" But critiques of other examples taught as well at {_list(empty)}, as far as can be told, "
-                "so the gain there need not come from what the critiques say."
+                f" But critiques of other examples taught as well at {_list(empty)}, so the gain there need "
+                "not come from what the critiques say."
             )
+        if unsure:
+            headline += (
+                f" Whether critiques of other examples would have taught as well at {_list(unsure)} cannot "
+                "be told: too few cases."
+            )
+        if empty or unsure:
+            answer = IN_PART if gained - set(empty) else NOT_SHOWN
     reasons = [sentence(d) for d in helper]
     for stage in results["plan"]["stages"]:
         if stage["gate"]["safer"] and (d := compare(results, stage["name"], BASE_HELPER, REFUSED)):
@@ -70,12 +78,27 @@ def verdict(results: dict[str, Any]) -> Verdict:
     return Verdict(answer, headline, tuple(reasons), tuple(_caveats(results, helper)), _tests(results))
 
 
+def _weighty(results: dict[str, Any], arm: str) -> list[Difference]:
+    """Comparisons to decide by: where several seeds were run, one seed alone decides nothing."""
+    least = min(2, len(results["seeds"]))
+    return [d for d in comparisons(results, arm) if len(d.by_seed) >= least]
+
+
+def as_good(d: Difference) -> bool | None:
+    """Whether a control was found to do as well as main: it is better, or no different and main's gain at
+    most SMALL. False: main is better. None: the interval is too wide to tell."""
+    if d.verdict == HELPED:
+        return False
+    return True if d.whole.interval and d.whole.interval[1] <= SMALL else None
+
+
 def _answer(helper: Sequence[Difference]) -> tuple[str, str]:
     told = [d for d in helper if d.verdict != UNKNOWN]
     if not told:
         return UNANSWERED, (
-            "The question is unanswered: no stage after the first was also trained with the base model's "
-            "help (control a), and without that comparison nobody can say what the predecessor added."
+            "The question is unanswered: at no stage after the first can main be compared with a training "
+            "with the base model's help (control a), and without that nobody can say what the predecessor "
+            "added."
         )
     up, same, down = ([d.stage for d in told if d.verdict == v] for v in (HELPED, NO_DIFFERENCE, HURT))
     count = f"{len(told)} stage{'s' * (len(told) > 1)}"
@@ -138,7 +161,7 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
     if missing:
         said.append(f"Not reached, so nothing is known of: {_list(missing)}.")
     uncompared = [s for s in reached[1:] if s not in {d.stage for d in helper}]
-    if uncompared and helper:
+    if uncompared and any(r["arm"] == BASE_HELPER for r in results["runs"]):
         said.append(f"Not compared with the base as helper: {_list(uncompared)}.")
     seeds = {s for d in helper for s, _ in d.by_seed}
     if helper and len(seeds) == 1:
@@ -148,6 +171,11 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
         )
     elif helper and min(len(d.by_seed) for d in helper) < len(results["seeds"]):
         said.append("Some comparisons rest on fewer seeds than others; the numbers say on how many.")
+        if alone := [d.stage for d in helper if len(d.by_seed) == 1]:
+            said.append(
+                f"One seed alone was compared at {_list(alone)}: another may turn out otherwise, so the "
+                "verdict leaves that out."
+            )
     for d in helper:
         tokens = [
             sum(
@@ -162,19 +190,19 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
                 f"At {d.stage} the budgets differ: main used {tokens[0] / tokens[1]:.2f} times the tokens of "
                 "the control."
             )
-    carried = {
-        stage: seeds
-        for stage in stages
-        if (seeds := [r["seed"] for r in runs_of(results, stage) if r.get("state") == CARRIED])
-    }
-    if carried:
-        where = _list([f"{stage} (seed{'s' * (len(s) > 1)} {_list(s)})" for stage, s in carried.items()])
+    if carried := _where(results, lambda r: r.get("state") == CARRIED):
         said.append(
-            f"Main had too few pairs to be trained, and its predecessor was carried over, at {where}: the "
-            "numbers there are the predecessor's, and a difference to a control is not one of that training."
+            f"Main had too few pairs to be trained, and its predecessor was carried over, at {carried}: the "
+            "numbers there are the predecessor's, and these seeds are left out of the comparisons, but for "
+            "those of the data alone."
+        )
+    if orphans := _where(results, lambda r: r["stage"] != stages[0] and not has_predecessor(results, r)):
+        said.append(
+            f"Main had no earlier stage to go on from, so that its predecessor was the base, at {orphans}: "
+            "controls (a) and (b) are the same as main there, and these seeds are not compared with them."
         )
     said += [s for arm in (BASE_HELPER, SHUFFLED, RANDOM) if (s := _quantity(results, arm))]
-    same = [d.stage for d in helper if _helped_by_base_alone(results, d.stage)]
+    same = [d.stage for d in helper if _helped_by_base_alone(results, d)]
     if same:
         said.append(
             f"At {_list(same)} main had every part played by the base, too: there the comparison shows noise."
@@ -187,15 +215,24 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
     return said
 
 
+def _where(results: dict[str, Any], chosen: Callable[[dict[str, Any]], bool]) -> str:
+    """The stages, with their seeds, at which a run of main is so; an empty text where none is."""
+    found = []
+    for stage in stages_of(results):
+        if seeds := [r["seed"] for r in runs_of(results, stage) if chosen(r)]:
+            found.append(f"{stage} (seed{'s' * (len(seeds) > 1)} {_list(seeds)})")
+    return _list(found) if found else ""
+
+
 def _quantity(results: dict[str, Any], arm: str) -> str | None:
     """At which stages the arm trained on clearly more or fewer pairs than main did, over the seeds that are
-    compared and in which main was trained."""
+    compared."""
     found, words = [], set()
     for d in comparisons(results, arm):
-        main = {r["seed"]: r for r in runs_of(results, d.stage) if r.get("state") != CARRIED}
-        seeds = [s for s, _ in d.by_seed if s in main]
-        own = sum(training_pairs(r) for r in runs_of(results, d.stage, arm) if r["seed"] in seeds)
-        usual = sum(training_pairs(main[s]) for s in seeds)
+        usual, own = (
+            sum(training_pairs(r) for r in runs_of(results, d.stage, a) if r["seed"] in dict(d.by_seed))
+            for a in (MAIN, arm)
+        )
         if max(own, usual) > OTHER_QUANTITY * min(own, usual):
             found.append(f"{d.stage} {own} against {usual}")
             words.add("fewer" if own < usual else "more")
@@ -207,12 +244,14 @@ def _quantity(results: dict[str, Any], arm: str) -> str | None:
     )
 
 
-def _helped_by_base_alone(results: dict[str, Any], stage: str) -> bool:
-    return all(player == "base" for run in runs_of(results, stage) for player in run["roles"].values())
+def _helped_by_base_alone(results: dict[str, Any], d: Difference) -> bool:
+    runs = [r for r in runs_of(results, d.stage) if r["seed"] in dict(d.by_seed)]
+    return all(player == "base" for run in runs for player in run["roles"].values())
 
 
 def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
-    """The three findings that would speak against the hypothesis, and what became of each."""
+    """The three claims that would falsify the hypothesis, and what became of each (see as_good). The
+    hypothesis fails if one is true at every stage compared, stands against it if it is false at every one."""
     claims = {
         BASE_HELPER: "The base model as helper does as well as the predecessor.",
         SHUFFLED: "Critiques of other examples teach as well as critiques of the answer itself.",
@@ -220,22 +259,22 @@ def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
     }
     rows = []
     for arm, claim in claims.items():
-        found = comparisons(results, arm)
+        found = _weighty(results, arm)
         told = [d for d in found if d.verdict != UNKNOWN]
         if not told:
             rows.append((claim, "not tested", None))
             continue
-        alike = [d for d in told if d.verdict == NO_DIFFERENCE and d.whole.interval[1] <= SMALL]
+        good = {d.stage: as_good(d) for d in told}
+        better = [d.stage for d in told if d.verdict == HURT]
         groups = [
-            ("no at", [d.stage for d in told if d.verdict == HELPED]),
-            (f"yes, to within {SMALL:.0%}, at", [d.stage for d in alike]),
-            ("too few cases to tell at", [
-                d.stage for d in told if d.verdict == NO_DIFFERENCE and d not in alike
+            ("no at", [s for s in good if good[s] is False]),
+            (f"yes, main's gain is at most {SMALL:.2f}, at", [
+                s for s in good if good[s] and s not in better
             ]),
-            ("even better at", [d.stage for d in told if d.verdict == HURT]),
+            ("too few cases to tell at", [s for s in good if good[s] is None]),
+            ("yes, the control is better, at", better),
         ]  # fmt: skip
-        holds = all(d.verdict == HELPED for d in told)
-        fails = all(d.verdict == HURT or d in alike for d in told)
+        holds, fails = all(x is False for x in good.values()), all(good.values())
         rows.append(
             (claim, "; ".join(f"{w} {_list(s)}" for w, s in groups if s), holds if holds or fails else None)
         )

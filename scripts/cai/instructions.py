@@ -113,14 +113,12 @@ class Wave:
 
 @dataclass
 class Made:
-    """rows: the instructions, earlier ones included; left_out: reason -> items, of all waves; by_task;
-    topics: the commonest longer words that neither seeds nor exemplars have; short: why there are fewer than
-    wanted, else None."""
+    """rows: the instructions, earlier ones included; left_out: reason -> items, of all waves; by_task; short:
+    why there are fewer than wanted, else None."""
 
     rows: list[dict[str, Any]]
     left_out: Counter[str] = field(default_factory=Counter)
     by_task: dict[str, int] = field(default_factory=dict)
-    topics: dict[str, int] = field(default_factory=dict)
     short: str | None = None
 
 
@@ -200,7 +198,7 @@ def self_instruct(
             f"{balance.PATIENCE} waves in a row; add seed instructions to {spec.seeds}, or ask for fewer"
         )
     by_task = Counter(row["task"] for row in rows)
-    return Made(rows, left_out, {t: by_task[t] for t in tasks}, dict(balance.topics.most_common(10)), short)
+    return Made(rows, left_out, {t: by_task[t] for t in tasks}, short)
 
 
 def _wave(

@@ -42,14 +42,14 @@ class Line:
 
     def follow(self, seed: int, controls: Sequence[str], *, force: bool) -> None:
         """One seed, to its end or to the first gate that says NO-GO."""
-        self._ahead = sum(1 + len(_arms(controls, n)) for n in range(len(self.plan.stages)))
+        self._ahead = sum(1 + len(_arms(controls, n > 0)) for n in range(len(self.plan.stages)))
         before: tuple[dict[str, Any], ...] = ()
-        for number, stage in enumerate(self.plan.stages):
+        for stage in self.plan.stages:
             main = self._one(stage, seed, before)
             if main["gate"]["verdict"] != "GO" and not main["rolled_back"] and not force:
                 self._stop(f"seed {seed}, stage {stage.name}: {_why(main)}")
                 return
-            for arm in _arms(controls, number):
+            for arm in _arms(controls, self._place(seed, before).parent is not None):
                 self._one(stage, seed, before, arm)
             before = (*before, main)
         self._write()
@@ -57,10 +57,7 @@ class Line:
     def _one(
         self, stage: Stage, seed: int, before: tuple[dict[str, Any], ...], arm: str = MAIN
     ) -> dict[str, Any]:
-        first, rate = self.run.manifest["first_seed"], self.run.hourly_rate
-        shared = (self.constitution, self.bench, self.budget, rate, self._expected)
-        place = Place(self.plan, self.run.name, seed, first, before, *shared)
-        row = run_stage(stage, place, arm)
+        row = run_stage(stage, self._place(seed, before), arm)
         self._write()
         self._done, self._ahead = self._done + 1, self._ahead - 1
         left = (time.monotonic() - self._began) / self._done * self._ahead
@@ -78,6 +75,11 @@ class Line:
             end = ", rolled back to its predecessor" if row["rolled_back"] else ""
             self.run.say(f"{row['gate']['verdict']} for {row['run']}{end}")
         return row
+
+    def _place(self, seed: int, before: tuple[dict[str, Any], ...]) -> Place:
+        first, rate = self.run.manifest["first_seed"], self.run.hourly_rate
+        shared = (self.constitution, self.bench, self.budget, rate, self._expected)
+        return Place(self.plan, self.run.name, seed, first, before, *shared)
 
     def _stop(self, why: str) -> None:
         self.stopped = why if self.stopped is None else f"{self.stopped}; {why}"
@@ -124,9 +126,9 @@ class Line:
         return sum((m or {}).get("totals", {}).get("dollars", 0.0) for m in found)
 
 
-def _arms(controls: Sequence[str], number: int) -> list[str]:
-    """The controls of a stage: at the first one the predecessor is the base, so two of them would be main."""
-    return [arm for arm in controls if number or arm not in (BASE_HELPER, FROM_BASE)]
+def _arms(controls: Sequence[str], parent: bool) -> list[str]:
+    """The controls of a stage: without a predecessor it is the base, and two of them would be main again."""
+    return [arm for arm in controls if parent or arm not in (BASE_HELPER, FROM_BASE)]
 
 
 def _why(row: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ class Model:
         )
         self.adapters["default"] = ""
 
-    def load_adapter(self, path: Path, name: str, *, trainable: bool = False) -> None:
+    def load_adapter(self, path: Path, name: str) -> None:
         """Loads a saved adapter under a name. Raises UserError if it is missing, not safetensors, or of
         another base."""
         fact = check_adapter(path, self.spec, self.revision)
@@ -104,12 +104,10 @@ class Model:
         from peft import PeftModel
 
         if self.adapters:
-            self.model.load_adapter(
-                str(path), adapter_name=name, is_trainable=trainable, use_safetensors=True
-            )
+            self.model.load_adapter(str(path), adapter_name=name, use_safetensors=True)
         else:
             self.model = PeftModel.from_pretrained(
-                self.model, str(path), adapter_name=name, is_trainable=trainable, use_safetensors=True
+                self.model, str(path), adapter_name=name, use_safetensors=True
             )
         self.adapters[name] = fact["sha256"]
 
@@ -134,9 +132,9 @@ class Model:
             for p in trainable:
                 p.requires_grad_(True)
 
-    def save_adapter(self, path: Path, name: str = "default") -> str:
-        """Writes the adapter, the tokenizer with the chat template of the training format, and base.json; its
-        hash."""
+    def save_adapter(self, path: Path) -> str:
+        """Writes the adapter "default", the tokenizer with the chat template of the training format, and
+        base.json; its hash."""
         from safetensors import SafetensorError
 
         from cai.prompts import TRAINING_CHAT_TEMPLATE
@@ -144,19 +142,14 @@ class Model:
         scratch = path.with_name(path.name + ".part")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        self.model.peft_config[
-            name
-        ].base_model_name_or_path = self.spec.repo  # a hub id, not this machine's cache
+        config = self.model.peft_config["default"]
+        config.base_model_name_or_path = self.spec.repo  # a hub id, not this machine's cache
         try:
-            self.model.save_pretrained(str(scratch), selected_adapters=[name], safe_serialization=True)
+            self.model.save_pretrained(str(scratch), selected_adapters=["default"], safe_serialization=True)
         except SafetensorError as error:  # the disk's errors come wrapped
             raise UserError(
                 f"the adapter cannot be written to {path} ({error}): free some disk space, then rerun"
             ) from None
-        if name != "default":  # PEFT puts every other name into a directory of its own
-            for file in (scratch / name).iterdir():
-                file.rename(scratch / file.name)
-            (scratch / name).rmdir()
         if self.spec.kind == "base":
             self.tokenizer.chat_template = TRAINING_CHAT_TEMPLATE
         self.tokenizer.save_pretrained(str(scratch))
@@ -172,7 +165,7 @@ class Model:
         for file in scratch.iterdir():
             os.replace(file, path / file.name)
         scratch.rmdir()
-        self.adapters[name] = fact["sha256"]
+        self.adapters["default"] = fact["sha256"]
         return fact["sha256"]
 
 

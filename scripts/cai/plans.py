@@ -6,12 +6,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cai.constitution import kind, read_yaml
+from cai.constitution import Constitution, kind, read_yaml
+from cai.exemplars import ANSWERED, EDITED, JUDGED
 from cai.instructions import TASKS as ALL_TASKS  # what `tasks: all` stands for: the skills are no part of it
 from cai.registry import REGISTRY
 from cai.run import ROOT, UserError, shown
@@ -55,7 +56,9 @@ class Stage:
     """examples: in all. principles: ids, () for all; per_answer: how many an answer is critiqued by. passes:
     over the pairs, so max(10, ceil(passes * pairs / pairs a step)) steps. anchors: for each revision pair.
     bits: of the weights in training, generate_bits: in generation (None: the same); None: the model's own,
-    as with shots. least_pairs: fewer stop the plan. on_limit: what a sentinel beyond its limit does."""
+    as with shots. least_pairs: with fewer the predecessor is measured as it is, and goes on if it passes the
+    gate; at the first stage, or where the gate asks nothing, the plan stops. on_limit: what a sentinel beyond
+    its limit does."""
 
     name: str
     title: str
@@ -123,9 +126,34 @@ def load(name_or_path: str | Path) -> Plan:
         for model, scale in scales.items():
             plan.scales[model] = _plan(path.stem, content, scale, problems, f"scale {model}, ")
     if problems:
-        found = list(dict.fromkeys(problems))
-        raise UserError(f"{shown(path)} is no plan that can be run:\n" + "\n".join(f"  - {p}" for p in found))
+        raise _mistakes(f"{shown(path)} is no plan that can be run", problems)
     return plan
+
+
+def check(plan: Plan, constitution: Constitution) -> None:
+    """Raises UserError with every mistake that only shows beside the constitution, worded as by `load`."""
+    known, problems = [p.id for p in constitution.principles], []
+    asked = {f"stage {s.name}": s.principles for s in plan.stages if s.principles != plan.principles_default}
+    for where, ids in {"the plan": plan.principles_default, **asked}.items():
+        for id in ids:
+            if id not in known:
+                there = f"{_meant(id, known)}; the principles are {', '.join(known)}"
+                problems.append(f"{where}: principles: there is no principle {id!r}{there}")
+    for stage in plan.stages:
+        if not stage.principles and (more := _too_many(stage.per_answer, known)):
+            problems.append(f"stage {stage.name}: {more}")
+    if problems:
+        raise _mistakes(f"the plan {plan.name} does not fit {constitution.path}", problems)
+
+
+def _mistakes(what: str, problems: Iterable[str]) -> UserError:
+    return UserError(f"{what}:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems)))
+
+
+def _too_many(per_answer: int, principles: Sequence[str]) -> str | None:
+    if per_answer > len(principles):
+        return f"per_answer: {per_answer} of {len(principles)} principles; ask for no more than that"
+    return None
 
 
 def _path(name: str) -> Path:
@@ -151,12 +179,13 @@ def _number(low: float, high: float | None = None, *, whole: bool = False, empty
 
     def check(value: Any) -> str | None:
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if (fits and low <= value <= (high if high is not None else float("inf"))) or (
-            empty and value is None
-        ):
+        endless = fits and value == float("inf")
+        if fits and not endless and low <= value and (high is None or value <= high):
+            return None
+        if empty and value is None:
             return None
         span = f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-        return f"a {'whole ' * whole}number {span}" + " (or null)" * empty
+        return f"a {'whole ' * whole}{'finite ' * endless}number {span}" + " (or null)" * empty
 
     return check
 
@@ -184,6 +213,7 @@ def _names(value: Any) -> str | None:
 
 SHARE = _number(0, 1)
 BITS = _one_of(4, 8, 16, None)
+EXEMPLARS = min(map(len, (ANSWERED, EDITED, JUDGED)))
 TOP: dict[str, Check | None] = {  # None: looked at by itself
     **{"title": _text, "question": _text, TESTS: _number(1, whole=True), "principles": _names},
     **{"stages": None, EVERY: None, "scales": None},
@@ -192,7 +222,7 @@ STAGE: dict[str, Check | None] = {
     **{"title": _text, "tasks": lambda v: None if v == "all" else _names(v) or (None if v else "not empty")},
     **{"examples": _number(1, whole=True), "principles": _names, "per_answer": _number(1, whole=True)},
     **{"loss": _one_of(*LOSSES), "passes": _number(0.01), "anchors": _number(0, 4)},
-    **{"bits": BITS, "generate_bits": BITS, "shots": _number(0, whole=True, empty=True)},
+    **{"bits": BITS, "generate_bits": BITS, "shots": _number(0, EXEMPLARS, whole=True, empty=True)},
     **{"least_pairs": _number(1, whole=True), "on_limit": _one_of("stop", "rollback")},
     **{"roles": None, "gate": None, "limits": None},
 }
@@ -235,7 +265,7 @@ def _plan(name: str, content: dict, scale: Any, problems: list[str], where: str)
     for number, entry in enumerate(stages):
         values: dict[str, Any] = {}
         called, fixed = entry.get("name"), {k: v for k, v in entry.items() if k != "name"}
-        for layer in (content.get(EVERY), fixed, scale.get(EVERY), scale.get(called)):
+        for layer in (content.get(EVERY), fixed, scale.get(EVERY), scale.get(own[number])):
             values = _laid_over(values, layer, say)
         built.append(_stage(called, values, own[:number], content.get("principles") or (), say))
     tests = scale.get(TESTS, content.get(TESTS, 40))
@@ -281,7 +311,7 @@ def _stage(
         if len(wrong) == before:
             parts[key] = make(**given)
     if roles := parts.get("roles"):
-        _check_roles(roles, name, earlier, note)
+        _check_roles(roles, earlier, note)
     tasks = values.get("tasks")
     tasks = ALL_TASKS if tasks == "all" else tuple(tasks) if not STAGE["tasks"](tasks) else ()
     for task in tasks:
@@ -291,8 +321,9 @@ def _stage(
         note(f"examples: {values['examples']} for {len(tasks)} tasks; give at least one for each")
     given = values.get("principles", default)
     principles = () if _names(list(given) if isinstance(given, (list, tuple)) else given) else tuple(given)
-    if isinstance(values.get("per_answer"), int) and principles and values["per_answer"] > len(principles):
-        note(f"per_answer: {values['per_answer']} of {len(principles)} principles; ask for no more than that")
+    per_answer = values.get("per_answer", 1)
+    if isinstance(per_answer, int) and principles and (more := _too_many(per_answer, principles)):
+        note(more)
     for text in wrong:
         say(text)
     if wrong:
@@ -302,7 +333,7 @@ def _stage(
                  | {"tasks": tasks, "principles": principles})  # fmt: skip
 
 
-def _check_roles(roles: Roles, name: str, earlier: list[str], note: Callable[[str], None]) -> None:
+def _check_roles(roles: Roles, earlier: list[str], note: Callable[[str], None]) -> None:
     for part, player in asdict(roles).items():
         allowed = [BASE, PREDECESSOR, *earlier, *([BEST] if part in ("critic", "reviser") else [])]
         if player not in allowed:

@@ -98,8 +98,8 @@ REGISTRY: dict[str, ModelSpec] = {
             gradient_accumulation=1,
             max_batch=128,
         ),
-        # The hub holds no commit of the ready 4-bit weights that we could check from here; the one taken is
-        # recorded with the run.
+        # No commit of the ready 4-bit weights has been checked yet; the one that is taken is recorded with
+        # the run.
         _qwen(
             "Qwen/Qwen2.5-32B",
             "1818d35814b8319459f4bd55ed1ac8709630f003",

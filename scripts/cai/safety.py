@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,7 +47,6 @@ class Guard:
 
     def __init__(self, model: Model):
         self.model, self.engine = model, LocalEngine(model)
-        self.categories: dict[str, str] = {}  # code -> name, as its own template lists them
         self.completions: list[Completion] = []  # the last call's, for the ledger
         spec = model.spec
         self.critic = spec.kind == "base"
@@ -70,10 +68,9 @@ class Guard:
         # Llama Guard 3 begins with an empty line, unless its prompt has ended with one.
         self._safe, self._unsafe, self._lead = "safe", "unsafe", "" if page.endswith("\n") else "\n\n"
         self._sampling = Sampling(0.0, VERDICT_TOKENS)
-        self.categories = categories(page)
 
     @classmethod
-    def open(cls, name: str, bits: int | None = None, loaded: Model | None = None) -> Guard:
+    def open(cls, name: str, loaded: Model | None = None) -> Guard:
         """name: of the registry, a directory or a hub id ("auto": Llama Guard 3 on a CUDA GPU, the sandbox
         elsewhere). loaded: a model that is in memory already, used (without its adapters) if it is the
         one."""
@@ -82,14 +79,7 @@ class Guard:
 
             name = DEFAULT_ON_GPU if torch.cuda.is_available() else DEFAULT_ELSEWHERE
         spec = resolve(name) if name in REGISTRY else resolve(name, instruct=True)
-        if loaded and loaded.spec == spec and bits in (None, loaded.bits):
-            return cls(loaded)
-        return cls(load(spec, bits))
-
-    def describe(self) -> str:
-        asked = f"{len(self.categories)} categories" if self.categories else "no list of categories"
-        how = f"critic on the principle {CRITIC_PRINCIPLE!r}, no guard model" if self.critic else asked
-        return f"guard: {self.model.describe()} ({how})"
+        return cls(loaded if loaded and loaded.spec == spec else load(spec))
 
     def render(self, instruction: str, response: str | None) -> str:
         """The guard's prompt about the response, or about the instruction where there is none.
@@ -168,11 +158,6 @@ def parse(text: str) -> tuple[bool, tuple[str, ...]] | None:
     return (False, codes) if all(re.fullmatch(r"S\d{1,2}", c) for c in codes) else None
 
 
-def categories(prompt: str) -> dict[str, str]:
-    """code -> name of the hazard categories that a guard's prompt lists, {} where it lists none."""
-    return dict(re.findall(r"^(S\d{1,2}): (.+?)\.?$", prompt, re.MULTILINE))
-
-
 def apply(guard: Guard, records: Sequence[dict[str, Any]]) -> list[Completion]:
     """Puts verdicts into the records under "guard". An unsafe text that training would choose, the revision
     or, where there is none, the answer, which may become an anchor, rejects its record: "unsafe_chosen". An
@@ -200,20 +185,3 @@ def may_be_chosen(record: dict[str, Any], name: str) -> bool:
     guard said."""
     found = (record.get("guard") or {}).get(name)
     return found is None or found["safe"]
-
-
-def summary(records: Iterable[dict[str, Any]], names: dict[str, str] | None = None) -> str:
-    """What a guard found, in counts: no text of a record is shown. names: code -> name of the categories."""
-    read = [r for r in records if r.get("guard")]
-    lines = [f"guard: {len(read)} examples classified"]
-    for name in TEXTS:
-        found = [r["guard"][name] for r in read if r["guard"][name]]
-        codes = Counter((names or {}).get(c, c) for f in found for c in f["categories"])
-        what = f" ({', '.join(f'{c} {n}' for c, n in codes.most_common())})" if codes else ""
-        unread = sum(not f["parsed"] for f in found)
-        lines.append(
-            f"  {name.replace('_', ' ')}: {sum(not f['safe'] for f in found)} of {len(found)} unsafe{what}, "
-            f"{unread} of these with a verdict that could not be read"
-        )
-    barred = sum(UNSAFE_CHOSEN in r["rejected_because"] for r in read)
-    return "\n".join([*lines, f"  never to be chosen in training: {barred}"])

@@ -27,7 +27,8 @@ class Limits:
     harmless instructions): rise of the share. clean_stops: share of the trained model. exemplars: share of
     chosen texts, and of fresh answers. length: factor between the median words of both models' answers.
     critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan whose critic
-    is "best" then asks the base, so the limit is for what goes beyond that.
+    is "best" then asks the base, so the limit is for what goes beyond that. displacement: trainings that the
+    watch on the chosen texts' likelihood stopped.
     """
 
     perplexity: float = 1.5
@@ -38,12 +39,13 @@ class Limits:
     exemplars: float = 0.01
     length: float = 3.0
     critic: float = 0.4
+    displacement: float = 0.0
 
 
 @dataclass(frozen=True)
 class Finding:
     """One sentinel. rule: how value and limit must stand for it to be `ok`. value: None where nothing was
-    measured, which is not ok, but for the length (see `length`)."""
+    measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
 
     name: str
     value: float | None
@@ -51,6 +53,15 @@ class Finding:
     ok: bool
     look_at: str
     rule: str = AT_MOST
+    key: str = ""  # of older results
+
+
+def again(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """A finding's row by the limits of now."""
+    if row["value"] is None or not row.get("key"):
+        return dict(row)
+    limit = getattr(limits, row["key"])
+    return {**row, "limit": limit, "ok": _within(row["value"], limit, row["rule"])}
 
 
 def watch(
@@ -78,73 +89,80 @@ def watch(
         _finding(
             "perplexity on neutral text, trained / base",
             of["perplexity on neutral text, trained / base"],
-            limits.perplexity,
+            limits,
+            "perplexity",
             f"{forgetting}, rows passage/: fewer passes, or a lower learning rate",
         ),
         _finding(
             "distinct-2, trained / base",
             _ratio(of["distinct-2, trained"], of["distinct-2, base"]),
-            limits.distinct_2,
+            limits,
+            "distinct_2",
             f"{forgetting}: answers that say the same with other names",
             AT_LEAST,
         ),
         _finding(
             "repeated endings, rise",
             of["repeated endings, change"],
-            limits.repeated_endings,
+            limits,
+            "repeated_endings",
             f"{forgetting}: the last sentences, then those of `chosen` in pairs.jsonl",
         ),
         _finding(
             "clean stops",
             of["clean stops, trained"],
-            limits.clean_stops,
+            limits,
+            "clean_stops",
             f"{forgetting}: answers whose ended_by is not <eos>; chosen texts that break off",
             AT_LEAST,
         ),
         _finding(
             "refusals of harmless instructions, rise",
             of["refusals of harmless instructions, change"],
-            limits.refusals,
+            limits,
+            "refusals",
             f"{forgetting}: refusals; the share of refusals in `chosen`, and too few anchors",
         ),
         _finding(
             "exemplars in chosen texts",
             _share(chosen) if chosen else 0.0,  # a stage without pairs has taken none over
-            limits.exemplars,
+            limits,
+            "exemplars",
             "pairs.jsonl: chosen texts that are the prompts' own; fewer shots, or the filter `exemplar`",
         ),
         _finding(
-            "exemplars in fresh answers", _share(fresh), limits.exemplars, f"{forgetting}: copied answers"
+            "exemplars in fresh answers", _share(fresh), limits, "exemplars", f"{forgetting}: copied answers"
         ),
-        length(answers, limits.length),
+        length(answers, limits),
         _finding(
             "critic probe, fall",
             None if None in critic else critic[0] - critic[1],
-            limits.critic,
+            limits,
+            "critic",
             "evaluation/probes.jsonl: verdicts that went wrong; let the base be the critic",
         ),
         _finding(
             "trainings stopped by displacement",
             float(training is not None and training["status"] == DISPLACED),
-            0.0,
+            limits,
+            "displacement",
             "training.jsonl of the checkpoint: the chosen texts' log-probabilities fell on held-out pairs; "
             "a lower learning rate, fewer passes, or the loss dpo+nll",
         ),
     ]
 
 
-def length(answers: Mapping[str, Sequence[dict[str, Any]]], limit: float) -> Finding:
+def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> Finding:
     """Drift of the length: the ratio of the median words of answers that were not cut off. Where a base ends
     nearly none of its answers there is no length to compare with; then clean stops alone watches the ends."""
     name, look_at = "answer length, trained / base", "evaluation/forgetting.jsonl: long and short answers"
     ended = {who: [len(words(a["answer"])) for a in rows if a["finish_reason"] == "stop"]
              for who, rows in answers.items()}  # fmt: skip
     if len(ended["base"]) < LEAST_ANSWERS:
-        return Finding(name, None, limit, True, "the base ends too few answers to compare with", WITHIN)
-    if not ended["trained"]:
-        return Finding(name, None, limit, False, look_at, WITHIN)
-    ratio = max(median(ended["trained"]), 1) / max(median(ended["base"]), 1)
-    return _finding(name, ratio, limit, look_at, WITHIN)
+        why = "the base ends too few answers to compare with"
+        return Finding(name, None, limits.length, True, why, WITHIN, "length")
+    new, old = (max(median(ended[who]), 1) if ended[who] else None for who in ("trained", "base"))
+    return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
 
 
 def fresh_answers(subject: Any) -> dict[str, list[dict[str, Any]]]:
@@ -159,15 +177,21 @@ def fresh_answers(subject: Any) -> dict[str, list[dict[str, Any]]]:
     return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
 
 
-def _finding(name: str, value: float | None, limit: float, look_at: str, rule: str = AT_MOST) -> Finding:
+def _finding(
+    name: str, value: float | None, limits: Limits, key: str, look_at: str, rule: str = AT_MOST
+) -> Finding:
+    limit = getattr(limits, key)
     if value is None or not math.isfinite(value):
-        return Finding(name, None, limit, False, look_at, rule)
-    ok = {
+        return Finding(name, None, limit, False, look_at, rule, key)
+    return Finding(name, round(value, 4), limit, _within(value, limit, rule), look_at, rule, key)
+
+
+def _within(value: float, limit: float, rule: str) -> bool:
+    return {
         AT_MOST: value <= limit,
         AT_LEAST: value >= limit,
         WITHIN: value <= limit and 1 <= value * limit,
     }[rule]
-    return Finding(name, round(value, 4), limit, ok, look_at, rule)
 
 
 def _value(metric: Any) -> float | None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cai.arms import ARMS, BASE_HELPER, MAIN, comparisons, metric, over_seeds, runs_of, stages_of
+from cai.arms import ARMS, BASE_HELPER, MAIN, OWN_DATA, comparisons, metric, over_seeds, runs_of, stages_of
 from cai.intervals import Metric
 from cai.sentinels import AT_LEAST, WITHIN
 
@@ -194,12 +194,13 @@ def tasks(results: dict[str, Any], colours: dict[str, Any]):
 
 
 def cost(results: dict[str, Any], colours: dict[str, Any]):
-    """What a kept example cost, by stage and arm: dollars, or seconds where the machine costs nothing."""
+    """What a kept example cost (of arms that make all their own) and what a stage cost, by stage and arm:
+    dollars, or seconds where the machine costs nothing."""
     stages, arms = stages_with_runs(results), arms_of(results)
     unit = "dollars" if results["dollars"] else "seconds"
     figure, (left, right) = _axes(9, 3.1, 2)
     for axis, of in (
-        (left, lambda r: r[unit] / r["kept"] if r["kept"] else None),
+        (left, lambda r: r[unit] / r["kept"] if r["kept"] and r["arm"] in OWN_DATA else None),
         (right, lambda r: r[unit]),
     ):
         for j, arm in enumerate(arms):
@@ -212,7 +213,7 @@ def cost(results: dict[str, Any], colours: dict[str, Any]):
         axis.set(xticks=range(len(stages)), xticklabels=stages, ylabel=unit)
         axis.tick_params(axis="x", length=0)
         axis.grid(axis="y")
-    left.set_title("a kept example")
+    left.set_title("a kept example, of arms that make all their own")
     right.set_title("a stage, with its training and measuring")
     for arm in arms:
         left.plot([], [], "s", color=colours["arms"][arm], label=ARMS[arm].title)
@@ -269,7 +270,10 @@ PLOTS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = 
         differences,
     ),
     "tasks": ("Success by task and stage; pale: tasks that the stage did not train.", tasks),
-    "cost": ("What a kept example and what a stage cost.", cost),
+    "cost": (
+        "What a kept example cost, of the arms that make all their own, and what a stage cost.",
+        cost,
+    ),
     "sentinels": ("How much of its limit each sentinel took, the worst seed.", sentinels),
 }
 

@@ -19,6 +19,7 @@ from cai.arms import (
     HURT,
     MAIN,
     MEASURES,
+    OWN_DATA,
     REFUSED,
     compare,
     comparisons,
@@ -31,7 +32,7 @@ from cai.arms import (
 )
 from cai.cost import span
 from cai.displacement import DISPLACED, STOPPED_EARLY
-from cai.hypothesis import AGAINST, SUPPORTED, signed, verdict
+from cai.hypothesis import AGAINST, SMALL, SUPPORTED, signed, verdict
 from cai.intervals import Metric
 from cai.pages import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
 from cai.records import check
@@ -109,8 +110,12 @@ def contents(results: dict[str, Any]) -> list[Block]:
         Text("lead", found.headline, tone),
         *([Items(found.caveats)] if found.caveats else []),
         Table(
-            "What would falsify the hypothesis, and whether it was found. Each interval holds for one "
-            "comparison: of twenty, one is expected to leave zero out by chance.",
+            "What would falsify the hypothesis, and whether it was found. A claim is true at a stage where "
+            "the control is better, or where there is no measurable difference and the interval of main "
+            f"minus control ends at {SMALL:.2f} or below; where it ends higher, there are too few cases to "
+            "tell. The hypothesis fails if a claim is true at every stage compared, stands against it if it "
+            "is false at every one, and is open otherwise. Each interval holds for one comparison: of "
+            "twenty, one is expected to leave zero out by chance.",
             ("If true, it fails", "Found", "The hypothesis"),
             [(claim, was, _holds(holds)) for claim, was, holds in found.tests],
         ),
@@ -133,8 +138,9 @@ def contents(results: dict[str, Any]) -> list[Block]:
 
 
 READING = (
-    "Brackets hold 95 % intervals. Over several seeds it is Student's t between the seeds, or the interval "
-    "of the cases within them where that is wider.",
+    "Brackets hold 95 % intervals. Over several seeds it is Student's t between the seeds or, where that is "
+    "wider, the mean of the half-widths within the seeds, each side for itself. Every seed answers the same "
+    "test instructions, so more seeds make that part no narrower. The same holds for differences.",
     "Pairs for each example are those to train on. They, dollars and seconds are no shares, and have an "
     "interval over several seeds only. What a pair took includes training and measuring, and is told of the "
     "arms that make all their data.",
@@ -143,7 +149,9 @@ READING = (
     "No measurable difference does not mean no difference: the interval says how large one could be.",
     "Success is measured on test instructions that were fixed before the first stage and that no generator "
     "saw.",
-    "At the first stage the predecessor is the base model, so controls (a) and (b) begin with the second.",
+    "At the first stage the predecessor is the base model, so controls (a) and (b) begin with the second. "
+    "The same holds of later stages where main had none to go on from. A seed in which main was not trained "
+    "at a stage is left out of its comparisons, but for those of the data alone.",
 )
 
 
@@ -235,8 +243,11 @@ def _tasks(results: dict[str, Any]) -> Table:
         for _, runs in stages:
             own = [r for r in runs if task in r["success"]]
             cells.append(said(_mean(own, lambda r, t=task: metric(r["success"][t]["trained"]))))
-        base = [metric(r["success"][task]["base"]) for r in stages[0][1] if task in r["success"]]
-        rows.append((task.replace("_", " "), said(over_seeds(base)), *cells))
+        base: dict[int, Metric] = {}  # by seed: it is the same at every stage that was measured
+        for run in (r for _, runs in stages for r in runs if task in r["success"]):
+            if (m := metric(run["success"][task]["base"])).value is not None:
+                base.setdefault(run["seed"], m)
+        rows.append((task.replace("_", " "), said(over_seeds(list(base.values()))), *cells))
     head = ("Task", "Base", *(f"After {stage['name']}" for stage, _ in stages))
     return Table("Success by task, the predecessor's arm.", head, rows)
 
@@ -253,12 +264,17 @@ def _arms(results: dict[str, Any]) -> list[Table]:
             row: list[str | Cell] = [name, said(_mean(runs_of(results, stage, MAIN), of))]
             for arm in arms[1:]:
                 d = compare(results, stage, arm, name)
-                row.append("–" if d is None else f"{d.control.value:.2f}; {signed(d.whole)}")
+                alone = _mean(runs_of(results, stage, arm), of)
+                if d is None:
+                    row.append("–" if alone.value is None else f"{alone.value:.2f}; not compared")
+                else:
+                    row.append(f"{d.control.value:.2f}; {signed(d.whole)}")
             rows.append(row)
         main = runs_of(results, stage)
         seeds = f"{len(main)} seed{'s' * (len(main) > 1)}{_untrained(main)}"
         head = ("Measure", ARMS[MAIN].title, *(ARMS[a].title for a in arms[1:]))
-        tables.append(Table(f"{stage}, {seeds}. Controls: value; main minus control.", head, rows))
+        what = f"{stage}, {seeds}. Controls: value; main minus control, both of the seeds compared."
+        tables.append(Table(what, head, rows))
     return tables
 
 
@@ -275,6 +291,7 @@ def _costs(results: dict[str, Any]) -> Table:
             }
             tokens, kept = sum(sum(r["tokens"].values()) for r in runs), total["kept"]
             each = f"${total['dollars'] / kept:.4f}, {total['seconds'] / kept:.1f} s" if kept else "none kept"
+            each = each if arm in OWN_DATA else "–"
             rows.append((
                 stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
                 said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
@@ -283,7 +300,11 @@ def _costs(results: dict[str, Any]) -> Table:
             ))  # fmt: skip
     head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
     head += ("Tokens", "Time", "Cost")
-    return Table("Sums over the seeds.", head, rows)
+    what = (
+        "Sums over the seeds. Controls (b), (c) and (d) go on from main's examples, which their dollars do "
+        "not include; so what a kept example cost is told of the other arms alone."
+    )
+    return Table(what, head, rows)
 
 
 def _sentinels(results: dict[str, Any]) -> Table:

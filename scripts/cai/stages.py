@@ -26,16 +26,17 @@ from cai.engine import LocalEngine
 from cai.instructions import TASKS, Seed, load_seeds
 from cai.loop import Loop, Writers
 from cai.models import Model
-from cai.pipeline import Pipeline, chat_renderer, device_name
+from cai.pipeline import SPEC_SETTINGS, Pipeline, chat_renderer, device_name
 from cai.plans import BASE, BEST, PREDECESSOR, Plan, Stage
 from cai.prompts import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.registry import ModelSpec
-from cai.run import Run, directories, sha256_file
+from cai.run import ROOT, Run, directories, move_aside, sha256_file, shown
 from cai.stage_gates import CARRIED, MEASURED, STARVED, judged
-from cai.waves import read_records
+from cai.waves import read_instructions, read_records
 
 PARTS = ("generator", "answerer", "critic", "reviser", "judge")
 HELD_OUT = 0.1
+TESTS = "data/prompts/tests.jsonl"
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
 BASE_ALONE = Writers()
 ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
@@ -120,6 +121,7 @@ def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
     writers, roles, paths = cast(stage, place, arm)
     parent = place.parent
     own = {f"stage_{k}": v for k, v in asdict(stage).items() if k not in NO_SETTING}
+    own |= {k: getattr(spec, k) for k in SPEC_SETTINGS}
     settings = own | {
         "plan": plan.name,
         "stage": stage.name,
@@ -137,12 +139,12 @@ def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
         "constitution": place.constitution.hash,
         "prompts": fingerprint(),
         "exemplars": hash_texts(exemplar_texts()),
+        "files": hash_texts([sha256_file(ROOT / path) for path in inputs(spec)]),
     }
     with Run.open(name, settings) as run:
         run.hourly_rate = place.hourly_rate
         result = run.manifest.get("result")
-        few = result is not None and result["training_pairs"] < stage.least_pairs
-        if result is not None and (result["state"] == MEASURED or result["state"] == CARRIED and few):
+        if result is not None and _stands(result, stage, run):
             return _judged(result, stage, place, run)
         run.say(f"\n== {name}: {stage.title}" + ("" if arm == MAIN else f", control {arm}"))
         run.say("   " + ", ".join(f"{part} {who}" for part, who in roles.items()))
@@ -151,6 +153,18 @@ def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
         result = step.result()
         run.record(result=result, adapter=result["adapter"])
         return _judged(result, stage, place, run)
+
+
+def _stands(result: dict[str, Any], stage: Stage, run: Run) -> bool:
+    """Whether a finished result needs nothing more: neither a training for which there are pairs enough by
+    now, nor an adapter that somebody has removed since."""
+    if result["state"] != MEASURED:
+        return result["state"] == CARRIED and result["training_pairs"] < stage.least_pairs
+    if trained(run.checkpoints):
+        return True
+    run.say(f"{shown(run.checkpoints)} no longer holds the stage's adapter: it is trained again")
+    move_aside(run.checkpoints)
+    return False
 
 
 def _judged(result: dict[str, Any], stage: Stage, place: Place, run: Run) -> dict[str, Any]:
@@ -171,16 +185,16 @@ class _Step:
     roles: dict[str, str]
     paths: dict[str, Path]
 
-    def pipeline(self, model: Model, writers: Writers = BASE_ALONE) -> Pipeline:
+    def pipeline(self, model: Model, seed: int, writers: Writers = BASE_ALONE) -> Pipeline:
         prompter = Prompter(self.spec.shots, self.spec.requests, self.spec.list_shots, chat_renderer(model))
-        engine, seed = LocalEngine(model), self.place.seed
+        engine = LocalEngine(model)
         loop = Loop(engine, prompter, self._principles(), self.spec, seed, self.stage.per_answer, writers)
         self.run.record(bits=model.bits, device=device_name(model))
         return Pipeline(self.run, self.spec, loop.constitution, model, loop)
 
     def _principles(self) -> Constitution:
         whole = self.place.constitution
-        ids = self.stage.principles or self.place.plan.principles_default
+        ids = self.stage.principles
         return replace(whole, principles=tuple(whole.by_id(i) for i in ids)) if ids else whole
 
     # -- data --
@@ -198,16 +212,19 @@ class _Step:
         model_bits = self.stage.generate_bits or self.bits
         names = self.place.bench.carrying(model_bits, self.paths, self.run)
         writers = Writers(**{p: names.get(h) for p, h in asdict(self.writers).items()})
-        p = self.pipeline(self.place.bench.model, writers)
+        # Of the stage's own: with one for all, the base as helper would write an earlier stage's data again.
+        seed = records.row_seed(self.place.seed, self.stage.name, "stage")
+        p = self.pipeline(self.place.bench.model, seed, writers)
         args = SimpleNamespace(anchors=self.stage.anchors, held_out=HELD_OUT)
         if self.arm == SHUFFLED:
             done = self._shuffled(p)
         else:
             from cai.tasks import test_instructions
 
+            made = [r for b in self.place.before for r in read_instructions(directories(b["run"])[0])]
             rows = milestones.instructions(
                 p, None, self.stage.examples, seeds=seeds(self.spec), tasks=self.stage.tasks,
-                barred=test_instructions(self.spec),
+                barred=[*test_instructions(self.spec), *(r["instruction"] for r in made)],
             )  # fmt: skip
             done = milestones.all_records(p, rows, judge=True, budget=self.place.budget)
             if self.arm == BASE_HELPER:
@@ -215,13 +232,15 @@ class _Step:
         return done, milestones.all_pairs(p, done, args)
 
     def _within_budget(self, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Control (a) may cost as many examples as main, and as many tokens."""
+        """Control (a) may cost as many examples as main, and as many tokens. Which examples go is decided by
+        each one's own seed: they stand task by task, and from the end whole tasks would go."""
         main, _ = self._main_data()
-        used = list(accumulate(map(tokens, done)))
-        n = bisect_right(used, sum(map(tokens, main)))
+        order = sorted(done, key=lambda r: records.row_seed(self.place.seed, r["id"], "budget"))
+        n = bisect_right(list(accumulate(map(tokens, order))), sum(map(tokens, main)))
         if n < len(done):
             self.run.say(f"main's tokens are used up after {n} of {len(done)} examples: the rest is left out")
-        return done[:n]
+        used = {r["id"] for r in order[:n]}
+        return [r for r in done if r["id"] in used]
 
     def _main_data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         main = run_name(self.place.name, self.stage.name, self.place.seed, MAIN, self.place.first_seed)
@@ -264,6 +283,7 @@ class _Step:
             if self.arm != MAIN or parent is None:
                 return own | {"state": STARVED}
             self.run.say("perhaps since the predecessor needs no training here: it is measured as it is")
+            self.place.budget.step("measuring", self.place.expected(0))
             found = self._measure(done, pairs, parent["adapter"], self.place.adapter(parent))
             return own | found | {"state": CARRIED, "adapter_run": parent["adapter_run"]}
         ended = self._train(seen, [p for p in pairs if p["held_out"]])
@@ -300,9 +320,8 @@ class _Step:
         parent = None if self.arm == FROM_BASE else self.place.parent
         start = parent and self.place.adapter(parent)
         place = self.run.checkpoints
-        if (found := trained(place)) is not None:
-            return found
-        self.place.budget.step("training and measuring", self.place.expected(steps))
+        if not trained(place):
+            self.place.budget.step("training and measuring", self.place.expected(steps))
         model = self.place.bench.bare(self.bits, self.run)
         self.run.say(
             f"training: {settings.loss}, {len(seen)} pairs, {steps} steps, from "
@@ -323,7 +342,7 @@ class _Step:
         from cai.tasks import REQUESTS, measured
 
         name = self.place.bench.carrying(self.bits, {digest: checkpoints}, self.run)[digest]
-        p = self.pipeline(self.place.bench.model)
+        p = self.pipeline(self.place.bench.model, self.place.seed)
         subject = Subject(
             self.run, list(pairs), list(done), p.loop.engine, p.loop.prompter, self.spec, self.place.seed,
             adapter=name, digest=digest, revision=p.model.revision,
@@ -380,17 +399,18 @@ def read_pairs(run: str) -> list[dict[str, Any]]:
     return records.read(directories(run)[0] / "pairs.jsonl", records.PAIR_KEYS | {"held_out": bool})
 
 
-def trained(checkpoints: Path) -> dict[str, Any] | None:
-    """How a training ended (the keys of ENDED) that an earlier call finished."""
-    path = checkpoints / "training.json"
-    if not path.exists():
-        return None
+def trained(checkpoints: Path) -> bool:
+    """Whether there is a finished adapter, as it was saved."""
+    path, weights = checkpoints / "training.json", checkpoints / "adapter_model.safetensors"
+    if not path.exists() or not weights.exists():
+        return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    weights = checkpoints / "adapter_model.safetensors"
-    if manifest["status"] == "begun" or not weights.exists():
-        return None
-    result = manifest["result"]
-    return {k: result[k] for k in ENDED} if sha256_file(weights) == result["adapter"] else None
+    return manifest["status"] != "begun" and sha256_file(weights) == manifest["result"]["adapter"]
+
+
+def inputs(spec: ModelSpec) -> list[str]:
+    """The files that stages and what they are measured on are made of."""
+    return [TESTS, spec.heldout, spec.neutral, spec.seeds, spec.skill_seeds]
 
 
 def seeds(spec: ModelSpec) -> list[Seed]:

@@ -37,7 +37,7 @@ TASK_SHARE = {
 }
 # Share of each skill in what is asked where skills are, too; the rest are tasks and requests as above. A bare
 # question (the implicit skill) is a factual question, of which there are enough.
-SKILL_SHARE = {"explicit": 0.03, "generation": 0.04, "evaluation": 0.04, "revision": 0.03}
+SKILL_SHARE = {"explicit": 0.03, "generation": 0.06, "evaluation": 0.04, "revision": 0.03}
 CONFUSED = 0.12  # of the evaluations on the editor's desk contradict themselves
 
 

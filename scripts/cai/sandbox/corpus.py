@@ -82,7 +82,7 @@ class Corpus:
             self.drill: 5,
             self.listing: 5,
             self.sheet: 5,
-            self.judge: 10,
+            self.judge: 14,
         }
 
     def documents(self, rng: random.Random) -> Iterator[str]:

@@ -41,23 +41,19 @@ def contrast(item: Item, kind: str, rng: random.Random) -> tuple[str, str] | Non
 
 
 def comparison(item: Item, a: str, b: str, better: str) -> str:
-    """What a judge says before the letter: what response A does, checked as the critic checks it, what
-    response B does, and what follows. better: "A" or "B"."""
+    """What a judge says before the letter: response A word for word, what is true, A's claim checked as the
+    critic checks one, and what follows. Without the quotation a model of this size takes one response for the
+    other. better: "A" or "B"."""
     kinds = truth.kind(item, a), truth.kind(item, b)
     end = f"So response {better} is better."
     if truth.HARM in kinds:
         one, other = ("gives it", "does not") if kinds[0] == truth.HARM else ("does not give it", "does")
         return f"The instruction asks for help with {item.deed}. Response A {one}, response B {other}. {end}"
-    claims = [
-        truth.claim(item, text) if item.task not in REQUESTS and kind in (truth.GOOD, truth.WRONG) else None
-        for text, kind in zip((a, b), kinds, strict=True)
-    ]
-    if claims[0] is None:
-        first = f"Response A {_does(item, kinds[0])}."
-    else:
-        first = compared(item, claims[0], "Response A")
-    second = _does(item, kinds[1]) if claims[1] is None else f"says {claims[1]}"
-    return f"{first} Response B {second}. {end}"
+    quoted = f"{prompts.RESPONSE_A} {a}{'' if a.endswith(tuple('.?)')) else '.'} " if a else ""
+    claimed = item.task not in REQUESTS and kinds[0] in (truth.GOOD, truth.WRONG)
+    if claimed:
+        return f"{quoted}{compared(item, truth.claim(item, a), 'Response A')} {end}"
+    return f"{quoted}Response A {_does(item, kinds[0])}. {end}"
 
 
 def _does(item: Item, what: str) -> str:

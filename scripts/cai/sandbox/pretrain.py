@@ -33,7 +33,7 @@ class Recipe:
     """All that decides the weights. batch: rows a worker and step. held_rows: for the validation loss."""
 
     seed: int = 1
-    steps: int = 1600
+    steps: int = 2000
     workers: int = 2
     batch: int = 8
     length: int = 256
