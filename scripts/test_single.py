@@ -29,7 +29,7 @@ def main() -> int:
     flags.add_argument("--instruction", help="use this instruction instead of a generated one")
     flags.add_argument("--task", help="generate an instruction of this task type (default: any)")
     flags.add_argument("--principle", help="the id of the principle (default: by the row's seed)")
-    flags.add_argument("--tries", type=int, default=16, help="instructions to try until one makes a pair")
+    flags.add_argument("--tries", type=int, default=32, help="instructions to try until one makes a pair")
     flags.add_argument("--instruct", action="store_true", help="use the model's chat template")
     args = flags.parse_args()
     if args.tries < 1:
@@ -218,6 +218,8 @@ def finish(p, record: dict, again, step) -> int:
     starts = trained and abs(step[0].loss - LN2) < START_TOLERANCE
     moved = f"{step[0].loss:.4f} (ln 2 = {LN2:.4f}) to {step[1].loss:.4f}" if step else "not reached"
     addressed = f"text {'changed' if changed else 'unchanged'}; second look: {second or 'no verdict'}"
+    if not record["revised_answer"]:
+        addressed = "there is no revision"
     run.say("\n[8/8] success criteria")
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
     status = decide(run, [

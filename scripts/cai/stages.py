@@ -236,9 +236,9 @@ class _Step:
         each one's own seed: they stand task by task, and from the end whole tasks would go."""
         main, _ = self._main_data()
         order = sorted(done, key=lambda r: records.row_seed(self.place.seed, r["id"], "budget"))
-        n = bisect_right(list(accumulate(map(tokens, order))), sum(map(tokens, main)))
+        n = min(bisect_right(list(accumulate(map(tokens, order))), sum(map(tokens, main))), len(main))
         if n < len(done):
-            self.run.say(f"main's tokens are used up after {n} of {len(done)} examples: the rest is left out")
+            self.run.say(f"main's budget is used up after {n} of {len(done)} examples: the rest is left out")
         used = {r["id"] for r in order[:n]}
         return [r for r in done if r["id"] in used]
 
