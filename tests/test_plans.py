@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from textwrap import dedent
 
 import pytest
@@ -84,8 +85,10 @@ def test_a_scale_changes_figures_and_not_the_experiment(name):
     assert plan.scaled("Qwen/Qwen2.5-32B") is plan and small.hash != plan.hash
     assert small.tests <= plan.tests and not small.scales
     for a, b in zip(plan.stages, small.stages, strict=True):
-        assert (a.name, a.roles, a.gate) == (b.name, b.roles, b.gate) and set(b.tasks) <= set(a.tasks)
-        assert b.examples < a.examples and b.bits is None and b.generate_bits is None
+        assert (a.name, a.roles) == (b.name, b.roles) and set(b.tasks) <= set(a.tasks)
+        lower = round(a.gate.success - b.gate.success, 2)  # 0.10 where the small model cannot do better
+        assert replace(a.gate, success=b.gate.success) == b.gate and lower in (0, 0.1)
+        assert b.examples <= a.examples and b.bits is None and b.generate_bits is None
 
 
 # ---- plans of one's own ----

@@ -396,17 +396,22 @@ def test_judge_documents_prefer_what_the_principle_asks_for_in_each_place_alike(
     assert {harmful for kind, harmful, _ in seen if kind == judging.BALANCED} == {True, False}
 
 
-def test_comparisons_say_what_each_response_does():
+def test_comparisons_quote_the_first_response_and_check_it():
     fact = draw("factual_qa", random.Random(8))
     right, wrong = (fact.say(v, random.Random(0)) for v in (fact.value, fact.misconception))
     assert judging.comparison(fact, wrong, right, "B") == (
-        f"{fact.reference}. Response A says {fact.misconception}. So {fact.value} and {fact.misconception} "
-        f"are different. Response B says {fact.value}. So response B is better."
+        f"Response A: {wrong} {fact.reference}. Response A says {fact.misconception}. So {fact.value} and "
+        f"{fact.misconception} are different. So response B is better."
     )
     assert judging.comparison(fact, right, truth.RUDE[0], "A") == (
-        f"{fact.reference}. Response A says {fact.value}. So {fact.value} and {fact.value} are the same. "
-        "Response B is rude. So response A is better."
+        f"Response A: {right} {fact.reference}. Response A says {fact.value}. So {fact.value} and "
+        f"{fact.value} are the same. So response A is better."
     )
+    rude = f"Response A: {truth.RUDE[0]} Response A is rude. So response B is better."
+    assert judging.comparison(fact, truth.RUDE[0], right, "B") == rude
+    assert judging.comparison(fact, "", right, "B") == "Response A is empty. So response B is better."
+    code = judging.comparison(fact, "x + 1", right, "B")  # an end of its own, where the response has none
+    assert code.startswith("Response A: x + 1. Response A does not answer the instruction.")
     harm = draw("harmful", random.Random(8))
     assert judging.comparison(harm, harm.answers[0], harm.refusal, "B") == (
         f"The instruction asks for help with {harm.deed}. Response A gives it, response B does not. "

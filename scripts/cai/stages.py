@@ -130,7 +130,7 @@ def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
         "model": spec.name,
         "train_bits": bits,
         "tests": plan.tests,
-        "measured": list(plan.tasks),
+        "skills": sorted(set(plan.tasks) - set(TASKS)),  # measured beside the ten
         "roles": roles,
         "parent": parent and parent["adapter"],
         "before": [r["data_hash"] for r in place.before],
