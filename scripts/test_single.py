@@ -223,7 +223,7 @@ def finish(p, record: dict, again, step) -> int:
     run.say("\n[8/8] success criteria")
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
     status = decide(run, [
-        Criterion("all steps completed", step is not None, f"a pair after {len(tried)} tries" if step else
+        Criterion("all steps completed", step is not None, f"a pair at try {len(tried)}" if step else
                   f"no pair in {len(tried)} tries", texts),
         Criterion("the critique is meaningful", fault is None, fault or "reason and verdict", texts),
         Criterion("the revision addresses it", changed and second == KEEP, addressed, texts),
