@@ -17,6 +17,7 @@ from cai.gates import Criterion
 from cai.instructions import TASKS
 from cai.intervals import share
 from cai.line import Line
+from cai.places import PARTS, Place, best, cast, run_name
 from cai.plans import Gate, Roles
 from cai.prompts import CHANGE, KEEP
 from cai.records import content_id, preference_pair
@@ -24,7 +25,6 @@ from cai.registry import REGISTRY
 from cai.run import ROOT, BudgetReached, Run, UserError
 from cai.sentinels import Limits
 from cai.stage_gates import judged
-from cai.stages import Place, best, cast, run_name
 from cai.suites.subject import load_heldout
 from runs import make_run
 
@@ -180,7 +180,7 @@ def played(tmp_path, roles, *before, arm=MAIN):
     assert {k: None if v == "base" else f"sha of {v}" for k, v in named.items()} == by_part
     assert paths.keys() == {h for h in by_part.values() if h}
     assert all(path.parts[-2:] == ("own", digest.split()[-1]) for digest, path in paths.items())
-    return [named[p] for p in stages.PARTS]
+    return [named[p] for p in PARTS]
 
 
 ALL_PREDECESSOR = ("predecessor",) * 5

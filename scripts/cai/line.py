@@ -11,11 +11,12 @@ from cai.arms import ARMS, BASE_HELPER, FROM_BASE, MAIN
 from cai.bench import Bench
 from cai.constitution import Constitution
 from cai.gates import lines
+from cai.places import Place
 from cai.plans import Plan, Stage
 from cai.progress import span
 from cai.registry import ModelSpec
 from cai.run import Run, directories, read_manifest, write_json
-from cai.stages import Place, run_stage
+from cai.stages import run_stage
 
 
 class Line:

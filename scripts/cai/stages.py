@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,23 +18,21 @@ from typing import Any
 
 from cai import milestones, records
 from cai.arms import BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED
-from cai.bench import Bench
 from cai.constitution import Constitution
 from cai.controls import flipped, shuffled
-from cai.cost import Budget
 from cai.engine import LocalEngine
 from cai.instructions import TASKS, Seed, load_seeds
 from cai.loop import Loop, Writers
 from cai.models import Model
 from cai.pipeline import SPEC_SETTINGS, Pipeline, chat_renderer, device_name
-from cai.plans import BASE, BEST, PREDECESSOR, Plan, Stage
+from cai.places import Place, cast, run_name
+from cai.plans import Stage
 from cai.prompts import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.registry import ModelSpec
 from cai.run import ROOT, Run, directories, move_aside, sha256_file, shown
 from cai.stage_gates import CARRIED, MEASURED, STARVED, judged
 from cai.waves import read_instructions, read_records
 
-PARTS = ("generator", "answerer", "critic", "reviser", "judge")
 HELD_OUT = 0.1
 TESTS = "data/prompts/tests.jsonl"
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
@@ -42,70 +40,6 @@ BASE_ALONE = Writers()
 ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
 # Of a stage: what decides about results without being part of them.
 NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
-
-
-def run_name(plan: str, stage: str, seed: int, arm: str = MAIN, first_seed: int = 0) -> str:
-    """data/<plan>/<stage>, with .seed<n> for other seeds than the first and .<arm> for a control."""
-    other = "" if seed == first_seed else f".seed{seed}"
-    return f"{plan}/{stage}{other}{'' if arm == MAIN else f'.{arm}'}"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stage stands: the main line's finished results before it, in order, and what all share."""
-
-    plan: Plan
-    name: str  # of the plan's run
-    seed: int
-    first_seed: int
-    before: tuple[dict[str, Any], ...]
-    constitution: Constitution
-    bench: Bench
-    budget: Budget
-    hourly_rate: float
-    expected: Callable[[int], float]  # dollars of training so many steps, and measuring
-
-    @property
-    def trained(self) -> tuple[dict[str, Any], ...]:
-        """The results before that are part of the main line's model: neither rolled back nor starved."""
-        return tuple(r for r in self.before if r["adapter"] and not r["rolled_back"])
-
-    @property
-    def parent(self) -> dict[str, Any] | None:
-        """The result that the next stage goes on from."""
-        return self.trained[-1] if self.trained else None
-
-    def adapter(self, result: Mapping[str, Any]) -> Path:
-        return directories(result["adapter_run"])[1]
-
-
-# ---- who plays which part ----
-
-
-def cast(stage: Stage, place: Place, arm: str) -> tuple[Writers, dict[str, str], dict[str, Path]]:
-    """(hashes of adapters by part, who that is by name, hash -> directory)."""
-    roles, parent = asdict(stage.roles), place.parent
-    if arm == BASE_HELPER:
-        roles = dict.fromkeys(PARTS, BASE)
-    by_stage = {r["stage"]: r for r in place.trained}
-    hashes, named, paths = {}, {}, {}
-    for part in PARTS:
-        who = roles[part]
-        if who == BEST:
-            who = best(parent, part)
-        result = None if who == BASE else parent if who == PREDECESSOR else by_stage.get(who, parent)
-        hashes[part], named[part] = (None, BASE) if result is None else (result["adapter"], result["stage"])
-        if result is not None:
-            paths[result["adapter"]] = place.adapter(result)
-    return Writers(**hashes), named, paths
-
-
-def best(parent: Mapping[str, Any] | None, part: str) -> str:
-    """Of base and predecessor whoever did better on the probes; the base where they are equal."""
-    if parent is None:
-        return BASE
-    base, trained = (parent["probes"][who][part]["value"] for who in ("base", "trained"))
-    return PREDECESSOR if (trained or 0.0) > (base or 0.0) else BASE
 
 
 # ---- the stage ----
