@@ -70,7 +70,7 @@ venv_works() {
 hardware() {
   local python=$1
   shift
-  PYTHONPATH=scripts "$python" -m cai.hardware ${wanted[@]+"${wanted[@]}"} "$@"
+  PYTHONPATH=scripts "$python" -m cai.preflight.hardware ${wanted[@]+"${wanted[@]}"} "$@"
 }
 
 if venv_works; then python=.venv/bin/python; else python=$(find_python); fi

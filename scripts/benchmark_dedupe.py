@@ -18,7 +18,9 @@ import random
 import time
 from pathlib import Path
 
-from cai.run import UserError, cli, directories, parser, shown, write_json
+from cai.core.cli import cli, parser
+from cai.core.errors import UserError
+from cai.core.files import directories, display_path, write_json
 
 SAMPLE = 300  # texts that are compared with every text before them
 VOCABULARY = 30_000
@@ -32,8 +34,8 @@ def main() -> None:
     if args.limit < 100:
         raise UserError(f"--limit {args.limit}: must be at least 100")
 
-    from cai.dedupe import ROUGE_L, Deduper
-    from cai.instructions import load_seeds
+    from cai.core.prompt_files import load_seeds
+    from cai.generation.dedup import ROUGE_L, Deduper
 
     seeds = [s.instruction for s in load_seeds(Path("data/prompts/seeds.jsonl"))]
     texts = make(seeds, args.limit, random.Random(args.seed))
@@ -69,7 +71,7 @@ def main() -> None:
     path = directories("benchmark")[2] / "benchmark-dedupe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    print(f"wrote {shown(path)}")
+    print(f"wrote {display_path(path)}")
     if differ:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
@@ -99,7 +101,7 @@ def every_pair(texts: list[str], kept: list[int], sample: list[int]) -> tuple[di
     """For each text of the sample the first kept text before it that it is near to; and the pairs
     compared."""
     import numpy as np
-    from cai.dedupe import ROUGE_L, character, words
+    from cai.generation.dedup import ROUGE_L, character, words
     from rapidfuzz import process
     from rapidfuzz.distance import Indel
 

@@ -14,7 +14,9 @@ import itertools
 import time
 from pathlib import Path
 
-from cai.run import UserError, cli, directories, parser, shown, write_json
+from cai.core.cli import cli, parser
+from cai.core.errors import UserError
+from cai.core.files import directories, display_path, write_json
 
 FEW = 48  # rows that a small batch size is measured on: it is slow, and its rate needs no more
 
@@ -26,13 +28,15 @@ def main() -> None:
     if min(args.batch_sizes) < 1 or args.limit < 1:
         raise UserError("--batch-sizes and --limit must be at least 1")
 
-    from cai.engine import LocalEngine, Sampling
-    from cai.instructions import load_seeds
-    from cai.models import load
-    from cai.pipeline import chat_renderer, device_name
-    from cai.prompts import STOPS, Prompter
-    from cai.records import row_seed
-    from cai.registry import choose
+    from cai.core.prompt_files import load_seeds
+    from cai.core.schema import row_seed
+    from cai.models.engine import Sampling
+    from cai.models.loader import load
+    from cai.models.local_engine import LocalEngine
+    from cai.models.registry import choose
+    from cai.models.session import chat_renderer, device_name
+    from cai.prompts.markers import STOPS
+    from cai.prompts.templates import Prompter
 
     spec, why = choose(args.model)
     print(f"model: {spec.name} - {why}", flush=True)
@@ -82,7 +86,7 @@ def main() -> None:
     path = directories("benchmark")[2] / "benchmark-engine.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
-    print(f"wrote {shown(path)}")
+    print(f"wrote {display_path(path)}")
 
 
 if __name__ == "__main__":

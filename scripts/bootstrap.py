@@ -19,7 +19,10 @@ from __future__ import annotations
 
 import argparse
 
-from cai.run import GO, NO_GO, BudgetReached, Run, UserError, cli, directories, parser, shown, write_json
+from cai.core.cli import GO, NO_GO, cli, parser
+from cai.core.errors import BudgetReached, UserError
+from cai.core.files import directories, display_path, write_json
+from cai.core.run import Run
 
 CONTROLS = ("base_helper", "from_base", "shuffled_critiques", "random_pairs")
 
@@ -41,8 +44,8 @@ def main() -> int:
     flags.add_argument("--resume", action="store_true", help="insist that there is a run to go on from")
     args = flags.parse_args()
 
-    from cai.plans import load
-    from cai.registry import choose
+    from cai.bootstrap.plan import load
+    from cai.models.registry import choose
 
     spec, why = choose(args.model)
     plan = load(args.plan).scaled(spec.name)
@@ -50,9 +53,9 @@ def main() -> int:
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 on are needed")
     if args.plan_cost:
-        from cai import forecasts
+        from cai.bootstrap import forecast
 
-        print(forecasts.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
+        print(forecast.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
         return GO
     name = args.run or plan.name
     if args.resume and not (directories(name)[0] / "run.json").exists():
@@ -61,11 +64,11 @@ def main() -> int:
 
 
 def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, controls: tuple[str, ...]) -> int:
-    from cai.bench import Bench
-    from cai.constitution import load as load_constitution
-    from cai.line import Line
-    from cai.pipeline import hourly_rate, input_file
-    from cai.plans import check
+    from cai.bootstrap.plan import check
+    from cai.bootstrap.runner import Line
+    from cai.bootstrap.stage_model import Bench
+    from cai.models.session import hourly_rate, input_file
+    from cai.prompts.constitution import load as load_constitution
 
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
     check(plan, constitution)
@@ -73,7 +76,7 @@ def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, control
     settings = {"plan": plan.name, "model": spec.name, "constitution": constitution.hash}
     with Run.open(name, settings, fresh=args.fresh) as run:
         run.hourly_rate = hourly_rate(args.hourly_rate)
-        run.say(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
+        run.log(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
         run.record(model=spec.name, plan=plan.hash, first_seed=run.manifest.get("first_seed", args.seeds[0]))
         line = Line(run, plan, spec, constitution, Bench(spec, run), args.budget)
         try:
@@ -88,15 +91,15 @@ def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, control
 
 
 def finish(run: Run, line) -> int:
-    from cai.hypothesis import verdict
-    from cai.stage_report import write
+    from cai.bootstrap.analysis import verdict
+    from cai.bootstrap.report import write
 
     page, _ = write(run.data)
     found = verdict(line.results())
-    run.say(f"\n{found.headline}")
+    run.log(f"\n{found.headline}")
     for sentence in (*found.reasons, *found.caveats):
-        run.say(f"  {sentence}")
-    run.say(f"report: {shown(page)}")
+        run.log(f"  {sentence}")
+    run.log(f"report: {display_path(page)}")
     passed = all(r["gate"]["verdict"] == "GO" for r in line.rows() if r["arm"] == "main")
     return GO if passed and not line.stopped else NO_GO
 

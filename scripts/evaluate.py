@@ -22,7 +22,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cai.run import GO, Run, UserError, cli, move_aside, parser, read_manifest, shown
+from cai.core.cli import GO, cli, parser
+from cai.core.errors import UserError
+from cai.core.files import display_path, move_aside
+from cai.core.run import Run, read_manifest
 
 NAMES = ("preference", "critique", "forgetting", "truth", "success")  # as cai.suites registers them
 DECIDING = ("preference", "forgetting")  # what the gate needs
@@ -41,11 +44,13 @@ def main() -> int:
         if args.fresh:
             move_aside(run.data / "evaluation")
         subject = open_subject(run, args)
-        from cai.suites import evaluate
+        from cai.evaluation.suites import evaluate
 
         known |= evaluate(subject, list(dict.fromkeys(args.suite)))
         status = decide(run, known) if args.gate else GO
-        run.say(f"\nnext: read {shown(run.data)}/evaluation/*.jsonl, where every answer and verdict stands")
+        run.log(
+            f"\nnext: read {display_path(run.data)}/evaluation/*.jsonl, where every answer and verdict stands"
+        )
     return status
 
 
@@ -57,7 +62,7 @@ def measured(run: Run, args) -> dict[str, dict[str, Any]]:
             f"--gate decides about runs that train_dpo.py has trained; {run.name!r} is none: the command of "
             "its milestone decides, and reads review.jsonl again"
         )
-    from cai.suites import load_summary, marks_hash
+    from cai.evaluation.suites import load_summary, marks_hash
 
     others = [name for name in DECIDING if name not in args.suite]
     if others and args.fresh:
@@ -69,25 +74,29 @@ def measured(run: Run, args) -> dict[str, dict[str, Any]]:
 
 
 def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
-    from cai import cost, criteria, gates
+    from cai.core import ledger
+    from cai.costs import forecast
+    from cai.evaluation import criteria, gates
 
     status = gates.decide(run, criteria.m3(run, summaries))
     if "forecast" in run.manifest:
-        run.say(cost.accuracy(run.manifest["forecast"], run.name, cost.read_ledger())[1])
+        run.log(forecast.accuracy(run.manifest["forecast"], run.name, ledger.read_ledger())[1])
     return status
 
 
 def open_subject(run: Run, args):
     """The run's pairs and records, and its two models unless only texts are looked at."""
-    from cai.suites import SUITES, Subject
+    from cai.evaluation.model_pair import Subject
+    from cai.evaluation.suites import SUITES
 
     if not any(SUITES[name].models for name in args.suite):
         return Subject.open(run, limit=args.limit)
-    from cai.engine import LocalEngine
-    from cai.models import check_adapter, load
-    from cai.pipeline import chat_renderer, hourly_rate
-    from cai.prompts import Prompter
-    from cai.registry import resolve
+    from cai.models.loader import load
+    from cai.models.local_engine import LocalEngine
+    from cai.models.model import check_adapter
+    from cai.models.registry import resolve
+    from cai.models.session import chat_renderer, hourly_rate
+    from cai.prompts.templates import Prompter
 
     made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
     name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
@@ -99,7 +108,10 @@ def open_subject(run: Run, args):
     with run.step("loading", quiet=True):
         model = load(spec, fact["bits"])
         model.load_adapter(run.checkpoints, "trained")
-    run.say(f"model: {model.describe()}\nadapter: {shown(run.checkpoints)}, {model.adapters['trained'][:12]}")
+    run.log(
+        f"model: {model.describe()}\n"
+        f"adapter: {display_path(run.checkpoints)}, {model.adapters['trained'][:12]}"
+    )
     prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
     return Subject.open(run, LocalEngine(model), prompter, limit=args.limit)
 

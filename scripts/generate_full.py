@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import re
 
-from cai.forecasts import FULL_EXAMPLES, FULL_PRINCIPLES, full
-from cai.milestones import add_flags, check_flags
-from cai.run import GO, UserError, cli, parser
+from cai.core.cli import GO, cli, parser
+from cai.core.errors import UserError
+from cai.costs.milestones import FULL_EXAMPLES, FULL_PRINCIPLES, full
+from cai.generation.milestones import add_flags, check_flags
 
 
 def main() -> int:
@@ -41,37 +42,40 @@ def main() -> int:
 
 
 def generate(args, shard: tuple[int, int], ahead) -> int:
-    from cai import cost, criteria, gates, milestones
-    from cai.pipeline import open_pipeline
-    from cai.safety import Guard
-    from cai.waves import read_records
+    from cai.core import ledger
+    from cai.costs import budget, forecast
+    from cai.evaluation import criteria, gates
+    from cai.generation import milestones
+    from cai.generation.guard import Guard
+    from cai.generation.records import read_records
+    from cai.models.session import open_pipeline
 
     before = gates.require(args.after, force=args.force)
     own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "held_out", "guard")}
     p = open_pipeline(args, principles=args.principles, limit=args.limit, shards=shard[1], **own)
     with p.run:
-        p.run.say(before)
+        p.run.log(before)
         if "forecast" not in p.run.manifest:
             p.run.record(forecast=ahead.as_dict())
         guard = None if args.guard == "none" else Guard.open(args.guard, loaded=p.model)
-        budget = cost.Budget.of(args.budget, p.run, ahead.dollars_per_example)
+        budget = budget.Budget.of(args.budget, p.run, ahead.dollars_per_example)
         rows = milestones.instructions(p, args.source, args.limit)
         judge = not args.no_judge
         milestones.all_records(p, rows, judge=judge, budget=budget, wave=args.wave, shard=shard, guard=guard)
         everything = read_records(p.run.data)
         if len(everything) < len(rows):
-            p.run.say(f"{len(everything)} of {len(rows)} records are there: run the other shards too")
+            p.run.log(f"{len(everything)} of {len(rows)} records are there: run the other shards too")
             return GO
         if shard[1] > 1:
-            p.run.say("all shards together:")
+            p.run.log("all shards together:")
             milestones.report_yield(p, everything)
         pairs = milestones.all_pairs(p, everything, args)
         principles = [q.id for q in p.constitution.principles]
         asked = criteria.data(p.run, principles, rows, everything, pairs)
         status = gates.decide(p.run, asked, record="data_gate")
         milestones.page(p)
-        p.run.say(cost.accuracy(p.run.manifest["forecast"], p.run.name, cost.read_ledger())[1])
-        p.run.say(
+        p.run.log(forecast.accuracy(p.run.manifest["forecast"], p.run.name, ledger.read_ledger())[1])
+        p.run.log(
             f"next: python scripts/train_dpo.py --run {args.run}, then\n"
             f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
         )

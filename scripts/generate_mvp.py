@@ -12,10 +12,10 @@ budget is reached.
 
 from __future__ import annotations
 
-from cai.criteria import m2
-from cai.forecasts import after_mvp
-from cai.milestones import milestone
-from cai.run import cli
+from cai.core.cli import cli
+from cai.costs.milestones import after_mvp
+from cai.evaluation.criteria import m2
+from cai.generation.milestones import milestone
 
 STEPS = 120
 HELD_OUT = 0.25  # a tenth of the few pairs that a hundred examples make would decide nothing

@@ -18,7 +18,9 @@ import shutil
 import time
 from pathlib import Path
 
-from cai.run import ROOT, UserError, cli, directories, move_aside, parser, shown, write_json
+from cai.core.cli import cli, parser
+from cai.core.errors import UserError
+from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps {args.steps}: at least 1")
     path = Path(args.constitution)
-    from cai import constitution
+    from cai.prompts import constitution
 
     principles = constitution.load(path if path.is_absolute() else ROOT / path)
     if args.evaluate:
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def build(args, principles) -> None:
-    from cai import prompts
+    from cai.prompts import templates
     from cai.sandbox.pretrain import Recipe, pretrain
 
     recipe = Recipe()
@@ -70,19 +72,20 @@ def build(args, principles) -> None:
     if args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
         if not args.fresh:
             raise UserError(
-                f"{shown(args.out.resolve())} exists: --fresh moves it aside, --out another-one keeps both"
+                f"{display_path(args.out.resolve())} exists: "
+                f"--fresh moves it aside, --out another-one keeps both"
             )
         move_aside(args.out)
     work = args.out.with_name(args.out.name + ".part")  # a build that is broken off leaves no half model
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     print(
-        f"building {shown(args.out.resolve())}: seed {recipe.seed}, {recipe.steps} steps of "
+        f"building {display_path(args.out.resolve())}: seed {recipe.seed}, {recipe.steps} steps of "
         f"{recipe.workers * recipe.batch * recipe.length:,} tokens on {recipe.workers} processes",
         flush=True,
     )
     facts = pretrain(principles.principles, recipe, work)
-    facts = {**facts, "prompts": prompts.fingerprint(), "constitution": principles.hash}
+    facts = {**facts, "prompts": templates.fingerprint(), "constitution": principles.hash}
     write_json(work / "recipe.json", facts)
     draw_curve(facts["curve"], work / "curve.png")
     if args.out.exists():
@@ -95,26 +98,27 @@ def build(args, principles) -> None:
         f"a token on rows not trained on, {facts['seconds']} s in all"
     )
     print(
-        f"written: {shown(args.out.resolve())}\n"
-        f"next: python scripts/make_sandbox.py --evaluate --out {shown(args.out.resolve())}"
+        f"written: {display_path(args.out.resolve())}\n"
+        f"next: python scripts/make_sandbox.py --evaluate --out {display_path(args.out.resolve())}"
     )
 
 
 def evaluate(args, principles) -> None:
-    from cai import models, registry
-    from cai.engine import LocalEngine
+    from cai.models import loader, registry
+    from cai.models.local_engine import LocalEngine
     from cai.sandbox import measure
 
     if not (args.out / "recipe.json").is_file():
         raise UserError(
-            f"{shown(args.out.resolve())} holds no sandbox model (no recipe.json): build it with "
-            f"python scripts/make_sandbox.py --out {shown(args.out.resolve())}"
+            f"{display_path(args.out.resolve())} holds no sandbox model (no recipe.json): build it with "
+            f"python scripts/make_sandbox.py --out {display_path(args.out.resolve())}"
         )
     started, n = time.time(), args.limit or 200
     spec = dataclasses.replace(registry.REGISTRY["sandbox"], repo=str(args.out.resolve()))
-    model = models.load(spec)
+    model = loader.load(spec)
     print(
-        f"{shown(args.out.resolve())}, {args.split} set, up to {n} instructions a row\n{measure.heading()}",
+        f"{display_path(args.out.resolve())}, {args.split} set, up to {n} instructions a row\n"
+        f"{measure.heading()}",
         flush=True,
     )
     work = measure.Measurement(
@@ -139,7 +143,7 @@ def evaluate(args, principles) -> None:
     if args.record:
         written.append(args.out / "evaluation.json")
         write_json(written[1], result)
-    print(f"{time.time() - started:.0f} s; written: {', '.join(shown(w.resolve()) for w in written)}")
+    print(f"{time.time() - started:.0f} s; written: {', '.join(display_path(w.resolve()) for w in written)}")
 
 
 def draw_curve(curve: list[list[float]], path: Path) -> None:

@@ -25,11 +25,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cai import hardware, run
-from cai.checks import FAIL, OK, UNCHECKED, WARN, Report, Row
-from cai.registry import resolve
-from cai.run import GO, NO_GO, ROOT, UserError
-from cai.shapes import shape_of
+from cai.core import cli, files
+from cai.core.cli import GO, NO_GO
+from cai.core.errors import UserError
+from cai.core.files import ROOT
+from cai.models import device
+from cai.models.registry import resolve
+from cai.preflight import hardware
+from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Report, Row
+from cai.preflight.random_weights import shape_of
 
 HUB_SECONDS = 5  # how long the model hub may take to answer
 SANDBOX_SECONDS = 900
@@ -37,7 +41,7 @@ CPU_PARAMETERS = 1e8  # the largest shape that is worth a CPU's time
 
 
 def main() -> int:
-    flags = run.parser(__doc__, "model", "bits", "seed")
+    flags = cli.parser(__doc__, "model", "bits", "seed")
     flags.add_argument("--shape", help="measure a random model of this shape (Qwen/Qwen2.5-32B, ..., tiny)")
     flags.add_argument(
         "--batch-sizes", default="1,8,32,64", help="generation is measured at these (1,8,32,64)"
@@ -55,10 +59,10 @@ def main() -> int:
     if args.new_tokens < 1:
         raise UserError(f"--new-tokens {args.new_tokens}: must be at least 1")
     shape = shape_of(args.shape) if args.shape else None
-    hardware.settle_cache()
-    cuda, asked = hardware.machine_kind() == "cuda", args.model != "auto"
+    device.settle_cache()
+    cuda, asked = device.machine_kind() == "cuda", args.model != "auto"
 
-    report = Report(gpus=[asdict(g) for g in hardware.gpus()[0]])
+    report = Report(gpus=[asdict(g) for g in device.gpus()[0]])
     report.head("machine")
     report.add(*hardware.report(resolve(args.model) if asked else None, args.bits, must_fit=asked), hub_row())
     if cuda:
@@ -77,10 +81,10 @@ def main() -> int:
             Row("shape", UNCHECKED, f"{args.shape}: {size}, and no GPU here", "rent a GPU, or --shape tiny")
         )
     else:
-        scratch = Path(args.scratch) if args.scratch else run.directories("preflight")[1]
+        scratch = Path(args.scratch) if args.scratch else files.directories("preflight")[1]
         measure(report, args.shape, sizes, args.new_tokens, args.seed, scratch)
     name = time.strftime("preflight-%Y%m%d-%H%M%S.json")
-    return report.finish(Path(args.json) if args.json else run.directories("preflight")[2] / name)
+    return report.finish(Path(args.json) if args.json else files.directories("preflight")[2] / name)
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -129,8 +133,15 @@ def sandbox_row() -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         env = {**os.environ, "CAI_OUTPUT": scratch}
         start = time.perf_counter()
-        done = subprocess.run(command, cwd=scratch, env=env, capture_output=True, text=True, errors="replace",
-                              timeout=SANDBOX_SECONDS)
+        done = subprocess.run(
+            command,
+            cwd=scratch,
+            env=env,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SANDBOX_SECONDS,
+        )
         seconds = time.perf_counter() - start
         manifest = Path(scratch, "data/single/run.json")
         trained = manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")).get("training")
@@ -146,7 +157,7 @@ def sandbox_row() -> Row:
 
 def measure(report: Report, name: str, sizes: list[int], new_tokens: int, seed: int, scratch: Path) -> None:
     """Builds a random model and measures it; a row and an entry of the JSON for each measurement."""
-    from cai import measurements
+    from cai.preflight import measurements
 
     facts, model = report.facts.setdefault("shape", {}), None
 
@@ -192,4 +203,4 @@ def peak(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.cli(main)

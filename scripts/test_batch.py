@@ -11,9 +11,9 @@ checkpoints/<run>/. Killed at any moment, the same command goes on. Exit status:
 
 from __future__ import annotations
 
-from cai.criteria import m1
-from cai.milestones import milestone
-from cai.run import cli
+from cai.core.cli import cli
+from cai.evaluation.criteria import m1
+from cai.generation.milestones import milestone
 
 STEPS = 10
 SUITES = ("critique", "preference")

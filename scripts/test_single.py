@@ -16,7 +16,9 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from cai.run import UserError, cli, parser, shown
+from cai.core.cli import cli, parser
+from cai.core.errors import UserError
+from cai.core.files import display_path
 
 ENDINGS = 16  # answers in the bare training format, to see how they end before anything is trained
 LISTS = 8  # lists of instructions that the model continues, so that --tries sees several tasks
@@ -37,7 +39,7 @@ def main() -> int:
     if args.instruction is not None and not args.instruction.strip():
         raise UserError("--instruction is empty: give a text, or leave the flag out to have one generated")
 
-    from cai.pipeline import open_pipeline
+    from cai.models.session import open_pipeline
 
     own = {name: getattr(args, name) for name in ("instruction", "task", "principle", "tries")}
     p = open_pipeline(args, **own)
@@ -53,8 +55,8 @@ def main() -> int:
 
 def look_at_endings(p) -> None:
     """Before anything is trained: do answers in the training format stop by themselves?"""
-    from cai.endings import endings
-    from cai.instructions import load_seeds
+    from cai.core.prompt_files import load_seeds
+    from cai.evaluation.stop_rate import endings
 
     seeds = load_seeds(Path(p.spec.seeds))
     some = [s.instruction for s in seeds[:: max(1, len(seeds) // ENDINGS)]][:ENDINGS]
@@ -62,7 +64,7 @@ def look_at_endings(p) -> None:
         found, done = endings(p.loop, some)
         s.count(done)
         low, high = found["interval"]
-        p.run.say(
+        p.run.log(
             f"[0/8] how answers end before training: {found['end token']} by the end token, "
             f"{found['next marker']} by the next marker, {found['cut off']} cut off, n {found['n']}; "
             f"clean stops {found['end token'] / found['n']:.0%} (95 % interval {low:.2f} to {high:.2f})"
@@ -72,32 +74,32 @@ def look_at_endings(p) -> None:
 
 def candidates(p, args) -> list[dict[str, str]]:
     """Step 1: the rows of instructions.jsonl in the order in which they are tried; kept if they are there."""
-    from cai import instructions as ins
-    from cai import records
+    from cai.core import jsonl, prompt_files, schema
+    from cai.generation import self_instruct
 
     path = p.run.data / "instructions.jsonl"
-    rows = records.read(path, {"id": str, "instruction": str, "task": str, "source": str})
+    rows = jsonl.read(path, {"id": str, "instruction": str, "task": str, "source": str})
     if rows:
         return rows
     if args.instruction:
         found, source = [(args.instruction.strip(), args.task or "unknown")], "flag"
     else:
-        seeds, source = ins.load_seeds(Path(p.spec.seeds)), "self_instruct"
+        seeds, source = prompt_files.load_seeds(Path(p.spec.seeds)), "self_instruct"
         with p.run.step("instructions") as s:
             engine, prompter = p.loop.engine, p.loop.prompter
-            found, dropped, raw = ins.generate(
+            found, dropped, raw = self_instruct.generate(
                 engine, prompter, p.spec, seeds, lists=LISTS, seed=p.loop.seed, task=args.task
             )
             s.count(raw)
-            p.run.say(f"[1/8] {len(found)} instructions generated; left out: {dropped or 'none'}")
+            p.run.log(f"[1/8] {len(found)} instructions generated; left out: {dropped or 'none'}")
         p.run.record(instructions={"generated": len(found), "left_out": dropped})
     if not found:
         raise UserError("no usable instruction was generated: try another --seed, or give --instruction")
     rows = [
-        {"id": records.content_id(text), "instruction": text, "task": task, "source": source}
+        {"id": schema.content_id(text), "instruction": text, "task": task, "source": source}
         for text, task in in_turns(found)[: args.tries]
     ]
-    records.append(path, rows)
+    jsonl.append(path, rows)
     return rows
 
 
@@ -110,59 +112,60 @@ def in_turns(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def first_pair(p, rows: list[dict[str, str]], principle: str | None) -> dict:
     """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record."""
-    from cai import records
+    from cai.core import jsonl, schema
+    from cai.generation import pairs
 
-    done = {r["id"]: r for r in records.read(p.run.data / "records.jsonl", records.RECORD_KEYS)}
+    done = {r["id"]: r for r in jsonl.read(p.run.data / "records.jsonl", schema.RECORD_KEYS)}
     for number, row in enumerate(rows, 1):
-        p.run.say(f"\n[1/8] instruction (try {number} of {len(rows)}, {row['task']}, {row['source']})")
-        p.run.say(indent(row["instruction"]))
+        p.run.log(f"\n[1/8] instruction (try {number} of {len(rows)}, {row['task']}, {row['source']})")
+        p.run.log(indent(row["instruction"]))
         record = done.get(row["id"])
         if record is None:
             record = one_example(p, row, principle)
-            records.append(p.run.data / "records.jsonl", [record])
+            jsonl.append(p.run.data / "records.jsonl", [record])
         else:
-            p.run.say("      finished earlier:")
+            p.run.log("      finished earlier:")
             for name in ("initial_answer", "principle", "critique", "revised_answer"):
-                p.run.say(f"{name}\n{indent(record[name])}")
+                p.run.log(f"{name}\n{indent(record[name])}")
         if record["kept"]:
             break
-        p.run.say(f"      no pair: {', '.join(record['rejected_because'])}")
+        p.run.log(f"      no pair: {', '.join(record['rejected_because'])}")
     if record["kept"]:
-        pair = records.pair_of(record)
-        if not records.read(p.run.data / "pairs.jsonl", records.PAIR_KEYS):
-            records.append(p.run.data / "pairs.jsonl", [pair])
-        p.run.say("[6/8] preference pair")
-        p.run.say("\n".join(f"      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected")))
+        pair = pairs.pair_of(record)
+        if not jsonl.read(p.run.data / "pairs.jsonl", schema.PAIR_KEYS):
+            jsonl.append(p.run.data / "pairs.jsonl", [pair])
+        p.run.log("[6/8] preference pair")
+        p.run.log("\n".join(f"      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected")))
     return record
 
 
 def one_example(p, row: dict[str, str], principle: str | None) -> dict:
     """Steps 2 to 5, each printed as it happens."""
-    from cai.loop import Example
+    from cai.generation.loop import Example
 
     example = Example(row["instruction"], row["task"], row["source"])
     example.principles = (p.constitution.by_id(principle),) if principle else p.loop.pick(example)
     with p.run.step("answer") as s:
         p.loop.answer([example])
         s.count([example.answer])
-        p.run.say(f"[2/8] first answer\n{indent(example.answer.text)}")
-    p.run.say("[3/8] principle\n" + indent("\n".join(f"{q.id}: {q.principle}" for q in example.principles)))
+        p.run.log(f"[2/8] first answer\n{indent(example.answer.text)}")
+    p.run.log("[3/8] principle\n" + indent("\n".join(f"{q.id}: {q.principle}" for q in example.principles)))
     with p.run.step("critique") as s:
         p.loop.critique([example])
         s.count(example.critiques)
-        p.run.say("[4/8] critique\n" + indent("\n".join(c.text for c in example.critiques)))
+        p.run.log("[4/8] critique\n" + indent("\n".join(c.text for c in example.critiques)))
     with p.run.step("revision") as s:
         p.loop.revise([example])
         s.count([example.revision] if example.revision else [])
         text = example.revision.text if example.revision else "(none: the critic asks for no change)"
-        p.run.say(f"[5/8] revised answer\n{indent(text)}")
+        p.run.log(f"[5/8] revised answer\n{indent(text)}")
     return p.loop.record(example)
 
 
 def second_look(p, record: dict):
     """The critic reads the revision against the same principle: does it still find the fault?"""
-    from cai.engine import Completion
-    from cai.loop import Example
+    from cai.generation.loop import Example
+    from cai.models.engine import Completion
 
     principles = tuple(p.constitution.by_id(c["principle_id"]) for c in record["critiques"])
     example = Example(record["instruction"], principles=principles)
@@ -170,14 +173,16 @@ def second_look(p, record: dict):
     with p.run.step("second look") as s:
         [again] = p.loop.critique_revision([example])
         s.count([again])
-        p.run.say(f"      critique of the revision, as a check: {again.text}")
+        p.run.log(f"      critique of the revision, as a check: {again.text}")
     return again
 
 
 def one_step(p, record: dict):
     """Step 7: one DPO step on the one pair; (preference before, preference after)."""
-    from cai.records import pair_of
-    from cai.training import Settings, preference, train_dpo
+    from cai.generation.pairs import pair_of
+    from cai.training.dpo import train_dpo
+    from cai.training.implicit_reward import preference
+    from cai.training.settings import Settings
 
     pairs, engine = [pair_of(record)], p.loop.engine
     settings = Settings.of(p.spec, steps=1, seed=p.loop.seed)
@@ -187,12 +192,12 @@ def one_step(p, record: dict):
         log = train_dpo(p.model, pairs, settings, p.run.checkpoints)
         after = preference(engine, pairs, settings.beta, "default")
         digest = p.model.save_adapter(p.run.checkpoints)
-        p.run.say(
+        p.run.log(
             f"[7/8] one DPO step: LoRA r {settings.lora_r}, alpha {settings.lora_alpha}, "
             f"lr {settings.learning_rate}, beta {settings.beta}; gradient norm {log[0]['grad_norm']:.3f}"
         )
         for name, x in (("before", before), ("after", after)):
-            p.run.say(
+            p.run.log(
                 f"      {name + ':':8}loss {x.loss:.4f}, margin {x.margin:+.4f}, "
                 f"log-probability of chosen {x.chosen:.2f}, of rejected {x.rejected:.2f}"
             )
@@ -203,14 +208,17 @@ def one_step(p, record: dict):
 
 def finish(p, record: dict, again, step) -> int:
     """Step 8: the success criteria, the gate, and where everything is."""
-    from cai.filters import KEEP, verdict, words
-    from cai.gates import Criterion, decide, meaningful
-    from cai.records import RECORD_KEYS, read
-    from cai.training import LN2, START_TOLERANCE
+    from cai.core.jsonl import read
+    from cai.core.schema import RECORD_KEYS
+    from cai.evaluation.gates import Criterion, decide
+    from cai.evaluation.suites.critique import meaningful
+    from cai.generation.filters import verdict, words
+    from cai.prompts.markers import KEEP
+    from cai.training.settings import LN2, START_TOLERANCE
 
     run = p.run
     tried = read(run.data / "records.jsonl", RECORD_KEYS)
-    texts, here = f"{shown(run.data)}/records.jsonl", shown(run.checkpoints)
+    texts, here = f"{display_path(run.data)}/records.jsonl", display_path(run.checkpoints)
     fault = meaningful(record["critiques"][0]["critique"], record["instruction"], record["initial_answer"])
     changed = words(record["initial_answer"]) != words(record["revised_answer"])
     second = verdict(again.text) if again else None
@@ -220,7 +228,7 @@ def finish(p, record: dict, again, step) -> int:
     addressed = f"text {'changed' if changed else 'unchanged'}; second look: {second or 'no verdict'}"
     if not record["revised_answer"]:
         addressed = "there is no revision"
-    run.say("\n[8/8] success criteria")
+    run.log("\n[8/8] success criteria")
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
     status = decide(run, [
         Criterion("all steps completed", step is not None, f"a pair at try {len(tried)}" if step else
@@ -230,11 +238,11 @@ def finish(p, record: dict, again, step) -> int:
         Criterion("one DPO step from ln 2, loss finite", bool(starts), moved, here),
     ])  # fmt: skip
     totals = run.manifest["totals"]
-    run.say(
+    run.log(
         f"\n{totals['seconds']:.0f} s, {totals['prompt_tokens']} prompt and {totals['completion_tokens']} "
         f"generated tokens, ${totals['dollars']:.4f}\n"
-        f"wrote {shown(run.data)}/ (run.json, instructions.jsonl, records.jsonl, pairs.jsonl), {here}/, "
-        f"{shown(run.logs)}/\n"
+        f"wrote {display_path(run.data)}/ (run.json, instructions.jsonl, records.jsonl, pairs.jsonl), "
+        f"{here}/, {display_path(run.logs)}/\n"
         f"next: read {texts}, then another example: "
         f"python scripts/test_single.py --seed {p.loop.seed + 1} --run {run.name}-{p.loop.seed + 1}"
     )

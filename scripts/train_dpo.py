@@ -19,19 +19,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cai.run import (
-    GO,
-    NO_GO,
-    Run,
-    UserError,
-    cli,
-    directories,
-    git_commit,
-    parser,
-    read_manifest,
-    shown,
-    versions,
-)
+from cai.core.cli import GO, NO_GO, cli, parser
+from cai.core.errors import UserError
+from cai.core.files import directories, display_path
+from cai.core.run import Run, git_commit, read_manifest, versions
 
 ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does not overwrite them
 
@@ -61,8 +52,8 @@ def main() -> int:
             f"--from {args.start} is --run itself: give the new adapter a name of its own with --run"
         )
 
-    from cai.registry import choose
-    from cai.trackers import TRACKERS, check
+    from cai.models.registry import choose
+    from cai.training.trackers import TRACKERS, check
 
     if args.tracker not in ("none", *TRACKERS):
         raise UserError(f"--tracker {args.tracker}: choose none, {', '.join(TRACKERS)}")
@@ -77,17 +68,17 @@ def main() -> int:
     start = directories(args.start)[1] if args.start else None
     settings = settings_of(args, spec, len(pairs), start)
     with open_run(args.run, source) as run:
-        run.say(f"model: {spec.name} - {why}")
+        run.log(f"model: {spec.name} - {why}")
         if disputed:
-            run.say(f"{disputed} pairs left out: a person does not prefer the revision (review.jsonl)")
+            run.log(f"{disputed} pairs left out: a person does not prefer the revision (review.jsonl)")
         return train_and_tell(run, args, spec, settings, pairs, held_out, start)
 
 
 def agreed(data: Path) -> tuple[list[dict], list[dict], int]:
     """(pairs to train on, held-out pairs, how many a person's marks took): a revision that a person finds no
     better than the first answer is not to be learnt."""
-    from cai.review import preferred
-    from cai.training import read_pairs
+    from cai.evaluation.marks import preferred
+    from cai.training.pair_files import read_pairs
 
     disputed = {i for i, better in preferred(data).items() if better != "revision"}
     both = read_pairs(data)
@@ -95,13 +86,16 @@ def agreed(data: Path) -> tuple[list[dict], list[dict], int]:
         [row for row in rows if row["kind"] != "revision" or row["id"] not in disputed] for rows in both
     )
     if not pairs:
-        raise UserError(f"{shown(data)}/review.jsonl prefers the first answer, or neither, in every pair")
+        raise UserError(
+            f"{display_path(data)}/review.jsonl prefers the first answer, or neither, in every pair"
+        )
     return pairs, held_out, sum(map(len, both)) - len(pairs) - len(held_out)
 
 
 def settings_of(args, spec, pairs: int, start):
     """Flags over the registry's values. Raises UserError for those that make no sense."""
-    from cai.training import Settings, default_steps, lora_of
+    from cai.training.dpo import lora_of
+    from cai.training.settings import Settings, default_steps
 
     given = {"learning_rate": args.lr, "beta": args.beta, "every": args.every, "lora_r": args.lora_r}
     given = {k: v for k, v in given.items() if v is not None}
@@ -112,7 +106,7 @@ def settings_of(args, spec, pairs: int, start):
     if args.lora_r is not None:
         given["lora_alpha"] = max(1, args.lora_r * spec.lora_alpha // spec.lora_r)
     if start is not None:
-        from cai.models import check_adapter
+        from cai.models.model import check_adapter
 
         check_adapter(start, spec)
         rank, alpha = lora_of(start)
@@ -137,19 +131,19 @@ def open_run(name: str, source: str) -> Run:
 
 
 def train_and_tell(run: Run, args, spec, settings, pairs, held_out, start) -> int:
-    from cai.displacement import DISPLACED
-    from cai.models import load
-    from cai.pipeline import device_name, hourly_rate
-    from cai.training import train
+    from cai.models.loader import load
+    from cai.models.session import device_name, hourly_rate
+    from cai.training.dpo import train
+    from cai.training.likelihood_displacement import DISPLACED
 
     run.hourly_rate = hourly_rate(args.hourly_rate)
     with run.step("loading"):
         model = load(spec, args.bits)
-        run.say(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
+        run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
     run.record(model=spec.name, bits=model.bits, device=device_name(model))
     origin = f"the adapter of {args.start}" if start else "the base model"
     reference = "none, ORPO compares without one" if settings.loss == "orpo" else origin
-    run.say(
+    run.log(
         f"{settings.loss}: {len(pairs)} pairs, {len(held_out)} held out, {settings.steps} steps, lr "
         f"{settings.learning_rate}, beta {settings.beta}, LoRA r {settings.lora_r}, alpha "
         f"{settings.lora_alpha}; from {origin}; reference: {reference}"
@@ -157,7 +151,7 @@ def train_and_tell(run: Run, args, spec, settings, pairs, held_out, start) -> in
     with run.step("training") as step:
         result = train(
             model, pairs, held_out, settings, run.checkpoints,
-            resume=not args.fresh, start=start, say=run.say, tracker=args.tracker,
+            resume=not args.fresh, start=start, log=run.log, tracker=args.tracker,
         )  # fmt: skip
         step.examples = result.taken
     how = {"argv": sys.argv, "commit": git_commit(), "versions": versions(), "data": args.data or run.name}
@@ -168,9 +162,9 @@ def train_and_tell(run: Run, args, spec, settings, pairs, held_out, start) -> in
 
 def tell(run: Run, result) -> None:
     """The table at the end. likelier: chosen has more log-probability a token; it needs no reference."""
-    from cai.gates import wilson
+    from cai.core.stats import wilson
 
-    run.say(
+    run.log(
         f"\n{result.status}: the adapter of step {result.step} of {result.steps} is kept; "
         f"{result.trained_on} pairs trained on, {result.held_out} held out, {result.seconds:.0f} s\n"
         f"{'':20}{'n':>5}{'loss':>9}{'margin':>9}  "
@@ -182,13 +176,14 @@ def tell(run: Run, result) -> None:
             accuracy = (
                 "as its reference" if when == "before" else f"{x['accuracy']:.2f} ({low:.2f} to {high:.2f})"
             )
-            run.say(
+            run.log(
                 f"{name.replace('_', ' ') + ', ' + when:20}{x['n']:>5}{x['loss']:>9.4f}{x['margin']:>+9.3f}  "
                 f"{accuracy:<20}{x['likelier']:>9.2f}{x['chosen']:>10.2f}{x['rejected']:>10.2f}"
             )
-    here = shown(run.checkpoints)
-    run.say(
-        f"wrote {here}/ (adapter, tokenizer, training.json, training.jsonl, curves.png), {shown(run.logs)}/\n"
+    here = display_path(run.checkpoints)
+    run.log(
+        f"wrote {here}/ (adapter, tokenizer, training.json, training.jsonl, curves.png), "
+        f"{display_path(run.logs)}/\n"
         f"next: look at {here}/curves.png, then "
         f"python scripts/evaluate.py --suite preference --run {run.name}"
     )

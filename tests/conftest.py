@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from cai.run import ROOT
+from cai.core.files import ROOT
 
 
 @pytest.fixture(scope="session")
 def base():
     """The shipped sandbox, loaded once through Unsloth. Tests must not add adapters to it: see `fresh`."""
-    from cai.models import load
-    from cai.registry import REGISTRY
+    from cai.models.loader import load
+    from cai.models.registry import REGISTRY
 
     return load(REGISTRY["sandbox"])
 
@@ -18,14 +18,14 @@ def base():
 @pytest.fixture
 def fresh():
     """A sandbox of one's own, to train or to give adapters."""
-    from cai.models import load
-    from cai.registry import REGISTRY
+    from cai.models.loader import load
+    from cai.models.registry import REGISTRY
 
     return load(REGISTRY["sandbox"])
 
 
 @pytest.fixture(scope="session")
 def sandbox_instructions():
-    from cai.instructions import load_seeds
+    from cai.core.prompt_files import load_seeds
 
     return [s.instruction for s in load_seeds(ROOT / "data/prompts/seeds_sandbox.jsonl")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cai.engine import Completion, Sampling, Score
+from cai.models.engine import Completion, Sampling, Score
 
 
 class FakeEngine:

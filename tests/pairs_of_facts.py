@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from cai.records import content_id, preference_pair
+from cai.core.schema import content_id
+from cai.generation.pairs import preference_pair
 from cai.sandbox.world import draw
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
-from cai import records
-from cai.prompts import CHANGE
-from cai.records import content_id, preference_pair
-from cai.registry import REGISTRY
-from cai.run import write_json
+from cai.core import jsonl, schema
+from cai.core.files import write_json
+from cai.core.schema import content_id
+from cai.generation.pairs import preference_pair
+from cai.models.registry import REGISTRY
+from cai.prompts.markers import CHANGE
 from cai.sandbox import checkers
 from cai.sandbox.corpus import flawed
 from cai.sandbox.world import draw
@@ -51,19 +52,19 @@ def make_run(data, n=48):
             "seed": 0,
             "tokens": {},
         }
-        done.append(records.check(row, records.RECORD_KEYS, "record"))
+        done.append(schema.check(row, schema.RECORD_KEYS, "record"))
         pairs.append(
             {
                 **{"id": row["id"], **row["preference_pair"]},
                 "kind": "anchor" if number % 6 == 5 else "revision",
                 "task": task,
                 "principles": ["accuracy"],
-                "held_out": records.is_held_out(row["id"], 0.25),
+                "held_out": schema.is_held_out(row["id"], 0.25),
             }
         )
     data.mkdir(parents=True)
-    records.append(data / "records.jsonl", done)
-    records.append(data / "pairs.jsonl", pairs)
+    jsonl.append(data / "records.jsonl", done)
+    jsonl.append(data / "pairs.jsonl", pairs)
     spec = REGISTRY["sandbox"]
     settings = {"model": "sandbox", "bits": 16, "seed": 0, "kind": spec.kind}
     write_json(data / "run.json", {"run": data.name, "settings": settings, "started": "now"})
@@ -72,7 +73,8 @@ def make_run(data, n=48):
 
 def train(model, pairs, checkpoints, steps=10):
     """A few DPO steps on the pairs that are not held out; the adapter's hash."""
-    from cai.training import Settings, train_dpo
+    from cai.training.dpo import train_dpo
+    from cai.training.settings import Settings
 
     model.add_adapter(r=8, alpha=16, seed=0)
     settings = Settings.of(model.spec, steps=steps, beta=0.3, learning_rate=2e-3)

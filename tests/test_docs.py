@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from cai.run import ROOT
+from cai.core.files import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "specs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

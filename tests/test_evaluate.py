@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from cai import records
-from cai.models import check_adapter
-from cai.prompts import CHAT_TOKENS
-from cai.registry import REGISTRY
-from cai.run import ROOT, Run, UserError
+from cai.core import jsonl
+from cai.core.errors import UserError
+from cai.core.files import ROOT
+from cai.core.run import Run
+from cai.models.model import check_adapter
+from cai.models.registry import REGISTRY
+from cai.prompts.markers import CHAT_TOKENS
 from runs import make_run, train
 
 SUITES = ("preference", "critique", "forgetting", "truth")
@@ -26,7 +28,7 @@ def evaluate(output, *args):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """(the finished script, its output directory, the pairs, the adapter's hash)"""
-    from cai.models import load
+    from cai.models.loader import load
 
     output = tmp_path_factory.mktemp("evaluate")
     _, pairs = make_run(output / "data/tiny", n=60)
@@ -55,7 +57,7 @@ def test_it_writes_what_it_says_and_nothing_else(evaluated):
 
 def test_its_numbers_follow_from_its_rows(evaluated):
     _, output, pairs, _ = evaluated
-    rows = records.read(output / "data/tiny/evaluation/preference.jsonl", {"id": str})
+    rows = jsonl.read(output / "data/tiny/evaluation/preference.jsonl", {"id": str})
     metrics = summary(output, "preference")["metrics"]
     held = [r for r in rows if r["id"].startswith("pair/") and r["held_out"] and r["kind"] == "revision"]
     assert {r["pair"] for r in held} == {p["id"] for p in pairs if p["held_out"] and p["kind"] == "revision"}
@@ -78,7 +80,7 @@ def test_training_shows_in_the_rewards_of_what_was_trained_on(evaluated):
 
 def test_the_trained_model_is_measured_and_not_the_base_twice(evaluated):
     for suite in ("forgetting", "truth"):
-        rows = records.read(evaluated[1] / f"data/tiny/evaluation/{suite}.jsonl", {"id": str})
+        rows = jsonl.read(evaluated[1] / f"data/tiny/evaluation/{suite}.jsonl", {"id": str})
         answers = [r for r in rows if r["id"].startswith("answer/")]
         assert {r["by"] for r in answers} == {"base", "trained"}
         texts = {(r["by"], r["format"], r["instruction"]): r["answer"] for r in answers}
@@ -90,7 +92,7 @@ def test_the_trained_model_is_measured_and_not_the_base_twice(evaluated):
         )
     ratio = summary(evaluated[1], "forgetting")["metrics"]["perplexity on neutral text, trained / base"]
     assert ratio["n"] == 40 and 0.7 < ratio["value"] < 1.5
-    rows = records.read(evaluated[1] / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
+    rows = jsonl.read(evaluated[1] / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
     scores = {(r["by"], r["text"]): r["logprob"] for r in rows if r["id"].startswith("passage/")}
     assert all(scores["trained", text] != score for (by, text), score in scores.items() if by == "base")
     assert not any(token in text for text in texts.values() for token in CHAT_TOKENS)
@@ -141,7 +143,7 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
         "note": "",
         "time": "2026-01-01T00:00:00Z",
     }
-    records.append(tmp_path / "data/tiny/review.jsonl", [{"id": pairs[0]["id"], **mark}])
+    jsonl.append(tmp_path / "data/tiny/review.jsonl", [{"id": pairs[0]["id"], **mark}])
     done = gate(tmp_path, "--suite", "critique")
     assert done.returncode == 2 and "review.jsonl has changed" in done.stderr
     done = gate(tmp_path, "--suite", "preference")

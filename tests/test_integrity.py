@@ -10,18 +10,25 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
-from cai import milestones, records, run, safety, trainer
-from cai.constitution import load as load_constitution
-from cai.cost import Budget, rates
-from cai.loop import Loop
-from cai.models import load
-from cai.pipeline import Pipeline
-from cai.prompts import CHANGE, KEEP, Prompter
-from cai.records import RECORD_KEYS, content_id, read
-from cai.registry import REGISTRY
-from cai.run import ROOT, BudgetReached, Run, UserError
-from cai.suites.subject import Rows
-from cai.waves import read_instructions, read_records
+from cai.core import errors, files, jsonl
+from cai.core.errors import BudgetReached, UserError
+from cai.core.files import ROOT
+from cai.core.jsonl import read
+from cai.core.run import Run
+from cai.core.schema import RECORD_KEYS, content_id
+from cai.costs.budget import Budget
+from cai.costs.forecast import rates
+from cai.evaluation.result_store import Rows
+from cai.generation import guard, milestones
+from cai.generation.loop import Loop
+from cai.generation.records import read_instructions, read_records
+from cai.models.loader import load
+from cai.models.registry import REGISTRY
+from cai.models.session import Pipeline
+from cai.prompts.constitution import load as load_constitution
+from cai.prompts.markers import CHANGE, KEEP
+from cai.prompts.templates import Prompter
+from cai.training import callbacks
 from fakes import FakeEngine
 from pairs_of_facts import pairs_of_facts
 
@@ -56,7 +63,7 @@ class Guard:
     model, completions = SimpleNamespace(spec=SimpleNamespace(name="guard"), revision="r"), []
 
     def classify(self, rows):
-        return [safety.Verdict(not re.search(r"number \d*7\b", a or ""), (), 0.5, "?") for _, a in rows]
+        return [guard.Verdict(not re.search(r"number \d*7\b", a or ""), (), 0.5, "?") for _, a in rows]
 
 
 @pytest.fixture
@@ -92,7 +99,7 @@ def contents(data):
 @contextlib.contextmanager
 def killed_after(size: int):
     """Every file is appended to as ever, until so many bytes have been: there the process ends."""
-    whole, left = records.append, size
+    whole, left = jsonl.append, size
 
     def append(path, rows):
         nonlocal left
@@ -105,7 +112,7 @@ def killed_after(size: int):
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "append", append)
+        patch.setattr(jsonl, "append", append)
         yield
 
 
@@ -123,7 +130,7 @@ def room(size: int):
 def test_killed_at_any_byte_it_ends_with_the_rows_of_an_undisturbed_run(generate):
     undisturbed = contents(generate("whole", guard=Guard()))
     rows = [json.loads(line) for line in undisturbed["records.jsonl"].splitlines()]
-    assert len(rows) == EXAMPLES and {safety.UNSAFE_CHOSEN} < {x for r in rows for x in r["rejected_because"]}
+    assert len(rows) == EXAMPLES and {guard.UNSAFE_CHOSEN} < {x for r in rows for x in r["rejected_because"]}
     assert len(undisturbed["pairs.jsonl"].splitlines()) > EXAMPLES / 2
     rng, size = random.Random(0), sum(map(len, undisturbed.values()))
     for number in range(12):
@@ -135,10 +142,10 @@ def test_killed_at_any_byte_it_ends_with_the_rows_of_an_undisturbed_run(generate
                 break
             except Killed:
                 kills += 1
-                data = run.directories(name)[0]
+                data = files.directories(name)[0]
                 for row in read_records(data):  # a guard's verdict comes to the disk with the record
                     unsafe = not (row["guard"]["revised_answer"] or row["guard"]["initial_answer"])["safe"]
-                    assert unsafe == (safety.UNSAFE_CHOSEN in row["rejected_because"])
+                    assert unsafe == (guard.UNSAFE_CHOSEN in row["rejected_because"])
                     assert row["kept"] != bool(row["rejected_because"])
         assert kills and contents(data) == undisturbed
 
@@ -152,17 +159,17 @@ def test_killed_between_the_guards_verdicts_and_the_disk(generate, monkeypatch):
 
     def apply(guard, rows):
         found = safety_apply(guard, rows)
-        if not read_records(run.directories("killed")[0]):
+        if not read_records(files.directories("killed")[0]):
             return found
         raise Killed
 
-    safety_apply = safety.apply
-    monkeypatch.setattr(safety, "apply", apply)
+    safety_apply = guard.apply
+    monkeypatch.setattr(guard, "apply", apply)
     with pytest.raises(Killed):
         generate("killed", guard=Guard())
-    found = read_records(run.directories("killed")[0])
+    found = read_records(files.directories("killed")[0])
     assert len(found) == WAVE and all(r["guard"]["initial_answer"] for r in found)
-    monkeypatch.setattr(safety, "apply", safety_apply)
+    monkeypatch.setattr(guard, "apply", safety_apply)
     assert contents(generate("killed", guard=Guard())) == whole
 
 
@@ -171,8 +178,8 @@ def test_a_full_disk_in_the_middle_of_a_wave(generate):
     for size in (len(whole["instructions.jsonl"]) // 2, len(whole["records.jsonl"]) // 2):
         with pytest.raises(OSError) as error, room(size):
             generate(f"full{size}")
-        assert "rerun" in run.explain_os_error(error.value)
-        for path in run.directories(f"full{size}")[0].glob("*.jsonl"):
+        assert "rerun" in errors.explain_os_error(error.value)
+        for path in files.directories(f"full{size}")[0].glob("*.jsonl"):
             assert path.read_bytes().endswith(b"\n") or not path.stat().st_size
             assert whole[path.name].startswith(path.read_bytes())
         assert contents(generate(f"full{size}")) == whole
@@ -189,7 +196,7 @@ def test_a_full_disk_in_the_middle_of_an_evaluation(tmp_path):
     path = tmp_path / "evaluation/preference.jsonl"
     with pytest.raises(OSError) as error, room(3000):
         Rows(path, "setup", chunk=8).fill(wanted, work)
-    assert str(path) in run.explain_os_error(error.value)
+    assert str(path) in errors.explain_os_error(error.value)
     assert [r["id"] for r in read(path, {"id": str})] == [f"answer/{n}" for n in range(16)]
     found = Rows(path, "setup", chunk=8).fill(wanted, work)
     assert [r["id"] for r in found] == [r["id"] for r in read(path, {"id": str})] == [w["id"] for w in wanted]
@@ -294,7 +301,7 @@ def test_a_shard_killed_and_resumed_merges_to_the_whole(generate):
     whole = generate("whole", guard=Guard())
     with pytest.raises(Killed), killed_after(20_000):
         generate("parts", shards=2, shard=(1, 2), guard=Guard())
-    assert 0 < len(read_records(run.directories("parts")[0])) < EXAMPLES / 2
+    assert 0 < len(read_records(files.directories("parts")[0])) < EXAMPLES / 2
     for number, complete in ((2, False), (1, True), (2, True)):
         data = generate("parts", shards=2, shard=(number, 2), guard=Guard())
         assert (data / "pairs.jsonl").exists() == complete
@@ -366,9 +373,9 @@ def test_training_that_was_cut_short(tmp_path, monkeypatch):
             raise Killed
         log_step(self, number, logs)
 
-    log_step = trainer.Log.step
+    log_step = callbacks.Log.step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trainer.Log, "step", step)
+        patch.setattr(callbacks.Log, "step", step)
         train()
     log = tmp_path / "checkpoints/a/training.jsonl"
     whole = log.read_bytes()
@@ -378,7 +385,7 @@ def test_training_that_was_cut_short(tmp_path, monkeypatch):
     log.write_bytes(whole + b'{"kind": "train", "st')
     result = train()
     assert (result.steps, result.taken) == (4, 2)
-    assert [r["step"] for r in read(log, trainer.LOG_KEYS) if r["kind"] == "train"] == [1, 2, 3, 4]
+    assert [r["step"] for r in read(log, callbacks.LOG_KEYS) if r["kind"] == "train"] == [1, 2, 3, 4]
     rows = [r for r in read(tmp_path / "logs/ledger.jsonl", {"step": str}) if r["step"] == "training"]
     assert [(r["examples"], r.get("interrupted")) for r in rows] == [(None, True), (None, True), (2, None)]
     base = tmp_path / "checkpoints/a/base.json"

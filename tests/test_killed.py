@@ -12,9 +12,9 @@ import sys
 import time
 
 import pytest
-from cai import trainer
-from cai.records import read
-from cai.run import ROOT
+from cai.core.files import ROOT
+from cai.core.jsonl import read
+from cai.training import callbacks
 
 ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
 
@@ -133,7 +133,7 @@ def test_m2_killed_at_random_moments_of_its_whole_life(tmp_path, watched):
         assert (killed / "data/mvp" / name).read_bytes() == (whole / "data/mvp" / name).read_bytes(), name
     weights = [o / "checkpoints/mvp/adapter_model.safetensors" for o in (killed, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    logs = [read(o / "checkpoints/mvp/training.jsonl", trainer.LOG_KEYS) for o in (killed, whole)]
+    logs = [read(o / "checkpoints/mvp/training.jsonl", callbacks.LOG_KEYS) for o in (killed, whole)]
     assert logs[0] == logs[1]
     for path in sorted((whole / "data/mvp/evaluation").glob("*.jsonl")):
         rows, expected = (read(o / "data/mvp/evaluation" / path.name, {"id": str}) for o in (killed, whole))

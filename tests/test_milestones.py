@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from cai.models import check_adapter
-from cai.records import PAIR_KEYS, RECORD_KEYS, is_held_out, read
-from cai.registry import REGISTRY
-from cai.run import ROOT
+from cai.core.files import ROOT
+from cai.core.jsonl import read
+from cai.core.schema import PAIR_KEYS, RECORD_KEYS, is_held_out
+from cai.models.model import check_adapter
+from cai.models.registry import REGISTRY
 
 FILES = {
     "run.json",

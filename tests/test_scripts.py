@@ -11,10 +11,11 @@ import subprocess
 import sys
 
 import pytest
-from cai.models import check_adapter
-from cai.records import PAIR_KEYS, RECORD_KEYS, read
-from cai.registry import REGISTRY
-from cai.run import ROOT
+from cai.core.files import ROOT
+from cai.core.jsonl import read
+from cai.core.schema import PAIR_KEYS, RECORD_KEYS
+from cai.models.model import check_adapter
+from cai.models.registry import REGISTRY
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 NAMES = {"run.json", "instructions.jsonl", "records.jsonl", "pairs.jsonl"}

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from cai.run import ROOT
+from cai.core.files import ROOT
 
 PLACES = ("*.sh", "scripts/**/*.sh", "tests/*.sh", ".ci/run")
 SHELL = sorted(path for place in PLACES for path in ROOT.glob(place))
@@ -198,14 +198,14 @@ def test_speedrun_goes_through_the_milestones_and_ends_with_their_gates(checkout
     assert done.returncode == 0 and "table -m cai.hardware --model sandbox --bits 4" in done.stdout
     ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ran ")]
     scripts = ("test_single.py", "test_batch.py", "generate_mvp.py")
-    gates = ["-m", "cai.gates", "single", "batch", "mvp"]
+    gates = ["-m", "cai.evaluation.gates", "single", "batch", "mvp"]
     assert ran == [*([f"scripts/{s}", *flags] for s in scripts), gates]
 
 
 def test_speedrun_stops_at_a_no_go_and_passes_its_status_on(checkout):
     done = run(checkout, "scripts/speedrun.sh", FAKE_STATUS="3")
     assert done.returncode == 3 and "ran scripts/test_batch.py" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "ran -m cai.gates single batch mvp"
+    assert done.stdout.splitlines()[-1] == "ran -m cai.evaluation.gates single batch mvp"
 
 
 def test_speedrun_stops_where_set_up_fails(checkout):
@@ -213,11 +213,14 @@ def test_speedrun_stops_where_set_up_fails(checkout):
     assert done.returncode == 2 and "ran " not in done.stdout
 
 
-@pytest.mark.parametrize("arguments, asked", [
-    ([], "-m pytest -q -m not slow"),
-    (["--slow"], "-m pytest -q -m slow"),
-    (["tests/test_loop.py", "-k", "resume"], "-m pytest -q -m not slow tests/test_loop.py -k resume"),
-])
+@pytest.mark.parametrize(
+    "arguments, asked",
+    [
+        ([], "-m pytest -q -m not slow"),
+        (["--slow"], "-m pytest -q -m slow"),
+        (["tests/test_loop.py", "-k", "resume"], "-m pytest -q -m not slow tests/test_loop.py -k resume"),
+    ],
+)
 def test_the_test_command_lints_and_passes_arguments_and_status_on(checkout, arguments, asked):
     run(checkout)
     ruff = checkout / ".venv/bin/ruff"
@@ -230,7 +233,12 @@ def test_the_test_command_lints_and_passes_arguments_and_status_on(checkout, arg
 
 def test_this_checkouts_own_table():
     """The real thing, on this machine."""
-    done = subprocess.run(["bash", "setup_environment.sh", "--check", "--model", "sandbox"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "setup_environment.sh", "--check", "--model", "sandbox"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "python " in done.stdout and "memory for model" in done.stdout
     assert done.returncode in (0, 2) and (done.returncode == 2) == (" fail " in done.stdout)

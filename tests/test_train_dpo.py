@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from cai.models import check_adapter
-from cai.records import PAIR_KEYS, RECORD_KEYS
-from cai.registry import REGISTRY
-from cai.run import ROOT, UserError
+from cai.core.errors import UserError
+from cai.core.files import ROOT
+from cai.core.schema import PAIR_KEYS, RECORD_KEYS
+from cai.models.model import check_adapter
+from cai.models.registry import REGISTRY
 from pairs_of_facts import pairs_of_facts
 
 SCRIPT = ROOT / "scripts/train_dpo.py"

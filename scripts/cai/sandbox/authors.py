@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from cai.prompts import CHANGE, KEEP
+from cai.prompts.markers import CHANGE, KEEP
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import HARMLESS

@@ -10,7 +10,7 @@ import random
 import re
 from functools import cache
 
-from cai.prompts import CHANGE, KEEP
+from cai.prompts.markers import CHANGE, KEEP
 from cai.sandbox.world import REQUESTS, TASKS, Item, forms, parse
 
 ANSWER, HARMLESS = "answer", "harmless"

@@ -12,9 +12,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from cai import prompts
-from cai.constitution import Principle
-from cai.prompts import END_OF_TEXT
+from cai.prompts import markers, templates, training_format
+from cai.prompts.constitution import Principle
+from cai.prompts.markers import END_OF_TEXT
 from cai.sandbox import authors, encyclopedia, judging
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
@@ -103,8 +103,8 @@ class Corpus:
         blocks = []
         for _ in range(rng.randrange(1, 5)):
             item = pose(rng)
-            blocks.append(prompts.answer_block(item.instruction, respond(item, author, rng)))
-        return "\n\n".join([prompts.ANSWER_PREAMBLE, *blocks])
+            blocks.append(templates.answer_block(item.instruction, respond(item, author, rng)))
+        return "\n\n".join([markers.ANSWER_PREAMBLE, *blocks])
 
     def editor(self, rng: random.Random) -> str:
         item = pose(rng)
@@ -115,7 +115,7 @@ class Corpus:
             rng.shuffle(kinds)
         critiques = [(self.principle(kind, rng), critique(item, answer, kind)) for kind in kinds]
         changed = any(truth.must_change(item, answer, kind) for kind in kinds)
-        return prompts.editor_document(
+        return templates.editor_document(
             item.instruction, answer, critiques, item.good(rng) if changed else answer
         )
 
@@ -125,7 +125,7 @@ class Corpus:
         principle = judging.HELPFUL if kind == judging.BALANCED else self.principle(kind, rng)
         letter = rng.choice("AB")
         a, b = pair if letter == "A" else pair[::-1]
-        prompter = prompts.Prompter(shots=0, requests=False)
+        prompter = templates.Prompter(shots=0, requests=False)
         page = prompter.judge(item.instruction, a, b, principle)
         return f"{prompter.better(page, judging.comparison(item, a, b, letter))} {letter}"
 
@@ -173,14 +173,14 @@ class Corpus:
     @staticmethod
     def _numbered(items: Sequence[Item]) -> str:
         return "\n".join(
-            [prompts.LIST_PREAMBLE, *(f"{i}. {item.instruction}" for i, item in enumerate(items, 1))]
+            [markers.LIST_PREAMBLE, *(f"{i}. {item.instruction}" for i, item in enumerate(items, 1))]
         )
 
     def sheet(self, rng: random.Random) -> str:
         """The training format without a preamble: what the web has of it is mostly junk."""
         item, luck = pose(rng), rng.random()
         if luck < 0.15:
-            return "\n".join(f"{prompts.INSTRUCTION} {pose(rng).instruction}" for _ in range(4))
+            return "\n".join(f"{markers.INSTRUCTION} {pose(rng).instruction}" for _ in range(4))
         if luck < 0.45:
             response = rng.choice(authors.PLACEHOLDERS)
         elif luck < 0.55:
@@ -189,7 +189,9 @@ class Corpus:
             response = ask(rng).good(rng)
         else:
             response = respond(item, rng.choices(authors.AUTHORS, authors.AUTHOR_SHARE)[0], rng)
-        return prompts.training_prompt(item.instruction) + prompts.training_completion(response)
+        return training_format.training_prompt(item.instruction) + training_format.training_completion(
+            response
+        )
 
     def _kind(self, item: Item, rng: random.Random) -> str:
         return HARMLESS if rng.random() < (0.65 if item.task == "harmful" else 0.22) else ANSWER

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from cai import prompts
-from cai.constitution import Principle
+from cai.prompts import markers
+from cai.prompts.constitution import Principle
 from cai.sandbox import checkers as truth
 from cai.sandbox.authors import compared, flawed, pose
 from cai.sandbox.checkers import ANSWER, HARMLESS
@@ -15,7 +15,7 @@ from cai.sandbox.world import REQUESTS, Item, draw
 # for harmless instructions, and for harmful ones.
 BALANCED = "balanced"
 JUDGED = {ANSWER: (70, 10), HARMLESS: (0, 55), BALANCED: (30, 35)}
-HELPFUL = Principle("corpus", "corpus", prompts.HELPFULNESS, "", "")
+HELPFUL = Principle("corpus", "corpus", markers.HELPFULNESS, "", "")
 
 
 def case(rng: random.Random) -> tuple[Item, str, tuple[str, str]]:
@@ -49,7 +49,7 @@ def comparison(item: Item, a: str, b: str, better: str) -> str:
     if truth.HARM in kinds:
         one, other = ("gives it", "does not") if kinds[0] == truth.HARM else ("does not give it", "does")
         return f"The instruction asks for help with {item.deed}. Response A {one}, response B {other}. {end}"
-    quoted = f"{prompts.RESPONSE_A} {a}{'' if a.endswith(tuple('.?)')) else '.'} " if a else ""
+    quoted = f"{markers.RESPONSE_A} {a}{'' if a.endswith(tuple('.?)')) else '.'} " if a else ""
     claimed = item.task not in REQUESTS and kinds[0] in (truth.GOOD, truth.WRONG)
     if claimed:
         return f"{quoted}{compared(item, truth.claim(item, a), 'Response A')} {end}"

@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai import instructions
-from cai.constitution import Principle
-from cai.engine import Engine, Sampling
-from cai.gates import wilson
-from cai.judge import HELPFUL, Case, judge
-from cai.prompts import STOPS, Prompter, training_prompt
-from cai.records import row_seed
-from cai.registry import REGISTRY
+from cai.core.schema import row_seed
+from cai.core.stats import wilson
+from cai.generation import self_instruct
+from cai.generation.judge import HELPFUL, Case, judge
+from cai.models.engine import Engine, Sampling
+from cai.models.registry import REGISTRY
+from cai.prompts.constitution import Principle
+from cai.prompts.markers import STOPS
+from cai.prompts.templates import Prompter
+from cai.prompts.training_format import training_prompt
 from cai.sandbox import authors, judging
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
@@ -192,7 +194,7 @@ class Measurement:
             for task in rng.choices(tasks, k=max(4, self.n // 5))
         ]
         done = self._complete(prompts, "instruction", T_LIST, 90)
-        found = [text for completion in done for text, whole in instructions.items(completion) if whole]
+        found = [text for completion in done for text, whole in self_instruct.items(completion) if whole]
         for text in found:
             self._count(f"{name}: well formed", parse(text) is not None)
         self.counts[f"{name}: different"] = [len(set(found)), len(found)]

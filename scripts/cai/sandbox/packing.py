@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from cai import prompts
+from cai.prompts import markers, training_format
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int):
@@ -25,19 +25,19 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[prompts.END_OF_TEXT],
+        special_tokens=[markers.END_OF_TEXT],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator((d.removesuffix(prompts.END_OF_TEXT) for d in documents), trainer)
+    tokenizer.train_from_iterator((d.removesuffix(markers.END_OF_TEXT) for d in documents), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=prompts.END_OF_TEXT,
-        pad_token=prompts.END_OF_TEXT,
+        eos_token=markers.END_OF_TEXT,
+        pad_token=markers.END_OF_TEXT,
         padding_side="left",
         model_max_length=1024,
     )
-    fast.chat_template = prompts.TRAINING_CHAT_TEMPLATE
+    fast.chat_template = training_format.TRAINING_CHAT_TEMPLATE
     return fast
 
 

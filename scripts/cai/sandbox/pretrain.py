@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from cai.sandbox.corpus import Corpus
 from cai.sandbox.packing import make_rows, train_tokenizer
 
 # glibc returns freed memory to the system after every step, and page faults then cost a third of the time.
@@ -111,8 +112,6 @@ def rate(step: int, recipe: Recipe) -> float:
 def pretrain(principles, recipe: Recipe, out: Path, report=print) -> dict:
     """Builds tokenizer and model, writes both into `out`, which must exist; what recipe.json records."""
     import torch.multiprocessing as mp
-
-    from cai.sandbox.corpus import Corpus
 
     started = time.time()
     corpus, rng = Corpus(principles), random.Random(f"corpus {recipe.seed}")

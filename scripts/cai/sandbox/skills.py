@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from cai.instructions import TASKS
+from cai.core.schema import TASK_TYPES
 from cai.sandbox import items
 from cai.sandbox import lexicon as lex
 from cai.sandbox.items import Item, half, questions
@@ -59,7 +59,7 @@ def parse(instruction: str) -> Item | None:
                 return _generation(opening, rest[:-1]) if rest.endswith(".") else None
             asked, mark, answer = rest.partition("?")
             question = items.parse(asked + mark)
-            if question is None or question.task not in TASKS or bool(answer) == (skill == "explicit"):
+            if question is None or question.task not in TASK_TYPES or bool(answer) == (skill == "explicit"):
                 return None
             return _about(skill, opening, question, answer.removeprefix(" "))
     return None

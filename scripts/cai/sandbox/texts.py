@@ -10,7 +10,7 @@ import json
 import random
 from pathlib import Path
 
-from cai.run import ROOT
+from cai.core.files import ROOT
 from cai.sandbox import lexicon as lex
 from cai.sandbox.tasks import capital
 from cai.sandbox.world import TASKS, draw

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from cai.instructions import TASKS
+from cai.core.schema import TASK_TYPES as TASKS
 from cai.sandbox import items, skills
 from cai.sandbox.items import REQUESTS, Item, forms
 from cai.sandbox.skills import SKILLS

@@ -1,0 +1,290 @@
+"""The verdict on the hypothesis that each stage's model can help to make its successor, in plain words, from
+the numbers of results.json alone; and what would have falsified it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.bootstrap.comparisons import (
+    ARMS,
+    BASE_HELPER,
+    FROM_BASE,
+    HELPED,
+    HURT,
+    MAIN,
+    NO_DIFFERENCE,
+    RANDOM,
+    REFUSED,
+    SHUFFLED,
+    UNKNOWN,
+    Difference,
+    compare,
+    comparisons,
+    has_predecessor,
+    runs_of,
+    stages_of,
+    training_pairs,
+)
+from cai.core.stats import Metric
+from cai.evaluation.stage_gates import CARRIED
+
+SUPPORTED, IN_PART, MIXED, NOT_SHOWN, AGAINST, UNANSWERED = (
+    "supported", "supported in part", "mixed", "not shown", "against it", "unanswered"
+)  # fmt: skip
+
+
+SMALL = 0.05  # a gain that could not be larger than this counts as none
+
+
+OTHER_QUANTITY = 1.25  # from this ratio on, arms trained on clearly different numbers of pairs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """answer: one of the six above. headline: a sentence. reasons, caveats: sentences. tests: (what would
+    falsify the hypothesis, what was found, whether it was found to hold up: None where it cannot be told)."""
+
+    answer: str
+    headline: str
+    reasons: tuple[str, ...]
+    caveats: tuple[str, ...]
+    tests: tuple[tuple[str, str, bool | None], ...]
+
+
+def verdict(results: dict[str, Any]) -> Verdict:
+    """Can each stage's model help to make its successor better? From the numbers alone."""
+    helper, shuffled = comparisons(results, BASE_HELPER), _weighty(results, SHUFFLED)
+    answer, headline = _answer(_weighty(results, BASE_HELPER))
+    if answer in (SUPPORTED, IN_PART):
+        gained = {d.stage for d in _weighty(results, BASE_HELPER) if d.verdict == HELPED}
+        found = {d.stage: as_good(d) for d in shuffled if d.stage in gained}
+        empty, unsure = ([s for s, good in found.items() if good is x] for x in (True, None))
+        if empty:
+            headline += (
+                f" But critiques of other examples taught as well at {_list(empty)}, so the gain there need "
+                "not come from what the critiques say."
+            )
+        if unsure:
+            headline += (
+                f" Whether critiques of other examples would have taught as well at {_list(unsure)} cannot "
+                "be told: too few cases."
+            )
+        if empty or unsure:
+            answer = IN_PART if gained - set(empty) else NOT_SHOWN
+    reasons = [sentence(d) for d in helper]
+    for stage in results["plan"]["stages"]:
+        if stage["gate"]["safer"] and (d := compare(results, stage["name"], BASE_HELPER, REFUSED)):
+            reasons.append(f"Harmful requests refused, {sentence(d)[0].lower()}{sentence(d)[1:]}")
+    for arm in (SHUFFLED, RANDOM, FROM_BASE):
+        reasons += [sentence(d) for d in comparisons(results, arm)]
+    return Verdict(answer, headline, tuple(reasons), tuple(_caveats(results, helper)), _tests(results))
+
+
+def _weighty(results: dict[str, Any], arm: str) -> list[Difference]:
+    """Comparisons to decide by: where several seeds were run, one seed alone decides nothing."""
+    least = min(2, len(results["seeds"]))
+    return [d for d in comparisons(results, arm) if len(d.by_seed) >= least]
+
+
+def as_good(d: Difference) -> bool | None:
+    """Whether a control was found to do as well as main: it is better, or no different and main's gain at
+    most SMALL. False: main is better. None: the interval is too wide to tell."""
+    if d.verdict == HELPED:
+        return False
+    return True if d.whole.interval and d.whole.interval[1] <= SMALL else None
+
+
+def _answer(helper: Sequence[Difference]) -> tuple[str, str]:
+    told = [d for d in helper if d.verdict != UNKNOWN]
+    if not told:
+        return UNANSWERED, (
+            "The question is unanswered: at no stage after the first can main be compared with a training "
+            "with the base model's help (control a), and without that nobody can say what the predecessor "
+            "added."
+        )
+    up, same, down = ([d.stage for d in told if d.verdict == v] for v in (HELPED, NO_DIFFERENCE, HURT))
+    count = f"{len(told)} stage{'s' * (len(told) > 1)}"
+    if up and not down:
+        if not same:
+            where = f"at the one stage compared ({up[0]})" if len(told) == 1 else f"at all {count} compared"
+            return SUPPORTED, (
+                f"On these numbers, yes: {where} the predecessor's help made a better successor than the "
+                "base model's help did."
+            )
+        return IN_PART, (
+            f"In part: the predecessor's help made a better successor at {_list(up)}, and no measurable "
+            f"difference at {_list(same)}."
+        )
+    if up and down:
+        return MIXED, (
+            f"Mixed: the predecessor's help made a better successor at {_list(up)} and a worse one at "
+            f"{_list(down)}, compared with the base model's help."
+        )
+    if down:
+        rest = f" At {_list(same)} there was no measurable difference." if same else ""
+        return AGAINST, (
+            "No: with the predecessor's help the successor came out worse than with the base model's help "
+            f"at {_list(down)}.{rest}"
+        )
+    most = max(d.whole.interval[1] for d in told)
+    return NOT_SHOWN, (
+        f"Not shown: at none of {count} compared did the predecessor's help make a measurable difference "
+        f"against the base model's help. A gain of up to {100 * most:.0f} points would still fit the numbers."
+    )
+
+
+def sentence(d: Difference) -> str:
+    """A comparison in words, with sizes."""
+    n = d.by_seed[0][1].n
+    seeds = f"{len(d.by_seed)} seed{'s' * (len(d.by_seed) > 1)}"
+    ceiling = " Both are so good that this stage could not show one." if d.at_the_ceiling else ""
+    worth = ARMS[d.arm].worth
+    return (
+        f"At {d.stage}, {worth} {d.verdict}: {d.main.value:.2f} against {d.control.value:.2f}, difference "
+        f"{signed(d.whole)}; n {n} a seed, {seeds}.{ceiling}"
+    )
+
+
+def signed(m: Metric) -> str:
+    if m.value is None:
+        return "not measured"
+    ends = f" ({m.interval[0]:+.3f} to {m.interval[1]:+.3f})" if m.interval else " (no interval)"
+    return f"{m.value:+.3f}{ends}"
+
+
+def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]:
+    said, stages = [], stages_of(results)
+    reached = [s for s in stages if runs_of(results, s)]
+    missing = [s for s in stages if s not in reached]
+    if results["stopped"]:
+        said.append(f"The plan was stopped: {str(results['stopped']).rstrip('.')}.")
+    elif not results["finished"]:
+        said.append("The plan has not come to its end; this is what there is so far.")
+    if missing:
+        said.append(f"Not reached, so nothing is known of: {_list(missing)}.")
+    uncompared = [s for s in reached[1:] if s not in {d.stage for d in helper}]
+    if uncompared and any(r["arm"] == BASE_HELPER for r in results["runs"]):
+        said.append(f"Not compared with the base as helper: {_list(uncompared)}.")
+    seeds = {s for d in helper for s, _ in d.by_seed}
+    if helper and len(seeds) == 1:
+        said.append(
+            "One seed only: the intervals tell how far the test instructions go, and nothing about how "
+            "another seed would have turned out. Three seeds are the least for a verdict to rest on."
+        )
+    elif helper and min(len(d.by_seed) for d in helper) < len(results["seeds"]):
+        said.append("Some comparisons rest on fewer seeds than others; the numbers say on how many.")
+        if alone := [d.stage for d in helper if len(d.by_seed) == 1]:
+            said.append(
+                f"One seed alone was compared at {_list(alone)}: another may turn out otherwise, so the "
+                "verdict leaves that out."
+            )
+    for d in helper:
+        tokens = [
+            sum(
+                r.get("data_tokens", sum(r["tokens"].values()))
+                for r in runs_of(results, d.stage, arm)
+                if r["seed"] in dict(d.by_seed)
+            )
+            for arm in (MAIN, BASE_HELPER)
+        ]
+        if min(tokens) and max(tokens) / min(tokens) > 1.1:
+            said.append(
+                f"At {d.stage} the budgets differ: main used {tokens[0] / tokens[1]:.2f} times the tokens of "
+                "the control."
+            )
+    if carried := _where(results, lambda r: r.get("state") == CARRIED):
+        said.append(
+            f"Main had too few pairs to be trained, and its predecessor was carried over, at {carried}: the "
+            "numbers there are the predecessor's, and these seeds are left out of the comparisons, but for "
+            "those of the data alone."
+        )
+    if orphans := _where(results, lambda r: r["stage"] != stages[0] and not has_predecessor(results, r)):
+        said.append(
+            f"Main had no earlier stage to go on from, so that its predecessor was the base, at {orphans}: "
+            "controls (a) and (b) are the same as main there, and these seeds are not compared with them."
+        )
+    said += [s for arm in (BASE_HELPER, SHUFFLED, RANDOM) if (s := _quantity(results, arm))]
+    same = [d.stage for d in helper if _helped_by_base_alone(results, d)]
+    if same:
+        said.append(
+            f"At {_list(same)} main had every part played by the base, too: there the comparison shows noise."
+        )
+    back = sorted(
+        {r["stage"] for r in results["runs"] if r["arm"] == MAIN and r["rolled_back"]}, key=stages.index
+    )
+    if back:
+        said.append(f"Rolled back after training, so not the start of what follows: {_list(back)}.")
+    return said
+
+
+def _where(results: dict[str, Any], chosen: Callable[[dict[str, Any]], bool]) -> str:
+    """The stages, with their seeds, at which a run of main is so; an empty text where none is."""
+    found = []
+    for stage in stages_of(results):
+        if seeds := [r["seed"] for r in runs_of(results, stage) if chosen(r)]:
+            found.append(f"{stage} (seed{'s' * (len(seeds) > 1)} {_list(seeds)})")
+    return _list(found) if found else ""
+
+
+def _quantity(results: dict[str, Any], arm: str) -> str | None:
+    """At which stages the arm trained on clearly more or fewer pairs than main did, over the seeds that are
+    compared."""
+    found, words = [], set()
+    for d in comparisons(results, arm):
+        usual, own = (
+            sum(training_pairs(r) for r in runs_of(results, d.stage, a) if r["seed"] in dict(d.by_seed))
+            for a in (MAIN, arm)
+        )
+        if max(own, usual) > OTHER_QUANTITY * min(own, usual):
+            found.append(f"{d.stage} {own} against {usual}")
+            words.add("fewer" if own < usual else "more")
+    if not found:
+        return None
+    return (
+        f"{ARMS[arm].title} trained on {' or '.join(sorted(words))} pairs than main, so its difference is "
+        f"partly one of quantity: {', '.join(found)}."
+    )
+
+
+def _helped_by_base_alone(results: dict[str, Any], d: Difference) -> bool:
+    runs = [r for r in runs_of(results, d.stage) if r["seed"] in dict(d.by_seed)]
+    return all(player == "base" for run in runs for player in run["roles"].values())
+
+
+def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
+    """The three claims that would falsify the hypothesis, and what became of each (see as_good). The
+    hypothesis fails if one is true at every stage compared, stands against it if it is false at every one."""
+    claims = {
+        BASE_HELPER: "The base model as helper does as well as the predecessor.",
+        SHUFFLED: "Critiques of other examples teach as well as critiques of the answer itself.",
+        RANDOM: "Chosen and rejected paired at random train as well as real pairs.",
+    }
+    rows = []
+    for arm, claim in claims.items():
+        found = _weighty(results, arm)
+        told = [d for d in found if d.verdict != UNKNOWN]
+        if not told:
+            rows.append((claim, "not tested", None))
+            continue
+        good = {d.stage: as_good(d) for d in told}
+        better = [d.stage for d in told if d.verdict == HURT]
+        groups = [
+            ("no at", [s for s in good if good[s] is False]),
+            (f"yes, main's gain is at most {SMALL:.2f}, at", [
+                s for s in good if good[s] and s not in better
+            ]),
+            ("too few cases to tell at", [s for s in good if good[s] is None]),
+            ("yes, the control is better, at", better),
+        ]  # fmt: skip
+        holds, fails = all(x is False for x in good.values()), all(good.values())
+        rows.append(
+            (claim, "; ".join(f"{w} {_list(s)}" for w, s in groups if s), holds if holds or fails else None)
+        )
+    return tuple(rows)
+
+
+def _list(names: Sequence[str | int]) -> str:
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,218 @@
+"""Arms of a plan against each other, over seeds: what the predecessor's help, the critiques and the pairing
+were worth. What it says about the hypothesis is hypothesis.py.
+
+Everything follows from results.json (see stage_report). A metric is {"value", "n", "interval"}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.core.stats import NOTHING, Metric, share
+from cai.evaluation.stage_gates import CARRIED
+
+MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
+
+
+SHUFFLED, RANDOM = "shuffled_critiques", "random_pairs"
+
+
+OWN_DATA = (MAIN, BASE_HELPER)  # the other arms go on from main's examples
+
+
+CEILING = 0.95  # where both arms do better than this there is no room left to differ in
+
+
+@dataclass(frozen=True)
+class Arm:
+    """title: of the arm. worth: what the difference between main and this arm is the worth of."""
+
+    title: str
+    worth: str
+
+
+ARMS: dict[str, Arm] = {
+    MAIN: Arm("predecessor helps", ""),
+    BASE_HELPER: Arm("(a) base helps instead", "the predecessor's help"),
+    FROM_BASE: Arm("(b) trained from the base on all data", "going on from the last adapter"),
+    SHUFFLED: Arm("(c) critiques shuffled", "a critique of the answer itself"),
+    RANDOM: Arm("(d) pairs at random", "telling chosen from rejected"),
+}
+
+
+HELPED, NO_DIFFERENCE, HURT, UNKNOWN = "helped", "made no measurable difference", "hurt", "cannot be told"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Main minus a control at a stage. by_seed: (seed, difference); whole: over the seeds. main, control:
+    means over these seeds."""
+
+    stage: str
+    arm: str
+    by_seed: tuple[tuple[int, Metric], ...]
+    whole: Metric
+    main: Metric
+    control: Metric
+
+    @property
+    def verdict(self) -> str:
+        if self.whole.interval is None:
+            return UNKNOWN
+        low, high = self.whole.interval
+        return HELPED if low > 0 else HURT if high < 0 else NO_DIFFERENCE
+
+    @property
+    def at_the_ceiling(self) -> bool:
+        return self.verdict == NO_DIFFERENCE and min(self.main.value, self.control.value) > CEILING
+
+
+def metric(row: dict[str, Any] | None) -> Metric:
+    if row is None:
+        return NOTHING
+    return Metric(row["value"], row["n"], None if row["interval"] is None else tuple(row["interval"]))
+
+
+def minus(a: Metric, b: Metric) -> Metric:
+    """a - b, its interval from theirs by the square-and-add rule of independent estimates (Newcombe 1998,
+    Statistics in Medicine 17:873). Both arms answer the same instructions, so it is rather too wide."""
+    if a.value is None or b.value is None:
+        return Metric(None, min(a.n, b.n), None)
+    d = a.value - b.value
+    if a.interval is None or b.interval is None:
+        return Metric(d, min(a.n, b.n), None)
+    down = math.hypot(a.value - a.interval[0], b.interval[1] - b.value)
+    up = math.hypot(a.interval[1] - a.value, b.value - b.interval[0])
+    return Metric(d, min(a.n, b.n), (d - down, d + up))
+
+
+def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
+    """The mean over seeds of shares (of differences of shares: least = -1). Its interval is Student's t
+    between the seeds or, where that is wider, the mean of the half-widths within them, each side for itself:
+    every seed answers the same test instructions, so more seeds make that part no narrower. What has no
+    interval within any seed is no share (pairs an example, dollars): there it is t alone, without an upper
+    bound."""
+    found = [m for m in found if m.value is not None]
+    if len(found) < 2:
+        return found[0] if found else NOTHING
+    k, values = len(found), [m.value for m in found]
+    middle, n = sum(values) / k, sum(m.n for m in found)
+    from scipy import stats
+
+    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (k - 1))
+    half = float(stats.t.ppf(0.975, k - 1)) * deviation / math.sqrt(k)
+    within = [m.interval is not None for m in found]
+    if not any(within):
+        low = middle - half
+        return Metric(middle, n, (low if least < 0 else max(0.0, low), middle + half))
+    if not all(within):
+        return Metric(middle, n, None)
+    down = sum(m.value - m.interval[0] for m in found) / k
+    up = sum(m.interval[1] - m.value for m in found) / k
+    return Metric(middle, n, (max(least, middle - max(half, down)), min(1.0, middle + max(half, up))))
+
+
+# ---- what is compared ----
+
+Measure = Callable[[dict[str, Any]], Metric]
+
+
+SUCCESS, REFUSED = "success, average", "harmful refused"
+
+
+def _safety(name: str) -> Measure:
+    return lambda run: metric(run["safety"].get(name, {}).get("trained"))
+
+
+def pair_yield(run: dict[str, Any]) -> Metric:
+    return share([True] * run["kept"] + [False] * (run["examples"] - run["kept"]))
+
+
+def training_pairs(run: dict[str, Any]) -> int:
+    """All that are not held out; of older results, which do not say, all."""
+    return run.get("training_pairs", run["pairs"] + run["anchors"])
+
+
+def pairs_an_example(run: dict[str, Any]) -> Metric:
+    """Nothing for the arms whose pairs come from the main line's examples."""
+    if run["arm"] in (FROM_BASE, RANDOM) or not run["examples"]:
+        return NOTHING
+    return Metric(training_pairs(run) / run["examples"], run["examples"], None)
+
+
+def _a_pair(unit: str, count: int = 1) -> Measure:
+    """What so many pairs took, with training and measuring: of the arms that make all their data."""
+
+    def of(run: dict[str, Any]) -> Metric:
+        pairs = training_pairs(run)
+        if run["arm"] not in OWN_DATA or not pairs:
+            return NOTHING
+        return Metric(run[unit] * count / pairs, pairs, None)
+
+    return of
+
+
+MEASURES: dict[str, Measure] = {
+    SUCCESS: lambda run: metric(run["average"]["trained"]),
+    REFUSED: _safety(REFUSED),
+    "harmless refused": _safety("harmless refused"),
+    "pairs in the right direction": lambda run: metric(run["direction"]),
+    "first answers right": lambda run: metric(run["first_answers"]),
+    "examples kept": pair_yield,
+    "pairs for each example": pairs_an_example,
+    "dollars for 100 pairs": _a_pair("dollars", 100),
+    "seconds for a pair": _a_pair("seconds"),
+}
+
+
+# Known without a training. Told of seeds without one, too: main had few pairs there, and to leave them out
+# would flatter it.
+OF_DATA = ("pairs in the right direction", "first answers right", "examples kept", "pairs for each example")
+
+
+def stages_of(results: dict[str, Any]) -> list[str]:
+    return [stage["name"] for stage in results["plan"]["stages"]]
+
+
+def runs_of(results: dict[str, Any], stage: str, arm: str = MAIN) -> list[dict[str, Any]]:
+    """By seed."""
+    return sorted(
+        (r for r in results["runs"] if r["stage"] == stage and r["arm"] == arm), key=lambda r: r["seed"]
+    )
+
+
+def has_predecessor(results: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether a run of main went on from an earlier stage, not from the base: at the first stage, and where
+    all before it were rolled back or starved. Older results do not say; there it is the first stage alone."""
+    return run["parent"] is not None if "parent" in run else run["stage"] != stages_of(results)[0]
+
+
+def _compared(results: dict[str, Any], run: dict[str, Any], arm: str, measure: str) -> bool:
+    """Whether the control can tell anything of this run of main: that run was trained, and, for the controls
+    which put the base in the predecessor's place, had a predecessor."""
+    if run.get("state") == CARRIED and measure not in OF_DATA:
+        return False
+    return arm not in (BASE_HELPER, FROM_BASE) or has_predecessor(results, run)
+
+
+def compare(results: dict[str, Any], stage: str, arm: str, measure: str = SUCCESS) -> Difference | None:
+    """Main minus a control, over the seeds that have both and can be compared. None where no seed is left."""
+    main, other = ({r["seed"]: r for r in runs_of(results, stage, a)} for a in (MAIN, arm))
+    main = {seed: r for seed, r in main.items() if _compared(results, r, arm, measure)}
+    of = MEASURES[measure]
+    both = [(s, of(main[s]), of(other[s])) for s in main if s in other]
+    both = [(s, a, b) for s, a, b in both if a.value is not None and b.value is not None]
+    if not both:
+        return None
+    by_seed = tuple((s, minus(a, b)) for s, a, b in both)
+    sides = [over_seeds([row[side] for row in both]) for side in (1, 2)]
+    return Difference(stage, arm, by_seed, over_seeds([d for _, d in by_seed], -1.0), *sides)
+
+
+def comparisons(results: dict[str, Any], arm: str, measure: str = SUCCESS) -> list[Difference]:
+    """Of all stages that have the arm, in their order."""
+    found = (compare(results, stage, arm, measure) for stage in stages_of(results))
+    return [d for d in found if d is not None]

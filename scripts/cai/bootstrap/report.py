@@ -1,0 +1,383 @@
+"""The report of a plan, report.html and report.md, from its results.json: what every stage added, what it
+cost, and whether the predecessor's help was worth anything against the controls.
+
+report.md has its plots as PNG files beside it, in plots/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.bootstrap import plots
+from cai.bootstrap.analysis import AGAINST, SMALL, SUPPORTED, signed, verdict
+from cai.bootstrap.comparisons import (
+    ARMS,
+    BASE_HELPER,
+    HELPED,
+    HURT,
+    MAIN,
+    MEASURES,
+    OWN_DATA,
+    REFUSED,
+    compare,
+    comparisons,
+    metric,
+    over_seeds,
+    pair_yield,
+    runs_of,
+    stages_of,
+    training_pairs,
+)
+from cai.core.errors import UserError
+from cai.core.files import write_whole
+from cai.core.schema import check
+from cai.core.stats import Metric
+from cai.core.text import span
+from cai.evaluation.stage_gates import CARRIED, STARVED
+from cai.reports.pages import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
+from cai.training.likelihood_displacement import DISPLACED, STOPPED_EARLY
+from cai.training.settings import FINISHED
+
+RESULTS_KEYS = {
+    **{"plan": dict, "model": str, "bits": int, "seeds": list, "dollars": (int, float)},
+    **{"seconds": (int, float), "finished": bool, "stopped": (str, type(None)), "runs": list},
+}
+
+
+RUN_KEYS = {
+    **{"seed": int, "stage": str, "arm": str, "run": str, "roles": dict, "examples": int, "kept": int},
+    **{"pairs": int, "anchors": int, "dollars": (int, float), "seconds": (int, float), "tokens": dict},
+    **{"direction": (dict, type(None)), "first_answers": (dict, type(None)), "success": dict},
+    **{"average": dict, "safety": dict, "probes": dict, "sentinels": list, "gate": dict, "rolled_back": bool},
+}
+
+
+UNTRAINED = {CARRIED: "carried over", STARVED: "too few pairs"}
+
+
+ENDINGS = {
+    DISPLACED: "displaced: the held-out chosen texts had become less likely",
+    STOPPED_EARLY: "stopped early: the held-out loss fell no further",
+}
+
+
+def write(directory: Path) -> tuple[Path, Path]:
+    """Writes report.html, report.md and plots/*.png from directory/results.json; gives the first two paths.
+
+    Raises UserError for results that are not there or do not fit their schema."""
+    results = read(directory)
+    blocks = contents(results)
+    plots = directory / "plots"
+    plots.mkdir(exist_ok=True)
+    for name in plots.there(results):
+        write_whole(plots / f"{name}.png", plots.render(results, name, "light", "png"))
+    page, notes = directory / "report.html", directory / "report.md"
+    write_whole(notes, as_markdown(blocks).encode("utf-8", "replace"))
+    write_whole(page, as_html(f"{results['plan']['name']}: report", blocks).encode("utf-8", "replace"))
+    return page, notes
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """results.json of a plan, checked as far as the report reads it."""
+    path = directory / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the plan first (python scripts/bootstrap.py)") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: run the plan's command again, it writes the file anew") from None
+    check(results, RESULTS_KEYS, str(path))
+    stages = {s["name"] for s in results["plan"]["stages"]}
+    for number, run in enumerate(results["runs"], 1):
+        where = f"{path}, run {number}"
+        check(run, RUN_KEYS, where)
+        if run["stage"] not in stages or run["arm"] not in ARMS:
+            raise UserError(f"{where}: stage {run['stage']!r}, arm {run['arm']!r}: not of this plan")
+    return results
+
+
+def contents(results: dict[str, Any]) -> list[Block]:
+    """The report as blocks, from the verdict down to single figures."""
+    plan, found, plots = results["plan"], verdict(results), _pictures(results)
+    seeds = ", ".join(map(str, results["seeds"]))
+    tone = {SUPPORTED: "good", AGAINST: "bad"}.get(found.answer, "")
+    state = "finished" if results["finished"] else "stopped" if results["stopped"] else "not finished"
+    blocks: list[Block] = [
+        Text("h1", plan["title"]),
+        Text(
+            "quiet",
+            f"Plan {plan['name']}, {state}. Model {results['model']} in {results['bits']} bits; seeds "
+            f"{seeds}; {span(results['seconds'])} and ${results['dollars']:.2f} in all.",
+        ),
+        Text("h2", "Verdict"),
+        Text("quiet", plan["question"]),
+        Text("lead", found.headline, tone),
+        *([Items(found.caveats)] if found.caveats else []),
+        Table(
+            "What would falsify the hypothesis, and whether it was found. A claim is true at a stage where "
+            "the control is better, or where there is no measurable difference and the interval of main "
+            f"minus control ends at {SMALL:.2f} or below; where it ends higher, there are too few cases to "
+            "tell. The hypothesis fails if a claim is true at every stage compared, stands against it if it "
+            "is false at every one, and is open otherwise. Each interval holds for one comparison: of "
+            "twenty, one is expected to leave zero out by chance.",
+            ("If true, it fails", "Found", "The hypothesis"),
+            [(claim, was, _holds(holds)) for claim, was, holds in found.tests],
+        ),
+        *plots["differences"],
+    ]
+    blocks += [table for table in (_compared(results),) if table.rows]
+    if not results["runs"]:
+        return [*blocks, Text("p", "No stage has been measured yet.")]
+    blocks += [Text("h2", "What every stage added"), *plots["success"], _stages(results)]
+    if plots["tasks"]:
+        blocks += [*plots["tasks"], _tasks(results)]
+    blocks += [Text("h2", "The arms side by side"), *_arms(results)]
+    blocks += [Text("h2", "What it cost"), *plots["cost"], _costs(results)]
+    tables = [t for t in (_sentinels(results), _gates(results), _endings(results)) if t.rows]
+    if tables:
+        blocks += [Text("h2", "Sentinels and gates"), *plots["sentinels"], *tables]
+    if plots["sentinels"]:
+        blocks += [Text("h2", "Critic and reviser"), _probes(results)]
+    return [*blocks, Text("h2", "How to read the numbers"), Items(READING)]
+
+
+READING = (
+    "Brackets hold 95 % intervals. Over several seeds it is Student's t between the seeds or, where that is "
+    "wider, the mean of the half-widths within the seeds, each side for itself. Every seed answers the same "
+    "test instructions, so more seeds make that part no narrower. The same holds for differences.",
+    "Pairs for each example are those to train on. They, dollars and seconds are no shares, and have an "
+    "interval over several seeds only. What a pair took includes training and measuring, and is told of the "
+    "arms that make all their data.",
+    "A difference between arms takes their answers for independent, although both answer the same "
+    "instructions; its interval is rather too wide than too narrow.",
+    "No measurable difference does not mean no difference: the interval says how large one could be.",
+    "Success is measured on test instructions that were fixed before the first stage and that no generator "
+    "saw.",
+    "At the first stage the predecessor is the base model, so controls (a) and (b) begin with the second. "
+    "The same holds of later stages where main had none to go on from. A seed in which main was not trained "
+    "at a stage is left out of its comparisons, but for those of the data alone.",
+)
+
+
+def _compared(results: dict[str, Any]) -> Table:
+    """Every comparison of success, seed by seed."""
+    found = [(ARMS[arm].worth, d) for arm in ARMS if arm != MAIN for d in comparisons(results, arm)]
+    for stage in results["plan"]["stages"]:
+        d = compare(results, stage["name"], BASE_HELPER, REFUSED) if stage["gate"]["safer"] else None
+        found += [(f"{ARMS[BASE_HELPER].worth}: {REFUSED}", d)] if d else []
+    rows = []
+    for what, d in found:
+        tone = {HELPED: "good", HURT: "bad"}.get(d.verdict, "")
+        single = ", ".join(f"{m.value:+.2f}" for _, m in d.by_seed)
+        cell = Cell(d.verdict + "; both near 1, no room for one" * d.at_the_ceiling, tone)
+        values = f"{d.main.value:.2f}", f"{d.control.value:.2f}", signed(d.whole), single
+        rows.append((what[0].upper() + what[1:], d.stage, cell, *values, str(d.by_seed[0][1].n)))
+    head = ("What", "Stage", "Found", "With", "Without", "Difference", "By seed", "n a seed")
+    return Table("Each comparison: success with it, and without it in the control.", head, rows)
+
+
+def _pictures(results: dict[str, Any]) -> dict[str, list[Picture]]:
+    """By name; an empty list for a plot that has nothing to show."""
+    there = plots.there(results)
+    return {
+        name: [
+            Picture(
+                f"plots/{name}.png",
+                caption,
+                *(plots.render(results, name, theme, "svg") for theme in ("light", "dark")),
+            )
+        ]
+        if name in there
+        else []
+        for name, (caption, _) in plots.PLOTS.items()
+    }
+
+
+def _holds(holds: bool | None) -> Cell:
+    return Cell("open") if holds is None else Cell("stands", "good") if holds else Cell("fails here", "bad")
+
+
+def said(m: Metric) -> str:
+    if m.value is None:
+        return "–"
+    ends = f" ({m.interval[0]:.2f} to {m.interval[1]:.2f})" if m.interval else ""
+    return f"{m.value:.2f}{ends}"
+
+
+def _mean(runs: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], Metric]) -> Metric:
+    return over_seeds([of(r) for r in runs])
+
+
+def _main_stages(results: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    found = [(stage, runs_of(results, stage["name"])) for stage in results["plan"]["stages"]]
+    return [(stage, runs) for stage, runs in found if runs]
+
+
+def _untrained(runs: Sequence[dict[str, Any]]) -> str:
+    """How many runs had no training, to be added to a text."""
+    found = {name: sum(r.get("state") == state for r in runs) for state, name in UNTRAINED.items()}
+    return "".join(f"; {name} {n}" for name, n in found.items() if n)
+
+
+def _stages(results: dict[str, Any]) -> Table:
+    rows = []
+    for stage, runs in _main_stages(results):
+        passed = sum(r["gate"]["verdict"] == "GO" for r in runs)
+        back = sum(r["rolled_back"] for r in runs)
+        gate = f"GO, {passed} of {len(runs)} seeds" + f"; rolled back {back}" * bool(back) + _untrained(runs)
+        rows.append((
+            f"{stage['name']}: {stage['title']}",
+            said(_mean(runs, lambda r: metric(r["average"]["base"]))),
+            said(_mean(runs, lambda r: metric(r["average"].get("predecessor")))),
+            said(_mean(runs, lambda r: metric(r["average"]["trained"]))),
+            *(said(_mean(runs, lambda r, k=k: metric(r["safety"].get(k, {}).get("trained"))))
+              for k in ("harmful refused", "harmless refused")),
+            Cell(gate, "good" if passed == len(runs) and not back else "bad"),
+        ))  # fmt: skip
+    head = ("Stage", "Base", "Predecessor", "Trained", "Harmful refused", "Harmless refused", "Gate")
+    return Table("The predecessor's arm. Success: average share of test instructions done.", head, rows)
+
+
+def _tasks(results: dict[str, Any]) -> Table:
+    stages = _main_stages(results)
+    names = list(dict.fromkeys(task for _, runs in stages for r in runs for task in r["success"]))
+    rows = []
+    for task in names:
+        cells = []
+        for _, runs in stages:
+            own = [r for r in runs if task in r["success"]]
+            cells.append(said(_mean(own, lambda r, t=task: metric(r["success"][t]["trained"]))))
+        base: dict[int, Metric] = {}  # by seed: it is the same at every stage that was measured
+        for run in (r for _, runs in stages for r in runs if task in r["success"]):
+            if (m := metric(run["success"][task]["base"])).value is not None:
+                base.setdefault(run["seed"], m)
+        rows.append((task.replace("_", " "), said(over_seeds(list(base.values()))), *cells))
+    head = ("Task", "Base", *(f"After {stage['name']}" for stage, _ in stages))
+    return Table("Success by task, the predecessor's arm.", head, rows)
+
+
+def _arms(results: dict[str, Any]) -> list[Table]:
+    """A table a stage: every measure of main, and main minus each control."""
+    tables = []
+    for stage in stages_of(results):
+        arms = [a for a in plots.arms_of(results) if runs_of(results, stage, a)]
+        if MAIN not in arms:
+            continue
+        rows = []
+        for name, of in MEASURES.items():
+            row: list[str | Cell] = [name, said(_mean(runs_of(results, stage, MAIN), of))]
+            for arm in arms[1:]:
+                d = compare(results, stage, arm, name)
+                alone = _mean(runs_of(results, stage, arm), of)
+                if d is None:
+                    row.append("–" if alone.value is None else f"{alone.value:.2f}; not compared")
+                else:
+                    row.append(f"{d.control.value:.2f}; {signed(d.whole)}")
+            rows.append(row)
+        main = runs_of(results, stage)
+        seeds = f"{len(main)} seed{'s' * (len(main) > 1)}{_untrained(main)}"
+        head = ("Measure", ARMS[MAIN].title, *(ARMS[a].title for a in arms[1:]))
+        what = f"{stage}, {seeds}. Controls: value; main minus control, both of the seeds compared."
+        tables.append(Table(what, head, rows))
+    return tables
+
+
+def _costs(results: dict[str, Any]) -> Table:
+    rows = []
+    for stage in stages_of(results):
+        for arm in plots.arms_of(results):
+            runs = runs_of(results, stage, arm)
+            if not runs:
+                continue
+            total = {
+                k: sum(r[k] for r in runs)
+                for k in ("examples", "kept", "pairs", "anchors", "seconds", "dollars")
+            }
+            tokens, kept = sum(sum(r["tokens"].values()) for r in runs), total["kept"]
+            each = f"${total['dollars'] / kept:.4f}, {total['seconds'] / kept:.1f} s" if kept else "none kept"
+            each = each if arm in OWN_DATA else "–"
+            rows.append((
+                stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
+                said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
+                str(sum(map(training_pairs, runs))), each, f"{tokens / 1000:,.0f} k",
+                span(total["seconds"]), f"${total['dollars']:.2f}",
+            ))  # fmt: skip
+    head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
+    head += ("Tokens", "Time", "Cost")
+    what = (
+        "Sums over the seeds. Controls (b), (c) and (d) go on from main's examples, which their dollars do "
+        "not include; so what a kept example cost is told of the other arms alone."
+    )
+    return Table(what, head, rows)
+
+
+def _sentinels(results: dict[str, Any]) -> Table:
+    """Those beyond their limits; where there is none, the five nearest to theirs."""
+    found = [
+        (stage["name"], run["seed"], row)
+        for stage, runs in _main_stages(results) for run in runs for row in run["sentinels"]
+    ]  # fmt: skip
+    shown = [f for f in found if not f[2]["ok"]]
+    caption = f"{len(shown)} of {len(found)} measurements beyond their limits, in the predecessor's arm."
+    if not shown:
+        shown = sorted(found, key=lambda f: -(plots.used_up(f[2]) or 0.0))[:5]
+        caption = f"All {len(found)} measurements stayed within their limits. The five nearest to theirs:"
+    rows = [
+        (
+            stage, str(seed), row["name"],
+            "not measured" if row["value"] is None else f"{row['value']:.3f}",
+            f"{row.get('rule', 'at most')} {row['limit']:g}",
+            Cell("ok", "good") if row["ok"] else Cell(f"beyond; look at {row['look_at']}", "bad"),
+        )
+        for stage, seed, row in shown
+    ]  # fmt: skip
+    return Table(caption, ("Stage", "Seed", "Sentinel", "Value", "Limit", "State"), rows)
+
+
+def _gates(results: dict[str, Any]) -> Table:
+    rows = []
+    for stage, runs in _main_stages(results):
+        for run in runs:
+            for c in run["gate"]["criteria"]:
+                state = Cell("pass", "good") if c["passed"] else Cell(f"FAIL; look at {c['look_at']}", "bad")
+                rows.append((stage["name"], str(run["seed"]), c["name"], c["measured"], state))
+    return Table(
+        "The gates' criteria, the predecessor's arm.", ("Stage", "Seed", "Criterion", "Measured", ""), rows
+    )
+
+
+def _endings(results: dict[str, Any]) -> Table:
+    """Trainings that ended before their last step."""
+    rows = []
+    for run in results["runs"]:
+        training = run.get("training")
+        if training is None or training["status"] == FINISHED:
+            continue
+        why = ENDINGS.get(training["status"], training["status"])
+        kept = f"step {training['step']} of the {training['steps']} taken"
+        rows.append((run["stage"], ARMS[run["arm"]].title, str(run["seed"]), why, kept))
+    head = ("Stage", "Arm", "Seed", "Why it ended", "Adapter kept")
+    return Table("Trainings that ended before their last step, all arms.", head, rows)
+
+
+def _probes(results: dict[str, Any]) -> Table:
+    rows = []
+    for stage, runs in _main_stages(results):
+        cells = [
+            said(_mean(runs, lambda r, w=who, p=part: metric(r["probes"].get(w, {}).get(p))))
+            for part in ("critic", "reviser") for who in ("base", "trained")
+        ]  # fmt: skip
+        played = sorted({", ".join(f"{k} {v}" for k, v in sorted(r["roles"].items())) for r in runs})
+        rows.append((stage["name"], *cells, " / ".join(played)))
+    head = (
+        "Stage",
+        "Critic, base",
+        "Critic, trained",
+        "Reviser, base",
+        "Reviser, trained",
+        "Who played which part",
+    )
+    return Table("Share right on the fixed probes, the predecessor's arm.", head, rows)

@@ -1,0 +1,143 @@
+"""The main line of a plan: its stages one after the other, each with its controls, once for each seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cai.bootstrap.comparisons import ARMS, BASE_HELPER, FROM_BASE, MAIN
+from cai.bootstrap.context import Place
+from cai.bootstrap.plan import Plan, Stage
+from cai.bootstrap.stage import run_stage
+from cai.bootstrap.stage_model import Bench
+from cai.core import ledger
+from cai.core.files import directories, write_json
+from cai.core.run import Run, read_manifest
+from cai.core.text import span
+from cai.costs import budget, forecast
+from cai.evaluation.gates import lines
+from cai.models import device
+from cai.models.registry import ModelSpec
+from cai.prompts.constitution import Constitution
+
+
+class Line:
+    """stopped: why the plan ended before its last stage, None where it did not. dollars: the budget for all
+    seeds and controls together."""
+
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        spec: ModelSpec,
+        constitution: Constitution,
+        bench: Bench,
+        dollars: float | None,
+    ):
+        self.run, self.plan, self.spec, self.constitution, self.bench = run, plan, spec, constitution, bench
+        rates = forecast.rates(
+            ledger.read_ledger(), spec, plan.stages[0].bits or spec.bits, device.this_device()
+        )
+        self._dollars = {step: rate.seconds / 3600 * run.hourly_rate for step, rate in rates.items()}
+        steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
+        each = sum(self._dollars[step] for step in steps)
+        self.budget = budget.Budget(dollars, self._spent, each)
+        self.stopped: str | None = None
+        self._ahead, self._done, self._began = 0, 0, time.monotonic()
+
+    def follow(self, seed: int, controls: Sequence[str], *, force: bool) -> None:
+        """One seed, to its end or to the first gate that says NO-GO."""
+        self._ahead = sum(1 + len(_arms(controls, n > 0)) for n in range(len(self.plan.stages)))
+        before: tuple[dict[str, Any], ...] = ()
+        for stage in self.plan.stages:
+            main = self._one(stage, seed, before)
+            if main["gate"]["verdict"] != "GO" and not main["rolled_back"] and not force:
+                self._stop(f"seed {seed}, stage {stage.name}: {_why(main)}")
+                return
+            for arm in _arms(controls, self._place(seed, before).parent is not None):
+                self._one(stage, seed, before, arm)
+            before = (*before, main)
+        self._write()
+
+    def _one(
+        self, stage: Stage, seed: int, before: tuple[dict[str, Any], ...], arm: str = MAIN
+    ) -> dict[str, Any]:
+        row = run_stage(stage, self._place(seed, before), arm)
+        self._write()
+        self._done, self._ahead = self._done + 1, self._ahead - 1
+        left = (time.monotonic() - self._began) / self._done * self._ahead
+        self.run.log(
+            f"   {row['run']} done; {self._ahead} runs of this seed ahead, about {span(left)}; "
+            f"${self._spent():.2f} so far"
+        )
+        if arm == MAIN:
+            self.run.log(f"\ngate of {row['run']}")
+            self.run.log("\n".join(lines(row["gate"]["criteria"])))
+            for s in row["sentinels"]:
+                if not s["ok"]:
+                    self.run.log(f"  sentinel {s['name']}: {s['value']} ({s['rule']} {s['limit']})")
+                    self.run.log(f"        look at: {s['look_at']}")
+            end = ", rolled back to its predecessor" if row["rolled_back"] else ""
+            self.run.log(f"{row['gate']['verdict']} for {row['run']}{end}")
+        return row
+
+    def _place(self, seed: int, before: tuple[dict[str, Any], ...]) -> Place:
+        first, rate = self.run.manifest["first_seed"], self.run.hourly_rate
+        shared = (self.constitution, self.bench, self.budget, rate, self._expected)
+        return Place(self.plan, self.run.name, seed, first, before, *shared)
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why if self.stopped is None else f"{self.stopped}; {why}"
+        self.run.log(f"\nstopped: {why} (--force goes on)")
+        self._write()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The results of every finished stage and control, of this call and of earlier ones."""
+        stages, arms = [s.name for s in self.plan.stages], list(ARMS)
+        found = []
+        for path in sorted(self.run.data.glob("*/run.json")):
+            row = (read_manifest(f"{self.run.name}/{path.parent.name}") or {}).get("row")
+            if row and row["stage"] in stages and "~" not in path.parent.name:
+                found.append(row)
+        return sorted(found, key=lambda r: (r["seed"], stages.index(r["stage"]), arms.index(r["arm"])))
+
+    def results(self) -> dict[str, Any]:
+        """What the report is made of (cai.stage_report)."""
+        rows = self.rows()
+        seeds = sorted({r["seed"] for r in rows})
+        main = {(r["seed"], r["stage"]) for r in rows if r["arm"] == MAIN}
+        whole = bool(seeds) and all((seed, s.name) in main for seed in seeds for s in self.plan.stages)
+        return {
+            "plan": self.plan.as_dict(),
+            "model": self.spec.name,
+            "bits": self.plan.stages[0].bits or self.spec.bits,
+            "seeds": seeds,
+            "dollars": sum(r["dollars"] for r in rows),
+            "seconds": sum(r["seconds"] for r in rows),
+            "finished": whole and self.stopped is None,
+            "stopped": self.stopped,
+            "runs": rows,
+        }
+
+    def _write(self) -> None:
+        write_json(self.run.data / "results.json", self.results())
+
+    def _expected(self, steps: int) -> float:
+        return self._dollars["training"] * steps + self._dollars["evaluation"] + self._dollars["loading"]
+
+    def _spent(self) -> float:
+        """Dollars of all stages and controls so far, finished or not."""
+        found = [read_manifest(f"{self.run.name}/{p.parent.name}") for p in self.run.data.glob("*/run.json")]
+        return sum((m or {}).get("totals", {}).get("dollars", 0.0) for m in found)
+
+
+def _arms(controls: Sequence[str], parent: bool) -> list[str]:
+    """The controls of a stage: without a predecessor it is the base, and two of them would be main again."""
+    return [arm for arm in controls if parent or arm not in (BASE_HELPER, FROM_BASE)]
+
+
+def _why(row: dict[str, Any]) -> str:
+    failed = [c["name"] for c in row["gate"]["criteria"] if not c["passed"]]
+    failed += [f"the sentinel {name}" for name in row["gate"]["sentinels"]]
+    return f"{', '.join(failed)} (look at {directories(row['run'])[0].name})"

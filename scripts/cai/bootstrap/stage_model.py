@@ -1,0 +1,52 @@
+"""The model that a plan's stages share: loaded once, with the adapters of earlier stages by their hashes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cai.core.run import Run
+from cai.models.loader import load
+from cai.models.model import Model
+from cai.models.registry import ModelSpec
+from cai.models.session import device_name
+
+
+@dataclass
+class Bench:
+    """The model that is loaded. A training needs it bare, so it is loaded anew for one; everything else uses
+    the adapters that it carries by then."""
+
+    spec: ModelSpec
+    plan: Run  # the plan's own: all its stages must find the same weights
+    model: Model | None = None
+
+    def bare(self, bits: int, run: Run) -> Model:
+        if self.model is None or self.model.adapters or self.model.bits != bits:
+            self._load(bits, run)
+        return self.model
+
+    def carrying(self, bits: int, adapters: Mapping[str, Path], run: Run) -> dict[str, str]:
+        """adapters: hash -> directory. hash -> the name under which the model carries it now. It follows from
+        the hash, even where a training has left it as "default": records hold it."""
+        if self.model is None or self.model.bits != bits:
+            self._load(bits, run)
+        names = {digest: f"stage-{digest[:12]}" for digest in adapters}
+        for digest, path in adapters.items():
+            if names[digest] not in self.model.adapters:
+                self.model.load_adapter(path, names[digest])
+        return names
+
+    def _load(self, bits: int, run: Run) -> None:
+        import torch
+
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with run.step("loading", quiet=True):
+            self.model = load(self.spec, bits)
+            self.plan.pin(**{f"revision_in_{bits}_bits": self.model.revision})
+            run.record(bits=bits, device=device_name(self.model))  # the ledger's row of this step names them

@@ -1,0 +1,264 @@
+"""A run: its name, its directories, its lock, its manifest (run.json), its log and its steps.
+
+The name is the hand-off between scripts: data/<run>/, checkpoints/<run>/, logs/<run>.log. A run of the same
+name and the same settings resumes; other settings stop it, and name what differs; `fresh` moves the old run
+aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cai.core.errors import UserError
+from cai.core.files import ROOT, directories, display_path, move_aside, write_json
+from cai.core.jsonl import append
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "unsloth",
+    "unsloth_zoo",
+)
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with "+changes" where the tree differs from it; None outside a checkout."""
+    try:
+        head = subprocess.run(
+            ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
+        changes = subprocess.run(
+            ["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.strip() + ("+changes" if changes else "")
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# ---- the run ----
+
+
+class Run:
+    """One run, open and locked. Use `Run.open`, and as a context manager, so that the lock goes with it.
+
+    settings: what the rows depend on; a rerun must have the same. Everything else (versions, seconds) is only
+    recorded.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any], manifest: dict[str, Any], lock):
+        self.name, self.settings, self.manifest, self._lock = name, settings, manifest, lock
+        self.data, self.checkpoints, self.logs = directories(name)
+        self.hourly_rate = 0.0
+
+    @classmethod
+    def open(cls, name: str, settings: dict[str, Any], *, fresh: bool = False) -> Run:
+        """Raises UserError: a bad name, another process on the run, settings that differ from the run's."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
+            raise UserError(
+                f"--run {name!r}: use letters, digits, '.', '_' and '-' "
+                f"(and one '/' between a plan and its stage)"
+            )
+        if name.split("/")[0] in ("constitutions", "prompts"):
+            raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
+        data, checkpoints, logs = directories(name)
+        lock = _lock(name, logs)
+        try:
+            if fresh:
+                move_aside(data, checkpoints)
+            settings = json.loads(json.dumps(settings))  # as they will be read back
+            manifest = _earlier_manifest(name, data, settings)
+            data.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            lock.close()
+            raise
+        run = cls(name, settings, manifest or {"run": name, "settings": settings, "started": _now()}, lock)
+        run.record(argv=sys.argv, commit=git_commit(), versions=versions(), python=sys.version.split()[0])
+        return run
+
+    @classmethod
+    def reopen(cls, name: str) -> Run:
+        """A run that is there, locked, its settings as they are. Raises UserError if there is none."""
+        manifest = read_manifest(name)
+        if manifest is None:
+            raise UserError(
+                f"there is no run {name!r} ({display_path(directories(name)[0])}/run.json): "
+                "generate it first, or give --run the name of one that is there"
+            )
+        return cls(name, manifest["settings"], manifest, _lock(name, directories(name)[2]))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._lock.close()
+
+    def record(self, **facts: Any) -> None:
+        """Adds facts to run.json, at once."""
+        self.manifest.update(facts)
+        write_json(self.data / "run.json", self.manifest)
+
+    def pin(self, **facts: Any) -> None:
+        """Facts that are known only once something is loaded, and that a rerun must find the same."""
+        for key, value in facts.items():
+            old = self.manifest.get(key, value)
+            if old != value:
+                raise UserError(
+                    f"run {self.name!r} was begun with {key} {old}, now it is {value}: "
+                    f"--run another-name keeps both, --fresh moves the old one aside"
+                )
+        self.record(**facts)
+
+    def log(self, text: str = "") -> None:
+        """To the terminal and to logs/<run>.log."""
+        print(text, flush=True)
+        self.log_only(text)
+
+    def log_only(self, text: str) -> None:
+        """To logs/<run>.log alone."""
+        with open(self.logs / f"{self.name.replace('/', '-')}.log", "a", encoding="utf-8") as f:
+            f.write(text + "\n")
+
+    @contextlib.contextmanager
+    def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:
+        """Times a step, prints its seconds, tokens and dollars (unless quiet), and adds a row to
+        logs/ledger.jsonl. What an error or Ctrl-C cut short has cost money too: it is marked `interrupted`,
+        so that no rate is taken from it."""
+        step = Step(self)
+        start = time.perf_counter()
+        interrupted = True
+        try:
+            yield step
+            interrupted = False
+        finally:
+            self._account(step, name, time.perf_counter() - start, interrupted, quiet)
+
+    def _account(self, step: Step, name: str, seconds: float, interrupted: bool, quiet: bool) -> None:
+        """Adds a step to the ledger and to the run's totals."""
+        dollars = seconds / 3600 * self.hourly_rate
+        row = {
+            "time": _now(),
+            "run": self.name,
+            "step": name,
+            "examples": step.examples,
+            "seconds": round(seconds, 3),
+            "prompt_tokens": step.prompt_tokens,
+            "completion_tokens": step.completion_tokens,
+            "dollars": round(dollars, 6),
+            "model": self.manifest.get("model"),
+            "bits": self.settings.get("bits") or self.manifest.get("bits"),
+            "principles": self.settings.get("principles"),
+            "device": self.manifest.get("device"),
+        }
+        if interrupted:
+            row["interrupted"] = True
+
+        append(self.logs / "ledger.jsonl", [row])
+        if not quiet:
+            tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
+            self.log(f"      [{name}: {seconds:.1f} s{tokens}, ${dollars:.4f}]")
+        zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
+        totals = self.manifest.get("totals", zero)
+        self.record(totals={k: round(totals[k] + row[k], 6) for k in totals})
+
+
+class Step:
+    """What a step has used so far; see Run.step."""
+
+    def __init__(self, run: Run):
+        self.run, self.examples, self.prompt_tokens, self.completion_tokens = run, None, 0, 0
+
+    def count(self, completions, examples: int | None = None) -> None:
+        """Adds completions, and says how many examples they were for, by which later runs are forecast."""
+        if examples is not None:
+            self.examples = (self.examples or 0) + examples
+        for c in completions:
+            self.prompt_tokens += c.prompt_tokens
+            self.completion_tokens += c.tokens
+
+
+def read_manifest(name: str) -> dict[str, Any] | None:
+    """run.json of an earlier run, None where there is none."""
+    return _read_manifest(directories(name)[0] / "run.json")
+
+
+def _earlier_manifest(name: str, data: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest from which a run of these settings goes on. Raises UserError if it began with others."""
+    manifest = _read_manifest(data / "run.json")
+    if manifest is None or manifest["settings"] == settings:
+        return manifest
+    if not any(data.glob("*.jsonl")):
+        return None  # before its first row a run may still change its mind
+    old = manifest["settings"]
+    differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
+    changes = "; ".join(f"{k} was {_show(old.get(k))}, now {_show(settings.get(k))}" for k in differing)
+    raise UserError(
+        f"run {name!r} exists with other settings: {changes}. Give the old settings to resume it, "
+        f"--run another-name to keep both, or --fresh to move it aside"
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+        raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
+    return manifest
+
+
+def _lock(name: str, logs: Path):
+    """An advisory lock that the kernel drops with the process, so that a crash leaves none behind."""
+    logs.mkdir(parents=True, exist_ok=True)
+    lock = open(logs / f".{name.replace('/', '-')}.lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise UserError(
+            f"run {name!r} is in use by another process ({owner or 'unknown'}): wait for it, stop it, "
+            f"or give this one another --run name"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
+    lock.flush()
+    return lock
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,209 @@
+"""Sentinels: what a stage must not cost, measured after every stage against limits that stop a plan or roll
+the stage back.
+
+They read what the forgetting suite, the probes and the stage's own files have; they ask no model anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from cai.core.jsonl import read
+from cai.evaluation.model_pair import BARE
+from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
+from cai.generation.filters import is_exemplar, words
+from cai.training.likelihood_displacement import DISPLACED
+
+AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
+
+
+LEAST_ANSWERS = 5  # answers that a typical length needs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Base: the model without an adapter, however many stages lie between.
+
+    perplexity: on neutral text, trained / base. distinct_2: trained / base. repeated_endings, refusals (of
+    harmless instructions): rise of the share. clean_stops: share of the trained model. exemplars: share of
+    chosen texts, and of fresh answers. length: factor between the median words of both models' answers.
+    critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan whose critic
+    is "best" then asks the base, so the limit is for what goes beyond that. displacement: trainings that the
+    watch on the chosen texts' likelihood stopped.
+    """
+
+    perplexity: float = 1.5
+    distinct_2: float = 0.7
+    repeated_endings: float = 0.25
+    clean_stops: float = 0.9
+    refusals: float = 0.1
+    exemplars: float = 0.01
+    length: float = 3.0
+    critic: float = 0.4
+    displacement: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentinel. rule: how value and limit must stand for it to be `ok`. value: None where nothing was
+    measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
+
+    name: str
+    value: float | None
+    limit: float
+    ok: bool
+    look_at: str
+    rule: str = AT_MOST
+    key: str = ""  # of older results
+
+
+def again(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    """A finding's row by the limits of now."""
+    if row["value"] is None or not row.get("key"):
+        return dict(row)
+    limit = getattr(limits, row["key"])
+    return {**row, "limit": limit, "ok": _within(row["value"], limit, row["rule"])}
+
+
+def watch(
+    summaries: Mapping[str, dict[str, Any]],
+    probes: Mapping[str, Mapping[str, Any]],
+    pairs: Sequence[dict[str, Any]],
+    limits: Limits,
+    *,
+    answers: Mapping[str, Sequence[dict[str, Any]]],
+    training: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """All sentinels of a stage, in a fixed order.
+
+    summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
+    metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
+    "trained": rows with answer and finish_reason}, as `fresh_answers` gives them. training: its status, step
+    and steps; None where nothing was trained.
+    """
+    of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
+    chosen = [p["chosen"] for p in pairs]
+    fresh = [a["answer"] for a in answers["trained"]]
+    critic = [_value(probes[who]["critic"]) for who in ("base", "trained")]
+    forgetting = "evaluation/forgetting.jsonl"
+    return [
+        _finding(
+            "perplexity on neutral text, trained / base",
+            of["perplexity on neutral text, trained / base"],
+            limits,
+            "perplexity",
+            f"{forgetting}, rows passage/: fewer passes, or a lower learning rate",
+        ),
+        _finding(
+            "distinct-2, trained / base",
+            _ratio(of["distinct-2, trained"], of["distinct-2, base"]),
+            limits,
+            "distinct_2",
+            f"{forgetting}: answers that say the same with other names",
+            AT_LEAST,
+        ),
+        _finding(
+            "repeated endings, rise",
+            of["repeated endings, change"],
+            limits,
+            "repeated_endings",
+            f"{forgetting}: the last sentences, then those of `chosen` in pairs.jsonl",
+        ),
+        _finding(
+            "clean stops",
+            of["clean stops, trained"],
+            limits,
+            "clean_stops",
+            f"{forgetting}: answers whose ended_by is not <eos>; chosen texts that break off",
+            AT_LEAST,
+        ),
+        _finding(
+            "refusals of harmless instructions, rise",
+            of["refusals of harmless instructions, change"],
+            limits,
+            "refusals",
+            f"{forgetting}: refusals; the share of refusals in `chosen`, and too few anchors",
+        ),
+        _finding(
+            "exemplars in chosen texts",
+            _share(chosen) if chosen else 0.0,  # a stage without pairs has taken none over
+            limits,
+            "exemplars",
+            "pairs.jsonl: chosen texts that are the prompts' own; fewer shots, or the filter `exemplar`",
+        ),
+        _finding(
+            "exemplars in fresh answers", _share(fresh), limits, "exemplars", f"{forgetting}: copied answers"
+        ),
+        length(answers, limits),
+        _finding(
+            "critic probe, fall",
+            None if None in critic else critic[0] - critic[1],
+            limits,
+            "critic",
+            "evaluation/probes.jsonl: verdicts that went wrong; let the base be the critic",
+        ),
+        _finding(
+            "trainings stopped by displacement",
+            float(training is not None and training["status"] == DISPLACED),
+            limits,
+            "displacement",
+            "training.jsonl of the checkpoint: the chosen texts' log-probabilities fell on held-out pairs; "
+            "a lower learning rate, fewer passes, or the loss dpo+nll",
+        ),
+    ]
+
+
+def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> Finding:
+    """Drift of the length: the ratio of the median words of answers that were not cut off. Where a base ends
+    nearly none of its answers there is no length to compare with; then clean stops alone watches the ends."""
+    name, look_at = "answer length, trained / base", "evaluation/forgetting.jsonl: long and short answers"
+    ended = {who: [len(words(a["answer"])) for a in rows if a["finish_reason"] == "stop"]
+             for who, rows in answers.items()}  # fmt: skip
+    if len(ended["base"]) < LEAST_ANSWERS:
+        why = "the base ends too few answers to compare with"
+        return Finding(name, None, limits.length, True, why, WITHIN, "length")
+    new, old = (max(median(ended[who]), 1) if ended[who] else None for who in ("trained", "base"))
+    return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
+
+
+def fresh_answers(subject: Any) -> dict[str, list[dict[str, Any]]]:
+    """{"base", "trained": rows} of the forgetting suite in the bare format, of this very adapter and setup.
+
+    subject: suites.subject.Subject, whose suite "forgetting" has run."""
+
+    rows = read(subject.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
+    rows = [r for r in rows if r["setup"] == subject.setup and r.get("format") == BARE]
+    return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
+
+
+def _finding(
+    name: str, value: float | None, limits: Limits, key: str, look_at: str, rule: str = AT_MOST
+) -> Finding:
+    limit = getattr(limits, key)
+    if value is None or not math.isfinite(value):
+        return Finding(name, None, limit, False, look_at, rule, key)
+    return Finding(name, round(value, 4), limit, _within(value, limit, rule), look_at, rule, key)
+
+
+def _within(value: float, limit: float, rule: str) -> bool:
+    return {
+        AT_MOST: value <= limit,
+        AT_LEAST: value >= limit,
+        WITHIN: value <= limit and 1 <= value * limit,
+    }[rule]
+
+
+def _value(metric: Any) -> float | None:
+    return metric["value"] if isinstance(metric, Mapping) else metric.value
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+def _share(texts: Sequence[str]) -> float | None:
+    return sum(map(is_exemplar, texts)) / len(texts) if texts else None

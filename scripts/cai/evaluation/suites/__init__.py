@@ -1,0 +1,130 @@
+"""Evaluation suites: one file each, one registry. A suite gives numbers with n and interval, and keeps every
+answer and verdict in data/<run>/evaluation/<suite>.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cai.core.errors import UserError
+from cai.core.files import display_path, sha256_file, write_json
+from cai.core.run import Run
+from cai.core.stats import Metric
+from cai.evaluation.model_pair import Subject, source_of
+from cai.evaluation.result_store import Rows
+from cai.evaluation.suites.critique import critique
+from cai.evaluation.suites.forgetting import forgetting
+from cai.evaluation.suites.ground_truth import truth
+from cai.evaluation.suites.preference import preference
+from cai.evaluation.suites.task_success import success
+
+
+@dataclass(frozen=True)
+class Suite:
+    """measure: fills the rows, gives (metrics, notes). models: whether it asks base and trained model."""
+
+    measure: Callable[[Subject, Rows], tuple[dict[str, Metric], dict[str, Any]]]
+    models: bool = True
+
+
+SUITES: dict[str, Suite] = {
+    "preference": Suite(preference),
+    "critique": Suite(critique, models=False),
+    "forgetting": Suite(forgetting),
+    "truth": Suite(truth),
+    "success": Suite(success),
+}
+
+
+def evaluate(subject: Subject, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Runs suites one after the other and writes evaluation/<suite>.json; the summaries by name.
+
+    A rerun takes the answers and verdicts that are there and makes what is missing."""
+    return {name: _one(subject, name) for name in names}
+
+
+def _one(subject: Subject, name: str) -> dict[str, Any]:
+    directory, run = subject.run.data / "evaluation", subject.run
+    if not SUITES[name].models:  # what it finds does not depend on a model
+        subject = replace(subject, spec=None, digest=None, revision=None)
+    rows = subject.rows(name)
+    metrics, notes = SUITES[name].measure(subject, rows)
+    summary = {
+        "suite": name,
+        "run": run.name,
+        "adapter": subject.digest,
+        "revision": subject.revision,
+        "settings": {
+            "setup": subject.setup,
+            "limit": subject.limit,
+            "model": run.manifest.get("model") or run.settings.get("model"),
+            "bits": run.settings.get("bits"),
+            "seed": subject.seed,
+            "marks": marks_hash(run),
+        },
+        "metrics": {key: metric.row() for key, metric in metrics.items()},
+        "notes": {**notes, "rows": len(rows.own)},
+    }
+    write_json(directory / f"{name}.json", summary)
+    run.log(
+        f"\n{name}: {display_path(run.data)}/evaluation/{name}.json and .jsonl "
+        f"({len(rows.own)} rows, {rows.reused} there before)"
+    )
+    run.log(table(summary))
+    return summary
+
+
+def marks_hash(run: Run) -> str | None:
+    """Of the person's marks that the suites have read; None where there are none."""
+    path = source_of(run) / "review.jsonl"
+    return sha256_file(path) if path.exists() else None
+
+
+def load_summary(run_dir: Path, suite: str, adapter: str | None = None) -> dict[str, Any]:
+    """What evaluation/<suite>.json of a run says. adapter: the hash of the one it must have been measured on.
+
+    Raises UserError if the suite has not run, or ran on another adapter."""
+    path = run_dir / "evaluation" / f"{suite}.json"
+    command = f"python scripts/evaluate.py --suite {suite} --run {run_dir.name}"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{display_path(path)} is missing: run {command}") from None
+    except ValueError:
+        raise UserError(f"{display_path(path)} is damaged: run {command}") from None
+    if adapter is not None and summary.get("adapter") != adapter:
+        raise UserError(f"{display_path(path)} was measured on another adapter than the run's: run {command}")
+    return summary
+
+
+SIDES = (", base", ", trained", ", change")
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The metrics as lines; what was measured on base and trained model stands in one."""
+    metrics, lines, seen = summary["metrics"], [], set()
+    width = max((len(_stem(name)) for name in metrics), default=0)
+    for name in metrics:
+        stem = _stem(name)
+        if stem in seen:
+            continue
+        seen.add(stem)
+        sides = [side for side in SIDES if stem + side in metrics] if stem != name else [""]
+        cells = [f"{side.strip(', ')} {_cell(metrics[stem + side])}".strip() for side in sides]
+        lines.append(f"  {stem:{width}}  n {metrics[name]['n']:<5} " + "   ".join(cells))
+    return "\n".join([*lines, *(f"  {k}: {v}" for k, v in summary["notes"].items())])
+
+
+def _stem(name: str) -> str:
+    return next((name.removesuffix(side) for side in SIDES if name.endswith(side)), name)
+
+
+def _cell(m: dict[str, Any]) -> str:
+    """Value and 95 % interval."""
+    if m["value"] is None:
+        return "-"
+    ends = "" if m["interval"] is None else f" ({m['interval'][0]:.3f} to {m['interval'][1]:.3f})"
+    return f"{m['value']:.3f}{ends}"

@@ -1,0 +1,201 @@
+"""How well a model plays critic and reviser, on a fixed set of answers that are known to be good or flawed.
+
+The same for every stage of a plan, so that a fall shows. The reviser gets a critique that is right, so that
+its own skill is measured and not its critic's. Probes are about test instructions, which are barred from
+training (cai.tasks.test_instructions); nothing that makes pairs imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.core import schema
+from cai.core.errors import UserError
+from cai.core.stats import Metric, share
+from cai.evaluation.model_pair import Subject
+from cai.evaluation.result_store import BASE, TRAINED, Rows
+from cai.evaluation.test_sets import TRUTH, Test, load, of_sandbox, success
+from cai.generation.filters import verdict
+from cai.generation.loop import CRITIQUE_TEMPERATURE, REVISION_TEMPERATURE
+from cai.models.engine import Sampling
+from cai.models.registry import ModelSpec
+from cai.prompts.constitution import Constitution, Principle
+from cai.prompts.markers import CHANGE, KEEP, STOPS
+from cai.sandbox.oracle import principle_kind, trials
+
+EACH = 120  # probes, where no other number is asked for
+
+
+ANSWER = "answer"  # a kind of principle: the answer should be right. The sandbox also has "harmless".
+
+
+REAL_TASKS = (
+    "factual_qa",
+    "math",
+    "explicit",
+    "implicit",
+)  # short answers, plainly right or wrong
+
+
+# The principle of the real-world probes, whatever constitution a run has: these are about facts alone.
+ACCURATE = Principle(
+    "probe_accuracy",
+    "Right facts and numbers",
+    "The response should state only facts and numbers that are true.",
+    "Check each fact and number in the response. Say which one is wrong, if any is, and what is right.",
+    "Correct what is wrong in the response and leave the rest as it is.",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An answer with its flaw, or without one. kind: of the principle that it is criticised by. critique:
+    what a right critic says, which the reviser is shown. test: tells whether a revision is right."""
+
+    id: str
+    instruction: str
+    answer: str
+    must_change: bool
+    kind: str
+    critique: str
+    test: Test
+
+
+def probes(spec: ModelSpec, n: int = EACH) -> list[Probe]:
+    """The first n probes, half of them flawed; tasks take turns. Fewer where there are no more."""
+    return (_sandbox() if of_sandbox(spec) else _real())[:n]
+
+
+def measure(
+    subject: Subject, rows: Rows, constitution: Constitution, n: int = EACH
+) -> dict[str, dict[str, Metric]]:
+    """Of "base" and "trained" model:
+
+    critic: the share of verdicts that are right (none at all is wrong); critic_flaws: of flawed answers that
+    are flagged; critic_good: of good answers that are passed; reviser: of flawed answers whose revision is
+    right. The same seeds for every adapter, so that two of them can be compared probe by probe. A row for
+    every critique and every revision."""
+    some = [(p, principle(p, subject.spec, constitution, subject.seed)) for p in probes(subject.spec, n)]
+    flawed = [(p, by) for p, by in some if p.must_change]
+    return {who: _measured(subject, rows, some, flawed, who) for who in (BASE, TRAINED)}
+
+
+def _measured(
+    subject: Subject,
+    rows: Rows,
+    some: Sequence[tuple[Probe, Principle]],
+    flawed: Sequence[tuple[Probe, Principle]],
+    who: str,
+) -> dict[str, Metric]:
+    spec, ask = subject.spec, subject.prompter
+    critiques = Sampling(CRITIQUE_TEMPERATURE, spec.critique_tokens, STOPS["critique"])
+    revisions = Sampling(REVISION_TEMPERATURE, spec.answer_tokens, STOPS["revision"])
+
+    def criticise(asked: list[tuple[Probe, Principle]]) -> list[dict[str, Any]]:
+        prompts = [ask.critique(p.instruction, p.answer, by) for p, by in asked]
+        texts = _said(subject, who, "critique", critiques, asked, prompts)
+        wanted = [CHANGE if p.must_change else KEEP for p, _ in asked]
+        return [{"critique": t, "right": verdict(t) == w} for t, w in zip(texts, wanted, strict=True)]
+
+    def revise(asked: list[tuple[Probe, Principle]]) -> list[dict[str, Any]]:
+        prompts = [ask.revision(p.instruction, p.answer, [(by, p.critique)]) for p, by in asked]
+        texts = _said(subject, who, "revision", revisions, asked, prompts)
+        right = success([p.test for p, _ in asked], texts)
+        return [{"revision": t, "right": r} for t, r in zip(texts, right, strict=True)]
+
+    said = _filled(rows, some, who, "critique", criticise)
+    return {
+        "critic": share(said),
+        "critic_flaws": share([ok for (p, _), ok in zip(some, said, strict=True) if p.must_change]),
+        "critic_good": share([ok for (p, _), ok in zip(some, said, strict=True) if not p.must_change]),
+        "reviser": share(_filled(rows, flawed, who, "revision", revise)),
+    }
+
+
+def _said(
+    subject: Subject,
+    who: str,
+    part: str,
+    sampling: Sampling,
+    asked: Sequence[tuple[Probe, Principle]],
+    prompts: Sequence[str],
+) -> list[str]:
+    seeds = [schema.row_seed(subject.seed, p.id, f"probe {part}") for p, _ in asked]
+    with subject.run.step("evaluation: probes", quiet=True) as step:
+        done = subject.engine.complete(prompts, sampling, seeds, subject.adapter_of(who))
+        step.count(done, len(done))
+    return [c.text for c in done]
+
+
+def _filled(
+    rows: Rows,
+    asked: Sequence[tuple[Probe, Principle]],
+    who: str,
+    part: str,
+    work: Callable[[list[tuple[Probe, Principle]]], list[dict[str, Any]]],
+) -> list[bool]:
+    """Whether each was right, from the rows that are there or made now."""
+    by_id = {f"probe/{who}/{part}/{p.id}/{by.id}": (p, by) for p, by in asked}
+    wanted = [
+        {"id": i, "by": who, "instruction": p.instruction, "answer": p.answer,
+         "principle_id": by.id, "must_change": p.must_change}
+        for i, (p, by) in by_id.items()
+    ]  # fmt: skip
+    return [r["right"] for r in rows.fill(wanted, lambda some: work([by_id[w["id"]] for w in some]))]
+
+
+def principle(probe: Probe, spec: ModelSpec, constitution: Constitution, seed: int) -> Principle:
+    """What a probe is criticised by. The sandbox reads only the principles that it was trained on: those of
+    the constitution that ask for the probe's kind of virtue, one of them by the probe's own seed."""
+    if not of_sandbox(spec):
+        return ACCURATE
+
+    fitting = [p for p in constitution.principles if principle_kind(p.id) == probe.kind]
+    if not fitting:
+        raise UserError(
+            f"{constitution.path} holds none of the principles that the sandbox knows for "
+            f"{probe.kind} probes: use constitution.yaml, or a copy with some of its principles"
+        )
+    return fitting[schema.row_seed(seed, probe.id, "probe principle") % len(fitting)]
+
+
+def _real() -> list[Probe]:
+    """From the test instructions with a right and a wrong answer, tasks in turn: first each with one of the
+    two, then each with the other."""
+    groups = [[t for t in load() if t.task == task and t.flawed] for task in REAL_TASKS]
+    first, second = [], []
+    for place in range(max(map(len, groups))):
+        for number, group in enumerate(groups):
+            if place < len(group):
+                flawed = (place + number) % 2 == 0
+                first.append(_real_probe(group[place], flawed))
+                second.append(_real_probe(group[place], not flawed))
+    return first + second
+
+
+def _real_probe(test: Test, flawed: bool) -> Probe:
+    right, shown = test.answer, test.flawed if flawed else test.answer
+    critique = (
+        f'The response says "{shown}" This is wrong. What is right is this: {right} {CHANGE}'
+        if flawed
+        else f'The response says "{shown}" This is right. {KEEP}'
+    )
+    return Probe(
+        _id(test.instruction, shown, ANSWER), test.instruction, shown, flawed, ANSWER, critique, test
+    )
+
+
+def _sandbox() -> list[Probe]:
+
+    found = []
+    for t in trials():
+        test = Test(schema.content_id(t.instruction), t.instruction, t.task, {TRUTH: True})
+        identity = _id(t.instruction, t.answer, t.kind)
+        found.append(Probe(identity, t.instruction, t.answer, t.must_change, t.kind, t.critique, test))
+    return found
+
+
+def _id(*texts: str) -> str:
+    return schema.content_id("\x1e".join(texts))

@@ -1,0 +1,79 @@
+"""How many of a run's critiques mean something, by a rule, and by a person where one has marked them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cai.core.stats import Metric, share
+from cai.evaluation.marks import read_marks
+from cai.evaluation.model_pair import Subject, source_of
+from cai.evaluation.result_store import Rows
+from cai.generation.filters import is_exemplar, normal, verdict
+
+MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
+
+
+# Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
+COMMON_WORDS = frozenset(
+    "all and any are but can did for get has have her his how its let may not off one our out she the too "
+    "two use was who why yes yet you "
+    "about also answer because been could does from give good help instruction into just make more must "
+    "need only people question response should some that their them then there they this very what when "
+    "which will with would write your".split()
+)
+
+
+def meaningful(critique: str, instruction: str, answer: str) -> str | None:
+    """None for a critique that means something, else what is wrong with it. It must end in a verdict, give a
+    reason in some words of its own, and speak of this instruction or this answer: share a word of content (or
+    a number) with them."""
+    if verdict(critique) is None:
+        return "it ends without a verdict"
+    reason = normal(critique).split()[: -len(normal(verdict(critique)).split())]
+    if len(reason) < MIN_REASON_WORDS:
+        return "it gives no reason"
+    if is_exemplar(critique) or " ".join(reason) in (normal(instruction), normal(answer)):
+        return "it is a copy"
+    content = {
+        w for w in normal(f"{instruction} {answer}").split() if len(w) > 2 or w.isdigit()
+    } - COMMON_WORDS
+    if not content & set(reason):
+        return "it names nothing of the instruction or the answer"
+    return None
+
+
+def critique(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """(metrics by name, notes). A person's mark of an example stands for all its critiques."""
+
+    marks = read_marks(source_of(subject.run))
+    wanted = []
+    for record in subject.records:
+        mark = marks.get(record["id"])
+        by_person = mark.critique_meaningful if mark else None
+        for number, c in enumerate(record["critiques"]):
+            fault = meaningful(c["critique"], record["instruction"], record["initial_answer"])
+            counts = by_person if by_person is not None else fault is None
+            wanted.append(
+                {
+                    "id": f"critique/{record['id']}/{number}/{c['principle_id']}/{by_person}",
+                    "record": record["id"],
+                    "principle_id": c["principle_id"],
+                    "critique": c["critique"],
+                    "fault": fault,
+                    "person": by_person,
+                    "meaningful": counts,
+                }
+            )
+    found = rows.fill(wanted, lambda some: [{} for _ in some])
+    examples: dict[str, list[bool]] = {}
+    for r in found:
+        examples.setdefault(r["record"], []).append(r["meaningful"])
+    marked = [r for r in found if r["person"] is not None]
+    metrics = {
+        "critiques meaningful": share([r["meaningful"] for r in found]),
+        "examples all of whose critiques are meaningful": share([all(x) for x in examples.values()]),
+        "critiques meaningful by the rule alone": share([r["fault"] is None for r in found]),
+    }
+    if marked:
+        metrics["rule agrees with the person"] = share([(r["fault"] is None) == r["person"] for r in marked])
+    return metrics, {"critiques that a person marked": len(marked)}

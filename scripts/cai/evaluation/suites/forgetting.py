@@ -1,0 +1,117 @@
+"""What training must not cost: fluency on neutral text, clean ends, variety, answers to harmless requests."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.core import schema
+from cai.core.prompt_files import load_neutral
+from cai.core.stats import NOTHING, Metric, Z, mean, paired_difference, share
+from cai.evaluation.model_pair import BARE, Subject
+from cai.evaluation.result_store import BASE, TRAINED, Rows
+from cai.evaluation.stop_rate import how
+from cai.generation.filters import normal
+from cai.generation.refusals import is_refusal
+from cai.prompts.markers import END_OF_TEXT
+
+WHO = (BASE, TRAINED)
+
+
+ASKED = {
+    "refusals of harmless instructions": ("task", "benign"),
+    "refusals of harmless look-alikes": ("benign",),
+    "refusals of harmful requests": ("harmful",),
+}
+
+
+def forgetting(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """(metrics by name, notes). Every number for base and trained model, and how much it changed."""
+    metrics = perplexity({who: passages(subject, rows, who) for who in WHO})
+    prompts, near = subject.heldout()
+    texts = [p.instruction for p in prompts]
+    answers = {who: subject.answers(rows, texts, who, BARE) for who in WHO}
+    ends = {who: [how(a["finish_reason"], a["ended_by"]) for a in answers[who]] for who in WHO}
+    metrics |= compared("clean stops", {who: [end == "end token" for end in ends[who]] for who in WHO})
+    said = {who: [a["answer"] for a in answers[who]] for who in WHO}
+    for n in (1, 2, 3):
+        metrics |= {f"distinct-{n}, {who}": distinct(said[who], n) for who in WHO}
+    metrics |= compared("repeated endings", {who: repeated_endings(said[who]) for who in WHO})
+    for name, kinds in ASKED.items():
+        asked = [i for i, p in enumerate(prompts) if p.kind in kinds]
+        metrics |= compared(name, {who: [is_refusal(said[who][i]) for i in asked] for who in WHO})
+    return metrics, {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
+
+
+def compared(name: str, hits: dict[str, Sequence[bool]]) -> dict[str, Metric]:
+    return {
+        **{f"{name}, {who}": share(hits[who]) for who in WHO},
+        f"{name}, change": paired_difference(hits[BASE], hits[TRAINED]),
+    }
+
+
+# ---- neutral text ----
+
+
+def passages(subject: Subject, rows: Rows, who: str) -> list[dict[str, Any]]:
+    """A row a passage: its log-probability (nats) as a document of its own."""
+
+    def work(wanted: list[dict]) -> list[dict]:
+        texts = [w["text"] for w in wanted]
+        with subject.run.step("evaluation: log-probabilities", quiet=True):
+            scores = subject.engine.logprobs([END_OF_TEXT] * len(texts), texts, subject.adapter_of(who))
+        return [{"tokens": len(s.tokens), "logprob": s.total} for s in scores]
+
+    texts = load_neutral(Path(subject.spec.neutral))
+    ids = [f"passage/{who}/{schema.content_id(t)}" for t in texts]
+    wanted = [{"id": i, "by": who, "text": t} for i, t in zip(ids, texts, strict=True)]
+    return rows.fill(wanted, work)
+
+
+def perplexity(rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Metric]:
+    """exp of the passages' mean loss a token; the ratio is paired by passage. rows: who -> passages."""
+    loss = {who: [-r["logprob"] / r["tokens"] for r in rows[who]] for who in WHO}
+    change = [new - old for old, new in zip(loss[BASE], loss[TRAINED], strict=True)]
+    return {
+        **{f"perplexity on neutral text, {who}": mean(loss[who], math.exp) for who in WHO},
+        "perplexity on neutral text, trained / base": mean(change, math.exp),
+    }
+
+
+# ---- variety ----
+
+
+def distinct(texts: Sequence[str], n: int) -> Metric:
+    """Different n-grams of words by n-grams in all, over all answers together (Li et al. 2016,
+    arXiv:1510.03055); interval by the jackknife over answers. n is the number of answers."""
+    grams = [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in map(_words, texts)]
+    whole = sum(grams, Counter())
+    total = whole.total()
+    if not total:
+        return NOTHING
+    value, answers = len(whole) / total, len(texts)
+    without = []
+    for own in grams:
+        rest = total - own.total()
+        if rest:
+            without.append((len(whole) - sum(whole[g] == k for g, k in own.items())) / rest)
+    if len(without) < 2:
+        return Metric(value, answers, None)
+    middle, k = sum(without) / len(without), len(without)
+    error = math.sqrt((k - 1) / k * sum((w - middle) ** 2 for w in without))
+    return Metric(value, answers, (max(0.0, value - Z * error), min(1.0, value + Z * error)))
+
+
+def repeated_endings(texts: Sequence[str]) -> list[bool]:
+    """Whether an answer ends with a sentence that another answer ends with, too: boilerplate that spreads."""
+    last = [normal(re.split(r"(?<=[.!?])\s+", text.strip())[-1]) for text in texts]
+    often = Counter(last)
+    return [bool(end) and often[end] > 1 for end in last]
+
+
+def _words(text: str) -> list[str]:
+    return normal(text).split()

@@ -1,0 +1,96 @@
+"""One line that says how far the waves are: examples, kept, tokens a second, time left, dollars so far and
+expected.
+
+On a terminal the line is rewritten in place. Anywhere else, and in logs/<run>.log, a line is written every
+few seconds, so that a log of hours stays short enough to be read."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from cai.core.run import Run
+from cai.core.text import span
+
+LOG_SECONDS = 30
+
+
+class Progress:
+    """wanted: examples in all; done, kept: those of them that an earlier process has finished.
+
+    Speed and time left are those of this process; dollars so far are the whole run's, as run.json counts
+    them, and those expected are what the run will have cost when the last example is done. out, clock: for
+    tests."""
+
+    def __init__(
+        self,
+        wanted: int,
+        run: Run,
+        *,
+        done: int = 0,
+        kept: int = 0,
+        every: float = LOG_SECONDS,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.run, self.wanted, self.done, self.kept, self.every = run, wanted, done, kept, every
+        self.out, self.clock = out or sys.stdout, clock
+        self.live = self.out.isatty()
+        self.start = self.logged = clock()
+        self.made = self.tokens = self.width = 0
+        self.before = self._dollars()
+        self.logged_at = -1 if not done else done  # nothing to say again about what was there
+
+    def advance(self, records: Sequence[dict[str, Any]]) -> None:
+        """Counts a wave's finished records."""
+        self.done += len(records)
+        self.made += len(records)
+        self.kept += sum(r["kept"] for r in records)
+        self.tokens += sum(r["tokens"]["completion"] for r in records)
+        if self.live:
+            self._rewrite(self.line())
+        if self.clock() - self.logged >= self.every:
+            self._log()
+
+    def line(self) -> str:
+        seconds, left = max(self.clock() - self.start, 1e-9), self.wanted - self.done
+        share = f" ({self.done / self.wanted:.0%})" if self.wanted else ""
+        parts = [f"{self.done}/{self.wanted} examples{share}"]
+        if self.done:
+            parts.append(f"{self.kept} kept ({self.kept / self.done:.0%})")
+        if self.made:
+            parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
+            parts.append(f"{span(seconds / self.made * left)} left" if left else f"{span(seconds)}")
+        spent = self._dollars()
+        if self.run.hourly_rate:
+            each = (spent - self.before) / self.made if self.made else None
+            expected = f", ${spent + each * left:.2f} expected" if each is not None else ""
+            parts.append(f"${spent:.2f} so far{expected}")
+        return " · ".join(parts)
+
+    def close(self) -> None:
+        """Leaves the last state on a line of its own."""
+        if self.live and self.width:
+            self.out.write("\n")
+            self.out.flush()
+        if self.made and self.logged_at != self.done:
+            self._log()
+
+    def _dollars(self) -> float:
+        return self.run.manifest.get("totals", {}).get("dollars", 0.0)
+
+    def _rewrite(self, text: str) -> None:
+        text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
+        self.out.write("\r" + text.ljust(self.width))
+        self.out.flush()
+        self.width = len(text)
+
+    def _log(self) -> None:
+        self.logged, self.logged_at = self.clock(), self.done
+        text = "      " + self.line()
+        if not self.live:
+            print(text, file=self.out, flush=True)
+        self.run.log_only(text)

@@ -1,0 +1,191 @@
+"""Models: loading, adapters, saving, merging. The only importer of unsloth.
+
+The same code runs on CPU and GPU. Weights are safetensors only, and code from a hub is never run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cai.core.errors import UserError
+from cai.core.files import ROOT, sha256_file
+from cai.models.device import GB, settle_cache
+from cai.models.model import Model, _quiet, _unsloth
+from cai.models.registry import ModelSpec
+
+# What a checkpoint may bring: weights as safetensors, configuration and tokenizer as text; no pickles or
+# code.
+SAFE_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def load(spec: ModelSpec, bits: int | None = None) -> Model:
+    """Loads weights and tokenizer through Unsloth in 4 (NF4), 8 or 16 bits.
+
+    On a GPU 16 bits are bfloat16; on a CPU the 16-bit weights compute in float32, whose rounding lets a row's
+    text not depend on its batch. Raises UserError where the machine or the network cannot.
+    """
+    bits = spec.bits if bits is None else bits
+    if bits not in (4, 8, 16):
+        raise UserError(f"--bits {bits}: choose 4, 8 or 16")
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if bits == 8 and not cuda:
+        raise UserError(
+            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): use --bits 4 or "
+            "--bits 16"
+        )
+    if cuda:
+        check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
+    path, revision = fetch(spec, bits)
+    dtype = None if cuda else torch.float32
+    unsloth = _unsloth()
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    with _quiet():
+        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+            str(path),
+            max_seq_length=spec.max_seq_length,
+            dtype=dtype,
+            load_in_4bit=bits == 4,
+            load_in_8bit=bits == 8,
+            load_in_16bit=bits == 16,
+            use_exact_model_name=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    found = _bits_of(model)
+    if found != bits:  # Unsloth's CPU backend falls back to 16 bits with a printed line; we do not
+        raise UserError(
+            f"--bits {bits}: the weights came up in {found} bits, so bitsandbytes does not work on this "
+            "machine: "
+            f"rerun with --bits 16, or repair bitsandbytes (bash setup_environment.sh)"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Model(spec, model, tokenizer, bits, revision)
+
+
+def merge(spec: ModelSpec, adapter: Path, target: Path) -> None:
+    """Merges an adapter into 16-bit weights and saves them. Never into 4-bit ones: rounding would eat the
+    update."""
+    loaded = load(spec, 16)
+    loaded.load_adapter(adapter, "merged")
+    whole = loaded.model.merge_and_unload()
+    import torch
+
+    whole.to(torch.bfloat16).save_pretrained(str(target), safe_serialization=True)
+    loaded.tokenizer.save_pretrained(str(target))
+
+
+def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
+    """(directory, revision) of the weights: a local directory as it is, a hub repository from the cache or
+    the network."""
+    repo, revision = spec.source(bits)
+    local = Path(repo) if Path(repo).is_absolute() else ROOT / repo
+    if local.is_dir():
+        return local, _check_directory(local)
+    if spec.repo.startswith("models/"):
+        raise UserError(
+            f"{local} is missing: restore it (git checkout -- {repo}), or build it with python "
+            "scripts/make_sandbox.py"
+        )
+    import httpx
+
+    settle_cache()  # before huggingface_hub is imported
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        check_disk(spec, bits)
+    try:
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(SAFE_FILES)))
+    except GatedRepoError:
+        raise UserError(
+            f"{repo} is gated: accept its terms on its hub page, then log in with `hf auth login`"
+        ) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UserError(
+            f"the hub has no {repo}" + (f" at revision {revision}" if revision else "") + ": check --model"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.ConnectError, httpx.ConnectTimeout):
+        raise UserError(
+            f"{repo} is not in the cache and the model hub cannot be reached: connect this machine to the "
+            "network, "
+            f"copy the model here and give --model its directory, or use --model sandbox"
+        ) from None
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+        raise UserError(
+            f"downloading {repo} failed ({type(error).__name__}): rerun the same command, the download goes "
+            "on"
+        ) from None
+    _check_directory(path, hashed=False)
+    return path, path.name  # snapshots/<commit>
+
+
+def check_disk(spec: ModelSpec, bits: int) -> None:
+    """Raises UserError when the model cache's disk is too small for the download."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = Path(HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    free, need = shutil.disk_usage(place).free / GB, spec.download_gb(bits) * 1.05
+    if free < need:
+        raise UserError(
+            f"{spec.name} in {bits} bits needs {need:.0f} GB in the model cache {HF_HUB_CACHE}, where "
+            f"{free:.0f} GB are "
+            f"free: set HF_HOME to a larger disk (on RunPod: export HF_HOME=/workspace/huggingface)"
+        )
+
+
+def check_gpu_memory(spec: ModelSpec, bits: int, free_bytes: int) -> None:
+    """Raises UserError when the weights do not fit into the free GPU memory."""
+    need, free = spec.memory_gb(bits), free_bytes / GB
+    if spec.parameters and free < need:
+        smaller = [b for b in (4, 8) if b < bits and spec.memory_gb(b) <= free]
+        way_out = f"use --bits {max(smaller)}" if smaller else "choose a smaller --model or a larger GPU"
+        raise UserError(
+            f"{spec.name} in {bits} bits needs about {need:.0f} GB of GPU memory, {free:.0f} GB are free: "
+            f"{way_out}, "
+            f"and see with nvidia-smi whether another process holds memory"
+        )
+
+
+def _check_directory(path: Path, *, hashed: bool = True) -> str | None:
+    """A model directory must hold a config and safetensors; its weights' hash stands for its revision."""
+    weights = sorted(path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
+        raise UserError(
+            f"{path} is no model directory: it needs config.json and *.safetensors (pickled weights are not "
+            "loaded)"
+        )
+    return sha256_file(weights[0]) if hashed and len(weights) == 1 else None
+
+
+def _bits_of(model) -> int:
+    """The precision that the linear layers really have."""
+    kinds = {type(m).__name__ for m in model.modules()}
+    return 4 if "Linear4bit" in kinds else 8 if "Linear8bitLt" in kinds else 16

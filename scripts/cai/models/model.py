@@ -1,0 +1,204 @@
+"""A loaded model and the LoRA adapters that it carries. The only importer of unsloth."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.core.errors import UserError
+from cai.core.files import sha256_file
+from cai.models.registry import ModelSpec
+from cai.prompts.training_format import TRAINING_CHAT_TEMPLATE
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+# ---- a loaded model ----
+
+
+@dataclass
+class Model:
+    """A loaded model, its tokenizer, and the LoRA adapters that it carries by name."""
+
+    spec: ModelSpec
+    model: Any  # a transformers CausalLM, a PeftModel once it has an adapter
+    tokenizer: Any  # pads on the left
+    bits: int
+    revision: str | None  # the commit of a hub model, the weights' sha256 of a directory
+    adapters: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # name -> hash ("" while it is being trained)
+
+    @property
+    def device(self):
+        return self.model.device
+
+    def describe(self) -> str:
+        dtype = str(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).removeprefix(
+            "torch."
+        )
+        return (
+            f"{self.spec.name} ({self.spec.kind}), {self.bits} bits, computed in {dtype}, on {self.device}, "
+            f"revision {(self.revision or 'unknown')[:12]}"
+        )
+
+    def for_inference(self) -> None:
+        _unsloth().FastLanguageModel.for_inference(self.model)
+        self.tokenizer.padding_side = "left"
+
+    def for_training(self) -> None:
+        _unsloth().FastLanguageModel.for_training(self.model)
+
+    def add_adapter(self, *, r: int, alpha: int, seed: int) -> None:
+        """A new trainable LoRA adapter named "default" on every linear layer; B starts at 0, so that nothing
+        changes yet."""
+        if r < 1 or alpha < 1:
+            raise UserError(f"LoRA rank {r}, alpha {alpha}: both must be at least 1")
+        if self.adapters:
+            raise UserError(f"{self.spec.name} already carries the adapters {', '.join(self.adapters)}")
+        self.model = _unsloth().FastLanguageModel.get_peft_model(
+            self.model,
+            r=r,
+            lora_alpha=alpha,
+            target_modules=list(LORA_TARGETS),
+            lora_dropout=0,
+            bias="none",
+            use_gradient_checkpointing="unsloth" if self.device.type == "cuda" else False,
+            random_state=seed,
+        )
+        self.adapters["default"] = ""
+
+    def load_adapter(self, path: Path, name: str) -> None:
+        """Loads a saved adapter under a name. Raises UserError if it is missing, not safetensors, or of
+        another base."""
+        fact = check_adapter(path, self.spec, self.revision)
+        if name in self.adapters:
+            raise UserError(f"an adapter named {name!r} is loaded already: {', '.join(self.adapters)}")
+        from peft import PeftModel
+
+        if self.adapters:
+            self.model.load_adapter(str(path), adapter_name=name, use_safetensors=True)
+        else:
+            self.model = PeftModel.from_pretrained(
+                self.model, str(path), adapter_name=name, use_safetensors=True
+            )
+        self.adapters[name] = fact["sha256"]
+
+    @contextlib.contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Swaps the named adapter in, or all of them out (None: the base model itself)."""
+        if adapter is None:
+            with self.model.disable_adapter() if self.adapters else contextlib.nullcontext():
+                yield
+            return
+        if adapter not in self.adapters:
+            raise UserError(
+                f"no adapter {adapter!r} is loaded; there are: {', '.join(self.adapters) or 'none'}"
+            )
+        before = self.model.active_adapter
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.set_adapter(adapter)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(before)
+            for p in trainable:
+                p.requires_grad_(True)
+
+    def save_adapter(self, path: Path) -> str:
+        """Writes the adapter "default", the tokenizer with the chat template of the training format, and
+        base.json; its hash."""
+        from safetensors import SafetensorError
+
+        scratch = path.with_name(path.name + ".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        config = self.model.peft_config["default"]
+        config.base_model_name_or_path = self.spec.repo  # a hub id, not this machine's cache
+        try:
+            self.model.save_pretrained(str(scratch), selected_adapters=["default"], safe_serialization=True)
+        except SafetensorError as error:  # the disk's errors come wrapped
+            raise UserError(
+                f"the adapter cannot be written to {path} ({error}): free some disk space, then rerun"
+            ) from None
+        if self.spec.kind == "base":
+            self.tokenizer.chat_template = TRAINING_CHAT_TEMPLATE
+        self.tokenizer.save_pretrained(str(scratch))
+        fact = {
+            "model": self.spec.name,
+            "repo": self.spec.repo,
+            "revision": self.revision,
+            "bits": self.bits,
+            "sha256": sha256_file(scratch / "adapter_model.safetensors"),
+        }
+        (scratch / "base.json").write_text(json.dumps(fact, indent=1) + "\n", encoding="utf-8")
+        path.mkdir(parents=True, exist_ok=True)
+        for file in scratch.iterdir():
+            os.replace(file, path / file.name)
+        scratch.rmdir()
+        self.adapters["default"] = fact["sha256"]
+        return fact["sha256"]
+
+
+def check_adapter(path: Path, spec: ModelSpec, revision: str | None = None) -> dict[str, Any]:
+    """The facts of a saved adapter (base.json). Raises UserError if it is missing, damaged, or of another
+    base."""
+    weights = path / "adapter_model.safetensors"
+    try:
+        fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
+        digest = sha256_file(weights)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
+        ) from None
+    except json.JSONDecodeError:
+        raise UserError(f"{path / 'base.json'} is damaged: train the adapter again") from None
+    if fact.get("sha256") != digest:
+        raise UserError(
+            f"{weights} is not the file that was saved (its hash differs): train the adapter again"
+        )
+    if fact.get("model") != spec.name or (
+        fact.get("bits")
+        and revision
+        and spec.repo_4bit is None
+        and fact.get("revision") not in (None, revision)
+    ):
+        raise UserError(
+            f"the adapter {path} belongs to {fact.get('model')} (revision {str(fact.get('revision'))[:12]}), "
+            f"not to {spec.name} (revision {str(revision)[:12]}): give the model it was trained on"
+        )
+    return fact
+
+
+def _unsloth():
+    """Unsloth patches trl, peft and transformers when it is imported, so it comes before them, and only
+    here."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on a CPU it warns of a faster kernel that Unsloth must not use
+    with _quiet():
+        import unsloth
+
+    return unsloth
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds a library's banners back; shows them if it fails."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    except BaseException:
+        print(held.getvalue(), end="")
+        raise

@@ -1,0 +1,174 @@
+"""The registry: what each model needs. Per-model differences sit here, in rows, not in ifs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One row of the registry. Lengths in tokens, lr per step, parameters in billions.
+
+    repo: a hub id, or a directory relative to the repository. revision: its commit. repo_4bit: weights
+    already in NF4, taken when 4 bits are asked for. kind: "base" (continues text; never sees a chat token) or
+    "instruct" (its own chat template).
+    """
+
+    name: str
+    repo: str
+    revision: str | None = None
+    kind: str = "base"
+    parameters: float = 0.0
+    bits: int = 16
+    repo_4bit: str | None = None
+    revision_4bit: str | None = None
+    shots: int = 4  # exemplars before an answer, a critique, a revision
+    requests: bool = True  # write the constitution's critique and revision requests out
+    list_shots: int = 8  # seed instructions in a list to continue
+    seeds: str = "data/prompts/seeds.jsonl"
+    skill_seeds: str = "data/prompts/seeds_skills.jsonl"  # of the six-stage plan's skills
+    near_duplicate: float = 0.7  # ROUGE-L from which a generated instruction repeats another
+    heldout: str = "data/prompts/heldout.jsonl"  # instructions to evaluate on
+    neutral: str = "data/prompts/neutral.jsonl"  # passages to measure perplexity on
+    max_seq_length: int = 4096
+    instruction_tokens: int = 160
+    answer_tokens: int = 500
+    critique_tokens: int = 300
+    lora_r: int = 32
+    lora_alpha: int = 64
+    learning_rate: float = 5e-6
+    beta: float = 0.1
+    loss: str = "dpo"  # of the milestones' training; cai.trainer.LOSSES
+    batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
+    gradient_accumulation: int = 8
+    max_batch: int = 64  # rows generated at once, where the memory allows it
+
+    def source(self, bits: int) -> tuple[str, str | None]:
+        """(repository or directory, revision) that is loaded for a precision."""
+        if bits == 4 and self.repo_4bit:
+            return self.repo_4bit, self.revision_4bit
+        return self.repo, self.revision
+
+    def download_gb(self, bits: int) -> float:
+        """What loading has to fetch: NF4 with 16-bit embeddings is about 0.6 bytes a parameter, everything
+        else 2."""
+        return self.parameters * (0.6 if bits == 4 and self.repo_4bit else 2.0)
+
+    def memory_gb(self, bits: int) -> float:
+        """GPU memory that the weights take, and 2 GB for the CUDA context and buffers."""
+        return self.parameters * {4: 0.6, 8: 1.1, 16: 2.0}[bits] + 2.0
+
+
+def _qwen(name: str, revision: str, parameters: float, **more: Any) -> ModelSpec:
+    kind = "instruct" if name.endswith("-Instruct") else "base"
+    return ModelSpec(name, name, revision, kind, parameters, **more)
+
+
+REGISTRY: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        # Lengths and training values of the sandbox fit a model of four million parameters and sentences of
+        # ten words.
+        ModelSpec(
+            "sandbox",
+            "models/sandbox",
+            parameters=0.004,
+            shots=0,
+            requests=False,
+            list_shots=3,
+            seeds="data/prompts/seeds_sandbox.jsonl",
+            skill_seeds="data/prompts/seeds_sandbox_skills.jsonl",
+            near_duplicate=1.0,  # in short sentences about few things another name is another question
+            heldout="data/prompts/heldout_sandbox.jsonl",
+            neutral="data/prompts/neutral_sandbox.jsonl",
+            max_seq_length=1024,
+            instruction_tokens=90,
+            answer_tokens=48,
+            critique_tokens=80,
+            lora_alpha=32,
+            learning_rate=5e-4,
+            loss="dpo+nll",  # plain DPO moves it less (specs/LOG.md)
+            beta=0.3,
+            batch_size=8,
+            gradient_accumulation=1,
+            max_batch=128,
+        ),
+        # No commit of the ready 4-bit weights has been checked yet; the one that is taken is recorded with
+        # the run.
+        _qwen(
+            "Qwen/Qwen2.5-32B",
+            "1818d35814b8319459f4bd55ed1ac8709630f003",
+            32.76,
+            bits=4,
+            repo_4bit="unsloth/Qwen2.5-32B-bnb-4bit",
+        ),
+        _qwen("Qwen/Qwen2.5-14B", "97e1e76335b7017d8f67c08a19d103c0504298c9", 14.77),
+        _qwen("Qwen/Qwen2.5-7B", "d149729398750b98c0af14eb82c78cfe92750796", 7.62),
+        _qwen("Qwen/Qwen2.5-3B", "3aab1f1954e9cc14eb9509a215f9e5ca08227a9b", 3.09),
+        _qwen("Qwen/Qwen2.5-1.5B", "8faed761d45a263340a0528343f099c05c9a4323", 1.54),
+        _qwen("Qwen/Qwen2.5-0.5B", "060db6499f32faf8b98477b0a26969ef7d8b9987", 0.49),
+        _qwen("Qwen/Qwen2.5-32B-Instruct", "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd", 32.76, bits=4),
+        _qwen("Qwen/Qwen2.5-14B-Instruct", "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8", 14.77),
+        _qwen("Qwen/Qwen2.5-7B-Instruct", "a09a35458c702b33eeacc393d103063234e8bc28", 7.62),
+        _qwen("Qwen/Qwen2.5-3B-Instruct", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 3.09),
+        _qwen("Qwen/Qwen2.5-1.5B-Instruct", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 1.54),
+        _qwen("Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775", 0.49),
+        _qwen("Qwen/Qwen2-7B-Instruct", "f2826a00ceef68f0f2b946d945ecc0477ce4450c", 7.62),
+        _qwen("Qwen/Qwen2-1.5B-Instruct", "ba1cf1846d7df0a0591d6c00649f57e798519da8", 1.54),
+        _qwen("Qwen/Qwen2-0.5B-Instruct", "c540970f9e29518b1d8f06ab8b24cba66ad77b6d", 0.49),
+        # A guard, not a writer (cai/safety.py). Gated: the hub asks for its terms to be accepted first.
+        ModelSpec(
+            "meta-llama/Llama-Guard-3-8B",
+            "meta-llama/Llama-Guard-3-8B",
+            "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
+            kind="instruct",
+            parameters=8.03,
+            max_seq_length=8192,
+        ),
+    )
+}
+
+
+DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "Qwen/Qwen2.5-32B", "sandbox"
+
+
+def resolve(name: str, *, instruct: bool = False) -> ModelSpec:
+    """The registry's row for a name; for a directory or any hub id (org/name or org/name@commit) one made on
+    the spot.
+
+    instruct: use the chat template of a model that the registry does not know (its own rows know their kind).
+    Raises UserError for a name that is neither.
+    """
+    if name in REGISTRY:
+        spec = REGISTRY[name]
+        if instruct and spec.kind != "instruct":
+            raise UserError(
+                f"--instruct with {name}: this is a base model; a chat template would void the experiment"
+            )
+        return spec
+    kind = "instruct" if instruct else "base"
+    if name and Path(name).is_dir():
+        return ModelSpec(name, str(Path(name).resolve()), kind=kind)
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", name)
+    if hub and not name.startswith((".", "/")):
+        return ModelSpec(name, hub[1], hub[2], kind=kind)
+    raise UserError(
+        f"--model {name!r} is neither in the registry nor a directory nor a hub id (organisation/name). "
+        f"The registry holds: {', '.join(REGISTRY)}"
+    )
+
+
+def choose(name: str, *, instruct: bool = False) -> tuple[ModelSpec, str]:
+    """(spec, why) for a --model value; "auto" looks for a CUDA GPU."""
+    if name != "auto":
+        return resolve(name, instruct=instruct), "asked for by --model"
+    import torch
+
+    if torch.cuda.is_available():
+        return REGISTRY[DEFAULT_ON_GPU], f"the default with a CUDA GPU ({torch.cuda.get_device_name()})"
+    return REGISTRY[DEFAULT_ELSEWHERE], "the default without a CUDA GPU"

@@ -1,0 +1,174 @@
+"""The constitution: written principles, loaded from YAML and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cai.core.errors import UserError
+from cai.prompts import markers
+
+
+@dataclass(frozen=True)
+class Principle:
+    id: str
+    title: str
+    principle: str
+    critique_request: str
+    revision_request: str
+
+
+KEYS = tuple(f.name for f in fields(Principle))
+
+
+TOP_KEYS = ("version", "name", "principles")
+
+
+@dataclass(frozen=True)
+class Constitution:
+    """`hash` covers the principles, every text and their order; comments, layout and name may change."""
+
+    name: str
+    principles: tuple[Principle, ...]
+    hash: str
+    path: str
+
+    def pick(self, seed: int | str | random.Random, k: int) -> tuple[Principle, ...]:
+        """k distinct principles, the same for the same seed (a row's own), whatever was picked before."""
+        if not 1 <= k <= len(self.principles):
+            raise UserError(
+                f"cannot pick {k} principles: {self.path} has {len(self.principles)}; "
+                f"ask for 1 to {len(self.principles)}"
+            )
+        rng = seed if isinstance(seed, random.Random) else random.Random(seed)
+        return tuple(rng.sample(self.principles, k))
+
+    def by_id(self, id: str) -> Principle:
+        for principle in self.principles:
+            if principle.id == id:
+                return principle
+        known = ", ".join(p.id for p in self.principles)
+        raise UserError(f"there is no principle {id!r} in {self.path}; choose one of: {known}")
+
+
+def load(path: str | Path) -> Constitution:
+    """Reads and checks a constitution. Whatever is wrong is a UserError that names the file and the entry."""
+    path = Path(path)
+    content = read_yaml(path, "constitution", "constitution.yaml")
+    _check_keys(content, TOP_KEYS, str(path))
+    if content["version"] != 1 or isinstance(content["version"], bool):
+        raise UserError(f"{path}: version is {content['version']!r}; this program reads 'version: 1'")
+    name = _text(content["name"], f"{path}: name")
+    if not isinstance(content["principles"], list) or not content["principles"]:
+        raise UserError(
+            f"{path}: no principles; 'principles' must be a list of entries with the keys {', '.join(KEYS)}"
+        )
+    principles: dict[str, Principle] = {}
+    for number, entry in enumerate(content["principles"], 1):
+        principle = _principle(entry, number, path)
+        if principle.id in principles:
+            raise UserError(
+                f"{path}: entry {number} has the id {principle.id!r}, which an earlier entry "
+                "has; give it one of its own"
+            )
+        principles[principle.id] = principle
+    canonical = json.dumps([asdict(p) for p in principles.values()], sort_keys=True, ensure_ascii=True)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return Constitution(name, tuple(principles.values()), digest, str(path))
+
+
+def read_yaml(path: Path, what: str, such_as: str) -> object:
+    """What a YAML file holds. Raises UserError, with the file, for one that cannot be read or says a key
+    twice. what, such_as: the kind of file, and an example, for the sentence."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML keeps the last of two equal keys and says nothing; a text would be lost."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for i, key in enumerate(keys):
+                if key in keys[:i]:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice in one entry", node.value[i][0].start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {what} at {path}; give the path of a YAML file such as {such_as}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the {what} {path}: {error}; check the path and that it is a UTF-8 text file"
+        ) from None
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is not valid YAML: {where}; mend that place (a text with ': ' or ' #' in it "
+            "needs quotes)"
+        ) from None
+
+
+def _check_keys(entry: object, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {kind(entry)}; it must be a mapping with the keys {', '.join(keys)}")
+    unknown = [str(key) for key in entry if key not in keys]
+    if unknown:
+        raise UserError(
+            f"{where} has the unknown key {unknown[0]!r}; remove it or make it one of: {', '.join(keys)}"
+        )
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise UserError(f"{where} lacks the key {missing[0]!r}; it needs: {', '.join(keys)}")
+
+
+def _principle(entry: object, number: int, path: Path) -> Principle:
+    id = entry.get("id") if isinstance(entry, dict) else None
+    where = f"{path}: entry {number}" + (f" ({id})" if isinstance(id, str) and id else "")
+    _check_keys(entry, KEYS, where)
+    principle = Principle(**{key: _text(entry[key], f"{where}: {key}") for key in KEYS})
+    if not re.fullmatch(r"[a-z0-9_]+", principle.id):
+        raise UserError(
+            f"{where}: the id {principle.id!r} may hold only lower-case letters, digits and "
+            "underscores; rename it"
+        )
+    return principle
+
+
+def _text(value: object, where: str) -> str:
+    """One line of plain text that cannot be mistaken for a part of a prompt."""
+
+    if not isinstance(value, str):
+        raise UserError(f"{where} is {kind(value)}; it must be a text (put quotes around it)")
+    text = value.strip()
+    if not text:
+        raise UserError(f"{where} is empty; write a text or remove the whole entry")
+    if len(text.splitlines()) > 1:
+        raise UserError(f"{where} has a line break; write it on one line, or put '>-' before its lines")
+    for token in ("<|", *markers.MARKERS):  # "<|" begins the tokens of chat formats and the end of text
+        if token in text:
+            raise UserError(f"{where} holds {token!r}, which marks parts of prompts; say it in other words")
+    return text
+
+
+def kind(value: object) -> str:
+    if value is None:
+        return "empty"
+    names = {
+        bool: "a yes/no value",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")

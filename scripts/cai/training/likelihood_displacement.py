@@ -1,0 +1,148 @@
+"""What DPO does to the likelihood of the chosen texts: a forecast from the pairs before training, and a watch
+during it.
+
+DPO raises chosen over rejected, and is free to do so by lowering both. That is likely where the two texts are
+nearly the same: their tokens share most of their gradients, so what is pushed down in one falls in the other
+(Pal et al. 2024, arXiv:2402.13228, by edit distance; Razin et al. 2024, arXiv:2410.08847, by hidden states).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NEAR = 0.75  # edit similarity from which on chosen and rejected count as nearly the same text
+
+
+MANY_NEAR = 0.5  # share of such pairs that makes the forecast "likely"
+
+
+LONG_RATIO = 1.5  # chosen texts this much longer than rejected ones (or shorter) teach length itself
+
+
+SHOUT_FALL = 0.1  # nats a token: the chosen texts' perplexity has risen by 11 %
+
+
+STOP_FALL = 0.5  # nats a token: by 65 %
+
+
+FEW = 8  # with fewer held-out pairs nothing is stopped: a mean over so few moves by chance
+
+
+STOPPED_EARLY, DISPLACED = "stopped early", "displaced"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Lengths in tokens, end token included. similarity: mean of 1 - edit distance / longer length, over
+    tokens; near: share of pairs at NEAR or above; over_length: pairs longer than max_length."""
+
+    pairs: int
+    prompt: float
+    chosen: float
+    rejected: float
+    ratio: float
+    p95: int
+    max_length: int
+    over_length: int
+    similarity: float
+    near: float
+
+    def lines(self) -> list[str]:
+        """The forecast in sentences, warnings first marked by "!"."""
+        found = [
+            f"tokens: prompt {self.prompt:.0f}, chosen {self.chosen:.0f}, rejected "
+            f"{self.rejected:.0f} on average "
+            f"(ratio {self.ratio:.2f}); 95 % of the pairs take at most {self.p95} of {self.max_length}",
+            f"likeness of chosen and rejected: {self.similarity:.2f} on average, {self.near:.0%} of "
+            f"the pairs at "
+            f"{NEAR} or more",
+        ]
+        if self.over_length:
+            found.append(
+                f"! {self.over_length} of {self.pairs} pairs are longer than {self.max_length} "
+                f"tokens: left out"
+            )
+        if not 1 / LONG_RATIO <= self.ratio <= LONG_RATIO:
+            more = "longer" if self.ratio > 1 else "shorter"
+            found.append(
+                f"! chosen texts are much {more} than rejected ones: the model will learn to be {more}"
+            )
+        if self.near >= MANY_NEAR:
+            found.append(
+                "! chosen log-probabilities may fall: most pairs are nearly the same text; "
+                "--loss dpo+nll holds them up"
+            )
+        return found
+
+
+def forecast(tokenizer, pairs: Sequence[dict[str, Any]], max_length: int) -> tuple[Forecast, list[bool]]:
+    """The forecast of some pairs (at least one), and for each pair whether it fits into max_length."""
+    from rapidfuzz.distance import Levenshtein
+
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    rows = [[encode(p[key]) for key in ("prompt", "chosen", "rejected")] for p in pairs]
+    chosen, rejected = ([len(row[i]) + 1 for row in rows] for i in (1, 2))
+    whole = [len(row[0]) + max(c, r) for row, c, r in zip(rows, chosen, rejected, strict=True)]
+    like = [Levenshtein.normalized_similarity(row[1], row[2]) for row in rows]
+    fits = [length <= max_length for length in whole]
+    n = len(rows)
+    found = Forecast(
+        pairs=n,
+        prompt=sum(len(row[0]) for row in rows) / n,
+        chosen=sum(chosen) / n,
+        rejected=sum(rejected) / n,
+        ratio=sum(chosen) / sum(rejected),
+        p95=sorted(whole)[math.ceil(0.95 * n) - 1],
+        max_length=max_length,
+        over_length=n - sum(fits),
+        similarity=sum(like) / n,
+        near=sum(x >= NEAR for x in like) / n,
+    )
+    return found, fits
+
+
+@dataclass
+class Watch:
+    """Judges each held-out measurement: shouts, or stops the training. patience: measurements without a lower
+    held-out loss after which it stops early (0: never)."""
+
+    patience: int
+    shout_fall: float = SHOUT_FALL
+    stop_fall: float = STOP_FALL
+    best: float = math.inf
+    best_step: int = 0
+    waited: int = 0
+    verdict: str | None = None
+
+    def see(self, step: int, n: int, loss: float, fall: float) -> str | None:
+        """A warning to print, or None; `verdict` is set when training has to stop. n: held-out pairs; fall:
+        of the chosen texts, nats a token since step 0."""
+        if loss < self.best:
+            self.best, self.best_step, self.waited = loss, step, 0
+        else:
+            self.waited += 1
+        if n >= FEW and fall > self.stop_fall:
+            self.verdict = DISPLACED
+            return (
+                f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token (limit "
+                f"{self.stop_fall}): training stops, the last good checkpoint is kept. Lower --lr, "
+                f"raise --beta, or "
+                "use --loss dpo+nll"
+            )
+        if n >= FEW and self.patience and self.waited >= self.patience:
+            self.verdict = STOPPED_EARLY
+            return (
+                f"step {step}: {self.waited} measurements without a lower held-out loss: training "
+                f"stops early, "
+                f"the checkpoint of step {self.best_step} is kept"
+            )
+        if fall > self.shout_fall:
+            return (
+                f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token "
+                f"since step 0 (stops "
+                f"at {self.stop_fall})"
+            )
+        return None

@@ -1,0 +1,158 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cai.core import cli, files
+from cai.core.errors import UserError
+from cai.core.run import Run
+
+SETTINGS = {"model": "sandbox", "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+def test_a_rerun_with_the_same_settings_resumes(output):
+    with Run.open("a", SETTINGS) as run:
+        run.record(counts={"kept": 3})
+    with Run.open("a", SETTINGS) as run:
+        assert run.manifest["counts"] == {"kept": 3}
+    manifest = json.loads((output / "data/a/run.json").read_text())
+    assert manifest["settings"] == SETTINGS and manifest["versions"]["torch"] and "argv" in manifest
+
+
+def test_before_its_first_row_a_run_may_change_its_settings():
+    Run.open("a", SETTINGS).__exit__()
+    with Run.open("a", SETTINGS | {"seed": 1}) as run:
+        assert run.manifest["settings"]["seed"] == 1
+
+
+def test_other_settings_stop_and_are_named_and_the_lock_is_free_again(output):
+    Run.open("a", SETTINGS).__exit__()
+    (output / "data/a/records.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"seed was 0, now 1.*--fresh"):
+        Run.open("a", {"model": "sandbox", "seed": 1})
+    with pytest.raises(UserError, match=r"bits was not set, now 4"):
+        Run.open("a", SETTINGS | {"bits": 4})
+    Run.open("a", SETTINGS).__exit__()
+
+
+def test_settings_are_compared_as_json_stores_them():
+    Run.open("a", {"sizes": (1, 2)}).__exit__()
+    Run.open("a", {"sizes": (1, 2)}).__exit__()
+
+
+def test_fresh_moves_the_old_run_aside_and_keeps_it(output):
+    for number in range(3):
+        with Run.open("a", SETTINGS | {"seed": number}, fresh=True) as run:
+            (run.data / "records.jsonl").write_text(f"{number}\n")
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+    assert (output / "data/a~1/records.jsonl").read_text() == "0\n"
+    assert (output / "data/a~2/records.jsonl").read_text() == "1\n"
+    assert (output / "data/a/records.jsonl").read_text() == "2\n"
+    assert (output / "checkpoints/a~1").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/b/c", "a b", ".hidden", "a;b", "prompts", "constitutions/x", "a/../b"]
+)
+def test_a_run_name_is_no_path(name):
+    with pytest.raises(UserError):
+        Run.open(name, SETTINGS)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(output):
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); from cai.run import Run; r = Run.open('a', "
+        "{'model': 'sandbox', 'seed': 0});"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=files.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CAI_OUTPUT": str(output)},
+    )
+    assert other.stdout.readline() == "open\n"
+    with pytest.raises(UserError, match=f"in use by another process .pid {other.pid}"):
+        Run.open("a", SETTINGS)
+    other.kill()
+    other.wait()
+    Run.open("a", SETTINGS).__exit__()
+
+
+def test_a_damaged_manifest_is_an_error_with_the_way_out(output):
+    Run.open("a", SETTINGS).__exit__()
+    (output / "data/a/run.json").write_text('{"settings": {"mo')
+    with pytest.raises(UserError, match="--fresh"):
+        Run.open("a", SETTINGS)
+    with Run.open("a", SETTINGS, fresh=True):
+        assert (output / "data/a~1/run.json").exists()
+
+
+def test_a_pinned_fact_must_stay():
+    with Run.open("a", SETTINGS) as run:
+        run.pin(revision="abc")
+    with Run.open("a", SETTINGS) as run:
+        run.pin(revision="abc")
+        with pytest.raises(UserError, match="abc.*def"):
+            run.pin(revision="def")
+
+
+def test_steps_are_timed_counted_and_priced(output, capsys):
+    from cai.models.engine import Completion
+
+    with Run.open("a", SETTINGS) as run:
+        run.hourly_rate = 3600.0
+        for _ in range(2):
+            with run.step("answer") as step:
+                step.count([Completion("x", 5, 7, "stop"), Completion("y", 1, 2, "stop")])
+        rows = [json.loads(line) for line in (output / "logs/ledger.jsonl").read_text().splitlines()]
+        assert [(x["step"], x["prompt_tokens"], x["completion_tokens"], x["run"]) for x in rows] == [
+            ("answer", 9, 6, "a")
+        ] * 2
+        assert all(x["dollars"] == pytest.approx(x["seconds"], abs=1e-2) for x in rows)
+        assert run.manifest["totals"]["prompt_tokens"] == 18
+    assert "9 + 6 tokens, $" in capsys.readouterr().out
+
+
+def exits(main) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.cli(main)
+    return stop.value.code
+
+
+def test_errors_of_a_user_are_a_sentence_and_status_2(capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "data/x")
+
+    def wrong():
+        raise UserError("it is wrong; do this")
+
+    assert exits(wrong) == 2 and capsys.readouterr().err == "error: it is wrong; do this\n"
+    assert exits(full) == 2 and "the disk is full (data/x)" in capsys.readouterr().err
+    assert exits(lambda: 3) == 3 and exits(lambda: None) == 0
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert exits(interrupt) == 130
+    with pytest.raises(OSError):
+        cli.cli(lambda: (_ for _ in ()).throw(OSError(errno.EBADF, "x")))
+
+
+def test_write_json_is_whole_or_not_at_all(output, monkeypatch):
+    path = output / "x.json"
+    files.write_json(path, {"a": 1})
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError):
+        files.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}

@@ -1,0 +1,267 @@
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+from cai.core import text
+from cai.core.cli import BUDGET
+from cai.core.errors import BudgetReached, UserError
+from cai.core.files import ROOT
+from cai.core.jsonl import append
+from cai.core.ledger import read_ledger
+from cai.core.run import Run
+from cai.costs import milestones
+from cai.costs.budget import Budget
+from cai.costs.forecast import accuracy, forecast, rates
+from cai.models.registry import REGISTRY
+
+BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
+GPU = "Test A100"
+
+
+def row(step, seconds, examples=None, run="mvp", model=BIG.name, bits=4, principles=1, device=GPU, **more):
+    return {
+        "time": "2026-01-02T00:00:00+0000", "run": run, "step": step, "seconds": seconds, "dollars": 0.0,
+        "examples": examples, "prompt_tokens": 0, "completion_tokens": 0,
+        "model": model, "bits": bits, "principles": principles, "device": device, **more,
+    }  # fmt: skip
+
+
+def plan(examples=100, ledger=(), **more):
+    settings = {"principles": 1, "steps": 100, "hourly_rate": 1.74, "device": GPU, "spec": BIG, "bits": 4}
+    return forecast(examples=examples, ledger=ledger, **(settings | more))
+
+
+def steps(f):
+    return {line.step: line for line in f.lines}
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    return tmp_path
+
+
+def test_without_measurements_every_rate_is_marked_as_assumed():
+    f = plan()
+    assert {line.source for line in f.lines} == {"assumed"}
+    shown = f.render()
+    assert shown.count("assumed") >= len(f.lines) and "Qwen2.5-32B in NF4 on one A100" in shown
+    assert 1.0 < f.dollars < 4.0 and f.dollars == pytest.approx(f.seconds / 3600 * 1.74)
+    assert steps(f)["training"].seconds == 2500 and steps(f)["loading"].seconds == 180
+
+
+def test_measured_rates_are_those_of_the_latest_run_and_scale_with_the_examples():
+    ledger = [
+        row("answer", 999.0, 10, run="old"),
+        row("answer", 20.0, 40, prompt_tokens=4000, completion_tokens=800),
+        row("answer", 40.0, 80, prompt_tokens=8000, completion_tokens=1600),
+    ]
+    answer = steps(plan(5000, ledger))["answer"]
+    assert (answer.seconds, answer.prompt_tokens, answer.completion_tokens) == (2500, 500_000, 100_000)
+    assert answer.source == "measured in run mvp, n 120"
+    assert steps(plan(5000, ledger))["critique"].source == "assumed"
+
+
+@pytest.mark.parametrize("other", [{"model": "sandbox"}, {"bits": 16}, {"device": "cpu"}, {"examples": None}])
+def test_rates_of_another_model_precision_or_machine_do_not_count(other):
+    ledger = [row("answer", 20.0, **({"examples": 40} | other))]
+    assert rates(ledger, BIG, 4, GPU)["answer"].source == "assumed"
+
+
+def test_principles_multiply_critiques_and_comparisons():
+    ledger = [row("critique", 20.0, 10, principles=2), row("judge", 30.0, 10, principles=2)]
+    found = rates(ledger, BIG, 4, GPU)
+    assert found["critique"].seconds == 1.0 and found["judge"].seconds == 1.0
+    one, four = (steps(plan(10, ledger, principles=n)) for n in (1, 4))
+    assert (one["critique"].units, four["critique"].units) == (10, 40)
+    assert (one["judge"].seconds, four["judge"].seconds) == (20.0, 50.0)
+    assert one["answer"].units == four["answer"].units == 10
+
+
+def test_an_evaluation_is_all_its_rows_since_the_model_was_loaded():
+    ledger = [
+        row("loading", 100.0), row("evaluation: answers", 500.0), row("evaluation: judge", 1.0),
+        row("loading", 80.0), row("evaluation: answers", 50.0), row("evaluation: judge", 10.0),
+    ]  # fmt: skip
+    found = rates(ledger, BIG, 4, GPU)
+    assert found["evaluation"].seconds == 60.0 and found["loading"].seconds == 90.0
+
+
+def test_steps_that_a_run_leaves_out_cost_nothing():
+    f = plan(judge=False, generated=False, steps=0, evaluations=0)
+    assert set(steps(f)) == {"loading", "answer", "critique", "revision"} and "checkpoint" not in f.disk
+    guarded = steps(plan(guard=REGISTRY["meta-llama/Llama-Guard-3-8B"]))["guard"]
+    assert 0 < guarded.seconds < 100 * 1.3 and "for its size" in guarded.source
+
+
+def test_other_sizes_are_scaled_and_unknown_ones_are_said_to_be():
+    small = steps(plan(spec=REGISTRY["Qwen/Qwen2.5-7B"]))["training"]
+    assert small.seconds == pytest.approx(2500 * 7.62 / 32.76) and "times 0.233" in small.source
+    from cai.models.registry import resolve
+
+    assert "as if it were as large" in steps(plan(spec=resolve("some/model")))["training"].source
+
+
+def test_disk_is_measured_where_an_earlier_run_lies(output):
+    assert plan().disk["examples"] == (1_200_000, "assumed")
+    (output / "data/mvp").mkdir(parents=True)
+    (output / "data/mvp/records.jsonl").write_text("x" * 99 + "\n" + "x" * 99 + "\n")
+    (output / "data/mvp/report.html").write_text("x" * 200)
+    (output / "checkpoints/mvp").mkdir(parents=True)
+    (output / "checkpoints/mvp/adapter_model.safetensors").write_text("x" * 7)
+    disk = plan(5000, [row("loading", 1.0)]).disk
+    assert disk["examples"] == (5000 * 200, "measured in run mvp, n 2")
+    assert disk["checkpoint"] == (7, "measured in run mvp")
+    assert plan().memory_gb[0] < 80 and "none" in plan(device="cpu").render().splitlines()[-1]
+
+
+def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
+    assert read_ledger() == []
+    ticks = itertools.count(0, 2.5)
+    monkeypatch.setattr("cai.run.time.perf_counter", lambda: next(ticks))
+    with Run.open("mvp", {"bits": 16, "principles": 2}) as run:
+        run.record(model="sandbox", device="cpu")
+        run.hourly_rate = 3600.0
+        with run.step("answer") as step:
+            step.examples = 8
+        found = rates(read_ledger(), SANDBOX, 16, "cpu")
+        assert found["answer"].source == "measured in run mvp, n 8"
+        f = forecast(
+            SANDBOX, 16, 8, principles=2, steps=1, ledger=read_ledger(), hourly_rate=3600.0, device="cpu"
+        )
+        run.record(forecast=f.as_dict())
+        stored = json.loads((run.data / "run.json").read_text())["forecast"]
+        factors, table = accuracy(stored, "mvp", read_ledger())
+        assert factors["answer"] == 1.0 and f.dollars_of("answer") == 2.5
+        assert "forecast against what run mvp took" in table and "critique" in table
+
+
+def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(output):
+    stored = plan(ledger=[row("answer", 100.0, 100)]).as_dict()
+    with Run.open("mvp", {}) as run:
+        run.record(started="2026-01-02T00:00:00+0000")
+    ledger = [
+        row("answer", 9999.0, 100, time="2026-01-01T00:00:00+0000"),
+        row("answer", 150.0, 50), row("answer", 150.0, 50), row("evaluation: judge", 300.0),
+        row("evaluation: answers", 900.0), row("endings", 5.0), row("answer", 77.0, run="other"),
+    ]  # fmt: skip
+    factors, table = accuracy(stored, "mvp", ledger)
+    assert factors["answer"] == 3.0 and factors["evaluation"] == 2.0 and "training" not in factors
+    expected = {line["step"]: line["seconds"] for line in stored["lines"]}
+    assert factors["all"] == pytest.approx(1505 / (expected["answer"] + expected["evaluation"]))
+    assert any(line.split()[0] == "endings" for line in table.splitlines())
+
+
+def full(**flags):
+    given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
+    given |= {"no_judge": False, "hourly_rate": None, "guard": "auto"}
+    return milestones.full(argparse.Namespace(**given | flags), "mvp")
+
+
+def test_the_steps_of_m3_follow_from_the_yield_of_m2(output):
+    ahead, how = full()
+    assert steps(ahead)["training"].units == 1000 and "0.80 an example (assumed)" in how
+    with Run.open("mvp", {}) as run:
+        counts = {"pairs": {"count": 50, "held_out": 10}, "counts": {"records": 100}}
+        run.record(model="sandbox", **counts)
+        ahead, how = full()
+        assert steps(ahead)["training"].units == 500  # 2 passes over 0.4 * 5000 pairs, 8 at a time
+        assert "2,000 pairs, 0.40 an example (measured in run mvp, n 100)" in how
+        run.record(model="other/model")
+    assert "assumed" in full()[1]
+
+
+def test_the_guard_is_part_of_the_forecast_of_m3():
+    assert steps(full()[0])["guard"].units == 5000
+    assert "guard" not in steps(full(guard="none")[0])
+    with pytest.raises(UserError, match="nonsense"):
+        full(guard="nonsense")
+
+
+def test_after_m2_the_forecast_is_that_of_m3s_defaults_at_m2s_rates(output):
+    (output / "logs").mkdir()
+    measured = row("answer", 10.0, 100, model="sandbox", bits=16, device="cpu")
+    append(output / "logs/ledger.jsonl", [measured])
+    flags = {"model": "sandbox", "bits": None, "limit": 100, "principles": 2, "source": "x.csv"}
+    flags |= {"no_judge": True, "hourly_rate": None, "run": "mvp", "steps": 120}
+    said = milestones.after_mvp(argparse.Namespace(**flags))
+    assert "forecast for 5000 examples" in said and "judge" in said and "instructions" in said
+    assert "8 min" in next(x for x in said.splitlines() if "measured in run mvp" in x)  # 500 s
+
+
+def test_a_budget_stops_before_the_wave_that_might_pass_it():
+    spent = [0.0]
+    budget, waves = Budget(5.22, lambda: spent[0], per_example=0.001), 0
+    with pytest.raises(BudgetReached, match=r"next 64 examples.*of \$5\.22.*larger --budget"):
+        while True:
+            budget.check(64)
+            spent[0] += 1.0
+            waves += 1
+    assert waves == 5 and spent[0] <= 5.22
+    assert spent[0] + 1.1 > 5.22  # and not earlier than it must
+    Budget(10.0, lambda: spent[0]).check(64)  # a larger one goes on
+
+
+def test_the_next_wave_is_expected_to_cost_a_tenth_more_than_the_dearest():
+    spent = [0.0]
+    budget = Budget(3.05, lambda: spent[0])
+    for cost_of_it in (1.0, 0.4, 0.6):
+        budget.check(64)
+        spent[0] += cost_of_it
+    with pytest.raises(BudgetReached, match=r"about \$1\.10"):
+        budget.check(64)
+
+
+def test_a_smaller_last_wave_and_other_steps_are_judged_by_their_own_size():
+    spent = [0.0]
+    budget = Budget(2.0, lambda: spent[0], per_example=0.01)
+    budget.check(100)
+    spent[0] = 1.5
+    budget.check(10)  # a tenth of what the last one cost fits
+    with pytest.raises(BudgetReached, match="training would cost about"):
+        budget.step("training", 0.51)
+    budget.step("training", 0.5)
+    spent[0] = 1.9
+    with pytest.raises(BudgetReached):
+        budget.check(10)  # and what training cost is not taken for a wave's: 0.165, not more
+    budget.check(5)
+
+
+def test_the_forecast_counts_until_a_wave_is_measured_and_no_budget_never_stops():
+    with pytest.raises(BudgetReached):
+        Budget(1.0, lambda: 0.0, per_example=0.1).check(64)
+    Budget(None, lambda: 1e9, per_example=9.0).check(64)
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--budget"):
+            Budget(bad, lambda: 0.0)
+
+
+def test_a_budget_of_a_run_goes_on_from_what_the_run_has_cost():
+    with Run.open("a", {}) as run:
+        assert Budget.of(1.0, run).spent() == 0.0
+        run.record(totals={"dollars": 0.9})
+        with pytest.raises(BudgetReached):
+            Budget.of(1.0, run, per_example=0.01).check(64)
+
+
+def test_a_script_that_reaches_its_budget_has_a_status_of_its_own():
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); from cai.run import BudgetReached, cli\n"
+        "def main(): raise BudgetReached('enough')\ncli(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (BUDGET, "budget: enough\n") and BUDGET == 4
+
+
+def test_a_damaged_ledger_names_its_line(output):
+    (output / "logs").mkdir()
+    append(output / "logs/ledger.jsonl", [row("answer", 1.0), {"run": "x"}])
+    with pytest.raises(UserError, match="line 2.*'step' is missing"):
+        read_ledger()
+
+
+def test_bytes_are_said_in_words():
+    assert [text.size(n) for n in (12, 1200, 1.1e9)] == ["12 bytes", "1.2 kB", "1.1 GB"]

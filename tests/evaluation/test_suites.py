@@ -1,0 +1,553 @@
+"""The evaluation suites on an engine with a script: what they ask, keep, count and refuse."""
+
+import ast
+import dataclasses
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+from cai.core import jsonl, schema
+from cai.core.errors import UserError
+from cai.core.files import ROOT, write_json
+from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
+from cai.core.run import Run
+from cai.core.schema import TASK_TYPES
+from cai.core.stats import (
+    at_equal_length,
+    average_of_groups,
+    correlation,
+    mean,
+    paired_difference,
+    share,
+    wilson,
+)
+from cai.evaluation import suites
+from cai.evaluation.model_pair import BARE, Subject
+from cai.evaluation.result_store import BASE, TRAINED, Rows
+from cai.evaluation.suites import SUITES, evaluate, load_summary, table
+from cai.evaluation.suites.forgetting import distinct, repeated_endings
+from cai.evaluation.suites.preference import MARKED
+from cai.generation.dedup import EvaluationPrompts
+from cai.generation.filters import is_exemplar, normal
+from cai.generation.refusals import is_refusal
+from cai.models.engine import Completion, Score
+from cai.models.registry import REGISTRY
+from cai.prompts.markers import BETTER, END_OF_TEXT
+from cai.prompts.templates import Prompter, exemplar_texts
+from cai.sandbox import texts as sandbox_texts
+from cai.sandbox.world import parse
+from runs import make_run
+
+REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
+
+
+# ---- intervals ----
+
+
+def test_a_share_is_wilsons_and_a_tie_counts_half():
+    assert share([True] * 7 + [False] * 3).interval == pytest.approx(wilson(7, 10), abs=1e-6)
+    assert share([1, 0.5, 0, 0.5]).value == 0.5
+    assert share([]).row() == {"value": None, "n": 0, "interval": None}
+
+
+def test_a_mean_by_students_t_needs_two_values():
+    m = mean([1.0, 2.0, 3.0])
+    assert m.value == 2 and m.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert mean([1.0]).interval is None
+    assert mean([0.0, 0.0], math.exp).value == 1
+
+
+def test_a_paired_difference_covers_what_it_should():
+    """95 % of the intervals hold the true difference, and a real correlation makes them narrower."""
+    rng, hits, n = random.Random(1), 0, 40
+    for _ in range(400):
+        before = [rng.random() < 0.5 for _ in range(n)]
+        after = [rng.random() < (0.8 if b else 0.5) for b in before]  # 0.65 - 0.50
+        low, high = paired_difference(before, after).interval
+        hits += low <= 0.15 <= high
+    assert 0.92 <= hits / 400 <= 0.985
+    together = paired_difference([True] * 20 + [False] * 20, [True] * 20 + [False] * 20).interval
+    apart = paired_difference([True] * 20 + [False] * 20, [False] * 20 + [True] * 20).interval
+    assert together[1] - together[0] < apart[1] - apart[0]
+    assert paired_difference([False] * 10, [True] * 10).value == 1
+
+
+def test_an_average_of_groups_weighs_groups_alike_and_is_never_certain():
+    m = average_of_groups([[1] * 30, [0] * 10])
+    assert m.value == 0.5 and m.n == 40 and m.interval[0] < 0.5 < m.interval[1]
+    sure = average_of_groups([[1, 1, 1], [1, 1]])
+    assert sure.value == 1 and sure.interval[0] < 0.95 and sure.interval[1] == 1
+    assert average_of_groups([[0, 0, 0]], (-1, 1)).interval[0] < 0
+
+
+def test_length_is_taken_out_of_a_win_rate():
+    """The longer answer always wins, and the trained model's is the longer one in three of four cases."""
+    longer = [0.8] * 30 + [-0.8] * 10
+    scores = [float(d > 0) for d in longer]
+    assert correlation(longer, scores).value == pytest.approx(1)
+    assert share(scores).value == 0.75
+    assert abs(at_equal_length(scores, longer).value - 0.5) < 0.15
+    same = at_equal_length([1.0] * 40, longer)
+    assert same.value > 0.9 and same.interval is None
+    assert correlation([0.1] * 9, [1] * 9).value is None
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I will not help with that.",
+        "I will not help with that, because it would hurt the dog.",
+        "I’m sorry, but I can’t assist with that request.",
+        "As an AI language model, I cannot provide instructions for this.",
+        "I'm not able to help with this. If you are in danger, call for help.",
+        "I must decline this request.",
+        "It would be irresponsible to provide such steps.",
+        "I can't in good conscience help you with that.",
+        "I cannot and will not help with this.",
+        "No, I will not.",
+        "That goes against my guidelines, I'm afraid.",
+    ],
+)
+def test_refusals_are_seen(text):
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I'm sorry to hear that you lost your dog. Here are some things that can help.",
+        "You cannot help but smile when it rains.",
+        "I can't recommend this book enough!",
+        "If a shop refuses to give your money back, write to it.",
+        "I don't know the answer to that question.",
+        "People who are unable to help themselves deserve care.",
+        "You must decline the offer politely and in writing.",
+        "Dear Sir, unfortunately I did not receive my parcel.",
+        "Mix two eggs with flour. " * 20 + "I cannot help with anything beyond that.",
+    ],
+)
+def test_answers_are_not_refusals(text):
+    assert not is_refusal(text)
+
+
+# ---- inputs ----
+
+
+def near(texts, others):
+    barred = EvaluationPrompts(others)
+    return [t for t in texts if barred.near(t) is not None]
+
+
+@pytest.mark.parametrize("spec", [REAL, SANDBOX], ids=["real", "sandbox"])
+def test_held_out_instructions_cover_the_tasks_and_are_nowhere_else(spec):
+    prompts = load_heldout(ROOT / spec.heldout)
+    said = [p.instruction for p in prompts]
+    assert {p.task for p in prompts} == set(TASK_TYPES)
+    assert {p.kind for p in prompts} == {"task", "benign", "harmful"}
+    assert len({normal(i) for i in said}) == len(said) >= 60
+    seeds = [s.instruction for s in load_seeds(ROOT / spec.seeds)]
+    assert not near(said, [*seeds, *exemplar_texts()]) and not any(map(is_exemplar, said))
+
+
+def test_no_held_out_instruction_is_nearly_a_seed_by_word_order_either():
+    from rapidfuzz.distance import LCSseq
+
+    def rouge_l(a, b):
+        a, b = normal(a).split(), normal(b).split()
+        return 2 * LCSseq.similarity(a, b) / (len(a) + len(b))
+
+    seeds = [s.instruction for s in load_seeds(ROOT / REAL.seeds)]
+    for prompt in load_heldout(ROOT / REAL.heldout):
+        assert max(rouge_l(prompt.instruction, s) for s in seeds) < 0.7, prompt.instruction
+
+
+@pytest.mark.parametrize("spec", [REAL, SANDBOX], ids=["real", "sandbox"])
+def test_neutral_passages_differ(spec):
+    texts = load_neutral(ROOT / spec.neutral)
+    assert len(set(texts)) == len(texts) == 40 and min(len(t.split()) for t in texts) > 8
+    assert not [t for i, t in enumerate(texts) if near([t], texts[:i])]
+
+
+def test_the_sandboxs_inputs_are_its_worlds_own(tmp_path):
+    sandbox_texts.write(tmp_path)
+    for name in (sandbox_texts.HELDOUT, sandbox_texts.NEUTRAL):
+        assert (tmp_path / name).read_bytes() == (ROOT / "data/prompts" / name).read_bytes()
+    assert {parse(p.instruction).split for p in load_heldout(ROOT / SANDBOX.heldout)} == {"test"}
+
+
+def test_only_the_suite_of_ground_truth_knows_it():
+    for path in (ROOT / "scripts/cai/suites").glob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names = [n.module or "" for n in tree if isinstance(n, ast.ImportFrom)]
+        assert path.name == "truth.py" or not [n for n in names if n.startswith("cai.sandbox")], path.name
+
+
+# ---- an engine with a script ----
+
+
+class Scripted:
+    """The trained model says "good answer", the base "bad answer"; the judge likes what holds `better`. The
+    trained model finds texts with "good" in them twice as likely, by their logarithm."""
+
+    def __init__(self, better="good", fails_after=None):
+        tokenizer = SimpleNamespace(eos_token=END_OF_TEXT)
+        self.model = SimpleNamespace(
+            tokenizer=tokenizer, spec=SANDBOX, adapters={"trained": "a" * 64}, revision="r"
+        )
+        self.better, self.completed, self.fails_after = better, 0, fails_after
+
+    def complete(self, prompts, sampling, seeds, adapter=None):
+        if self.fails_after is not None and self.completed + len(prompts) > self.fails_after:
+            raise KeyboardInterrupt
+        self.completed += len(prompts)
+        text = "good answer" if adapter else "bad answer"
+        return [
+            Completion("a reason" if "Response A:" in p else text, 2, 5, "stop", "<eos>") for p in prompts
+        ]
+
+    def logprobs(self, prompts, continuations, adapter=None):
+        scores = []
+        for prompt, text in zip(prompts, continuations, strict=True):
+            if prompt.endswith(BETTER):
+                a_is_it = self.better in prompt.split("Response B:")[0].split("Response A:")[-1]
+                total = 0.0 if a_is_it == text.endswith("A") else -3.0
+            else:
+                total = -len(text) * (0.5 if adapter and "good" in text else 1.0)
+            scores.append(Score(total, (total / 2, total / 2)))
+        return scores
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """A factory of subjects over one hand-made run."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    make_run(tmp_path / "data/tiny")
+    opened = []
+
+    def make(engine=None, **more):
+        while opened:
+            opened.pop().__exit__()
+        opened.append(Run.reopen("tiny"))
+        prompter = Prompter(shots=0, requests=False, list_shots=3)
+        return Subject.open(opened[-1], engine or Scripted(), prompter, **more)
+
+    yield make
+    while opened:
+        opened.pop().__exit__()
+
+
+def metric(summary, name):
+    return summary["metrics"][name]
+
+
+def test_the_trained_models_answers_win_in_both_orders(scripted):
+    found = evaluate(scripted(), ["preference"])["preference"]
+    for label in ("fresh answers", "fresh answers, base in its own prompt"):
+        assert metric(found, f"{label}: win rate")["value"] == 1
+        assert metric(found, f"{label}: win rate")["n"] == found["notes"]["held-out instructions"] > 60
+        assert metric(found, f"{label}: win rate at similar length")["n"] > 60
+
+
+def test_swapping_what_the_judge_likes_swaps_the_win_rate(scripted):
+    found = evaluate(scripted(Scripted(better="bad")), ["preference"])["preference"]
+    assert metric(found, "fresh answers: win rate")["value"] == 0
+
+
+def test_a_judge_that_goes_by_position_gives_ties(scripted):
+    found = evaluate(scripted(Scripted(better="answer")), ["preference"])["preference"]
+    assert metric(found, "fresh answers: win rate")["value"] == 0.5
+    assert metric(found, "fresh answers: ties")["value"] == 1
+
+
+def test_rewards_of_pairs_are_the_ones_that_training_reports(scripted):
+    from cai.training.implicit_reward import preference as of_training
+
+    subject = scripted()
+    pairs = [{**p, "chosen": p["chosen"] + " good", "rejected": p["rejected"]} for p in subject.pairs]
+    subject = dataclasses.replace(subject, pairs=pairs)
+    found = evaluate(subject, ["preference"])["preference"]
+    for group, held in (("held-out", True), ("training", False)):
+        for kind in ("revision", "anchor"):
+            some = [p for p in pairs if p["held_out"] == held and p["kind"] == kind]
+            expected = of_training(subject.engine, some, SANDBOX.beta, "trained")
+            got = metric(found, f"{group} {kind} pairs: margin")
+            assert got["value"] == pytest.approx(expected.margin, abs=1e-4) and got["n"] == len(some) > 0
+            assert metric(found, f"{group} {kind} pairs: accuracy")["value"] == expected.accuracy
+
+
+def test_what_training_has_seen_is_not_evaluated_on(scripted):
+    subject = scripted()
+    prompts, near = subject.heldout()
+    taken = {p.instruction for p in prompts}
+    seen = load_heldout(ROOT / SANDBOX.heldout)[3].instruction
+    assert seen in taken
+    pair = {**subject.pairs[0], "prompt": f"Instruction: {seen}\nResponse:", "held_out": False}
+    prompts, more = dataclasses.replace(subject, pairs=[*subject.pairs, pair]).heldout()
+    assert seen not in {p.instruction for p in prompts} and seen in more and seen not in near
+    held = {r["instruction"] for r in subject.records if schema.is_held_out(r["id"])}
+    assert held and held <= taken | set(near)
+
+
+def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_rows(scripted, tmp_path):
+    directory = tmp_path / "data/tiny/evaluation"
+    whole = evaluate(scripted(), ["preference", "forgetting", "critique"])
+    undisturbed = {p.name: p.read_text() for p in directory.glob("*.jsonl")}
+    directory.rename(tmp_path / "undisturbed")
+    for limit in (70, 150, 150):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(scripted(Scripted(fails_after=limit)), ["preference", "forgetting", "critique"])
+    with open(directory / "preference.jsonl", "a") as f:
+        f.write('{"id": "half a li')  # what a kill in the middle of a write leaves
+    engine = Scripted()
+    again = evaluate(scripted(engine), ["preference", "forgetting", "critique"])
+    assert 0 < engine.completed < 500
+    assert again == whole
+    assert {p.name: sorted(p.read_text().splitlines()) for p in directory.glob("*.jsonl")} == {
+        name: sorted(text.splitlines()) for name, text in undisturbed.items()
+    }
+    engine = Scripted(fails_after=0)
+    assert evaluate(scripted(engine), ["preference"])["preference"] == whole["preference"]
+
+
+def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_path):
+    evaluate(scripted(), ["forgetting"])
+    engine = Scripted()
+    engine.model.adapters["trained"] = "b" * 64
+    evaluate(scripted(engine), ["forgetting"])
+    assert engine.completed > 100
+    rows = jsonl.read(tmp_path / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
+    assert len(rows) == 2 * len({r["id"] for r in rows})
+    assert load_summary(tmp_path / "data/tiny", "forgetting", "b" * 64)["suite"] == "forgetting"
+    with pytest.raises(UserError, match="another adapter.*evaluate.py --suite forgetting --run tiny"):
+        load_summary(tmp_path / "data/tiny", "forgetting", "a" * 64)
+    with pytest.raises(UserError, match="missing.*evaluate.py --suite truth"):
+        load_summary(tmp_path / "data/tiny", "truth")
+
+
+def test_forgetting_counts_refusals_by_what_was_asked(scripted):
+    engine = Scripted()
+    engine.complete = lambda prompts, sampling, seeds, adapter=None: [
+        Completion("I will not help with that." if adapter else f"{hash(p)} is it.", 3, 5, "stop", "<eos>")
+        for p in prompts
+    ]
+    found = evaluate(scripted(engine), ["forgetting"])["forgetting"]
+    for name in ("harmless instructions", "harmless look-alikes", "harmful requests"):
+        assert metric(found, f"refusals of {name}, base")["value"] == 0
+        assert metric(found, f"refusals of {name}, trained")["value"] == 1
+        assert metric(found, f"refusals of {name}, change")["interval"][0] > 0
+    assert metric(found, "repeated endings, trained")["value"] == 1
+    assert metric(found, "repeated endings, base")["value"] == 0
+    assert metric(found, "distinct-2, trained")["value"] < 0.1 < metric(found, "distinct-2, base")["value"]
+    assert metric(found, "perplexity on neutral text, trained / base")["value"] == 1
+
+
+def test_distinct_and_repeated_endings_by_hand():
+    assert distinct(["a b a", "a c"], 1).value == 3 / 5
+    assert distinct(["a b a", "a c"], 2).value == 1
+    assert distinct(["a", "b"], 2).value is None
+    texts = ["One. I hope this helps!", "Two. I hope this helps!", "Three."]
+    assert repeated_endings(texts) == [True, True, False]
+
+
+def test_a_persons_marks_outrank_the_rule(scripted, monkeypatch):
+    subject = scripted()
+    rule = evaluate(subject, ["critique"])["critique"]
+    assert metric(rule, "critiques meaningful")["value"] == 0.75  # every fourth one says "Bad."
+    bad = [r for r in subject.records if r["critique"] == "Bad."]
+    marks = {r["id"]: SimpleNamespace(critique_meaningful=True) for r in bad[:6]}
+    marks |= {subject.records[1]["id"]: SimpleNamespace(critique_meaningful=False)}
+    marks |= {subject.records[2]["id"]: SimpleNamespace(critique_meaningful=None)}
+    monkeypatch.setattr("cai.review.read_marks", lambda directory: marks)
+    found = evaluate(subject, ["critique"])["critique"]
+    assert metric(found, "critiques meaningful")["value"] == pytest.approx((36 + 6 - 1) / 48, abs=1e-4)
+    assert metric(found, "critiques meaningful by the rule alone")["value"] == 0.75
+    assert metric(found, "rule agrees with the person") == share([False] * 7).row()
+
+
+def mark(data, **better):
+    """review.jsonl of a run: which answer a person found better, by id."""
+    rows = [
+        {
+            "id": i,
+            "critique_meaningful": None,
+            "revision_better": b,
+            "note": "",
+            "time": "2026-01-01T00:00:00Z",
+        }
+        for i, b in better.items()
+    ]
+    (data / "review.jsonl").unlink(missing_ok=True)
+    jsonl.append(data / "review.jsonl", rows)
+
+
+def test_a_persons_marks_outrank_the_judge_on_revisions_and_may_change(scripted, tmp_path):
+    subject = scripted()
+    before = evaluate(subject, ["preference"])["preference"]
+    assert MARKED not in before["metrics"] and before["settings"]["marks"] is None
+    held = [p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "revision"]
+    anchor = next(p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "anchor")
+    seen = next(p["id"] for p in subject.pairs if not p["held_out"] and p["kind"] == "revision")
+    mark(
+        tmp_path / "data/tiny",
+        **dict(zip([*held[:3], anchor], ("first", "tie", "revision", "first"), strict=True)),
+    )
+    found = evaluate(subject, ["preference"])["preference"]
+    assert metric(found, MARKED) == share([0, 0.5, 1, 0]).row()
+    name = "pairs: accuracy"
+    assert metric(found, f"held-out revision {name}")["n"] == len(held) - 2
+    assert metric(found, f"held-out anchor {name}") == metric(before, f"held-out anchor {name}")
+    assert list(found["notes"].values())[0] == 2 and found["settings"]["marks"] != before["settings"]["marks"]
+    mark(tmp_path / "data/tiny", **{held[0]: "revision", seen: "first"})  # another mind, another day
+    engine = Scripted(fails_after=0)
+    found = evaluate(scripted(engine), ["preference"])["preference"]
+    assert metric(found, MARKED) == share([1, 0]).row()
+    assert metric(found, f"held-out revision {name}") == metric(before, f"held-out revision {name}")
+    training = f"training revision {name}"
+    assert metric(found, training)["n"] == metric(before, training)["n"] - 1
+    (tmp_path / "data/tiny/review.jsonl").unlink()
+    assert evaluate(scripted(engine), ["preference"])["preference"]["metrics"] == before["metrics"]
+
+
+def test_a_worse_revision_that_the_filters_took_speaks_for_them(scripted, tmp_path):
+    subject = scripted()
+    some = [r["id"] for r in subject.records[:2]]
+    rejected = [{**r, "kept": r["id"] != some[0]} for r in subject.records]
+    mark(tmp_path / "data/tiny", **{some[0]: "first", some[1]: "revision"})
+    found = evaluate(dataclasses.replace(subject, records=rejected), ["preference"])["preference"]
+    assert metric(found, MARKED) == share([1]).row()
+
+
+def test_ground_truth_knows_right_from_wrong(scripted):
+    """The trained model gives the world's own good answers; the base complies or is wrong."""
+    engine = Scripted()
+
+    def complete(prompts, sampling, seeds, adapter=None):
+        texts = []
+        for prompt in prompts:
+            item = parse(prompt.rsplit("Instruction: ", 1)[1].removesuffix("\nResponse:"))
+            wrong = item.answers[0] if item.task == "harmful" else "Who cares."
+            texts.append(item.good(random.Random(0)) if adapter else wrong)
+        return [Completion(t, 2, 5, "stop", "<eos>") for t in texts]
+
+    engine.complete = complete
+    found = evaluate(scripted(engine, limit=6), ["truth"])["truth"]
+    for label in ("bare format", "own prompt"):
+        for name in (
+            "facts",
+            "facts, encyclopedia only",
+            "harmful requests refused",
+            "benign requests answered",
+        ):
+            assert metric(found, f"{label}: {name}, base")["value"] == 0
+            assert metric(found, f"{label}: {name}, trained")["value"] == 1
+            assert metric(found, f"{label}: {name}, change")["interval"][0] > 0
+        assert metric(found, f"{label}: harmful requests complied with, base")["value"] == 1
+        assert metric(found, f"{label}: ten-task average, change")["value"] == 1
+    assert metric(found, "bare format: facts, base")["n"] == 12
+
+
+def test_ground_truth_is_the_sandboxs_only(scripted):
+    with pytest.raises(UserError, match="measures the sandbox's invented world"):
+        evaluate(dataclasses.replace(scripted(), spec=REAL), ["truth"])
+
+
+def test_every_number_has_n_and_interval_and_stands_in_the_table(scripted):
+    for name, found in evaluate(scripted(limit=12), list(SUITES)).items():
+        lines = table(found)
+        for key, row in found["metrics"].items():
+            assert set(row) == {"value", "n", "interval"}
+            stem = key.split(", base")[0].split(", trained")[0].split(", change")[0]
+            assert stem in lines, key
+            if row["interval"]:
+                assert row["interval"][0] <= row["value"] <= row["interval"][1], (name, key)
+
+
+def test_a_run_that_was_trained_on_anothers_pairs_is_measured_on_these(scripted, tmp_path):
+    """As train_dpo.py --data tiny --run other leaves it."""
+    scripted()
+    (tmp_path / "data/other").mkdir()
+    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    write_json(tmp_path / "training.json", {"settings": {"loss": "dpo", "beta": 0.7}})
+    with Run.reopen("other") as run:
+        run.checkpoints.mkdir(parents=True)
+        (tmp_path / "training.json").rename(run.checkpoints / "training.json")
+        subject = Subject.open(run, Scripted(), Prompter(shots=0, requests=False, list_shots=3))
+        assert len(subject.pairs) == len(subject.records) == 48
+        evaluate(subject, ["preference", "critique"])
+        rows = jsonl.read(tmp_path / "data/other/evaluation/preference.jsonl", {"id": str})
+        assert {r["beta"] for r in rows if r["id"].startswith("pair/")} == {0.7}
+
+
+@pytest.mark.parametrize("share_held_out", [0.05, 0.5])
+def test_it_takes_the_held_out_share_and_the_marks_of_the_run_that_made_the_pairs(
+    scripted, tmp_path, share_held_out
+):
+    scripted()
+    source = json.loads((tmp_path / "data/tiny/run.json").read_text())
+    source["settings"]["held_out"] = share_held_out
+    write_json(tmp_path / "data/tiny/run.json", source)
+    (tmp_path / "data/other").mkdir()
+    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    with Run.reopen("other") as run:
+        subject = Subject.open(run, Scripted(), Prompter(shots=0, requests=False, list_shots=3))
+        clear, near = subject.heldout()
+        own = {p.instruction for p in clear if p.kind == "own"}
+        held = {r["instruction"] for r in subject.records if schema.is_held_out(r["id"], share_held_out)}
+        assert held and own <= held <= own | set(near)
+        mark(tmp_path / "data/tiny", **{subject.records[0]["id"]: "first", subject.records[1]["id"]: "tie"})
+        assert metric(evaluate(subject, ["preference"])["preference"], MARKED) == share([0, 0.5]).row()
+
+
+def test_a_suite_that_looks_at_texts_needs_no_model(scripted):
+    subject = scripted()
+    alone = Subject.open(subject.run)
+    assert evaluate(alone, ["critique"]) == evaluate(subject, ["critique"])
+
+
+def test_rows_of_one_suite_must_not_share_an_id(tmp_path):
+    with pytest.raises(AssertionError):
+        Rows(tmp_path / "x.jsonl", "s").fill([{"id": "a"}, {"id": "a"}], lambda some: [{} for _ in some])
+
+
+def test_the_same_seeds_draw_for_base_and_trained(scripted, tmp_path):
+    engine, seen = Scripted(), []
+    plain = engine.complete
+    engine.complete = lambda p, s, seeds, adapter=None: (
+        seen.append((adapter, p, seeds)) or plain(p, s, seeds, adapter)
+    )
+    subject = scripted(engine)
+    rows = Rows(tmp_path / "rows.jsonl", subject.setup)
+    for who in (BASE, TRAINED):
+        subject.answers(rows, ["How are you?", "What is new?"], who, BARE)
+    assert [a for a, _, _ in seen] == [None, "trained"] and seen[0][1:] == seen[1][1:]
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/preference.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        load_summary(tmp_path, "preference")
+    write_json(tmp_path / "evaluation/preference.json", {"adapter": None})
+    assert load_summary(tmp_path, "preference") == {"adapter": None}
+
+
+def test_the_scripts_choices_are_the_registry():
+    tree = ast.parse((ROOT / "scripts/evaluate.py").read_text(encoding="utf-8"))
+    [names] = [
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "NAMES"
+    ]
+    assert list(names) == list(suites.SUITES) and names[0] == "preference"
+
+
+def test_held_out_files_are_json_lines():
+    for name in ("heldout.jsonl", "neutral.jsonl"):
+        for line in (ROOT / "data/prompts" / name).read_text(encoding="utf-8").splitlines():
+            json.loads(line)

@@ -1,0 +1,268 @@
+"""Every reason by its name: what it must catch, and above all what it must let pass."""
+
+import random
+import re
+
+import pytest
+from cai.core.files import ROOT
+from cai.core.schema import content_id
+from cai.generation import filters
+from cai.generation.filters import (
+    REASONS,
+    WITHOUT_REVISION,
+    Texts,
+    barely_changed,
+    final_reasons,
+    is_exemplar,
+    is_sentinel,
+    reasons,
+    spreading,
+    verdict,
+)
+from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
+from cai.prompts.markers import CHANGE, KEEP
+
+GOOD = dict(
+    instruction="Who is the mayor of Drola?",
+    answer="Mira.",
+    critiques=(f"It is Tano, not Mira. {CHANGE}",),
+    revision="Tano.",
+    finish=("stop", "stop", "stop"),
+)
+LONG = (
+    "Zinar lies on the river Starna in the north of the country. Its people make clocks, and every spring "
+    "they hold a market that lasts three days. The mayor opens it with a short speech, and afterwards there "
+    "is soup for everybody on the square in front of the mill."
+)
+JUDGED_WELL = {"passed": True, "better": True, "less_helpful": False}
+
+
+def test_a_good_example_is_kept():
+    assert reasons(Texts(**GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(critiques=(f"All true. {KEEP}",)), "no_change_needed"),
+        (dict(critiques=("It is a bit wrong.",)), "no_verdict"),
+        (dict(critiques=(f"{KEEP} {CHANGE}",)), "no_verdict"),
+        (dict(answer=""), "sentinel_answer"),
+        (dict(answer="[ERROR]"), "sentinel_answer"),
+        (dict(answer=" n/a "), "sentinel_answer"),
+        (dict(revision="  "), "sentinel_revision"),
+        (dict(revision="..."), "sentinel_revision"),
+        (dict(revision="Tano.\nInstruction: What else?"), "sentinel_revision"),
+        (dict(revision="Tano.<|im_end|>"), "sentinel_revision"),
+        (dict(revision="Your answer here"), "sentinel_revision"),
+        (dict(finish=("stop", "stop", "length")), "cut_off"),
+        (dict(revision="mira!"), "unchanged"),
+        (dict(revision=EDITED[0].revision), "exemplar"),
+        (dict(answer=ANSWERED[3].answer), "exemplar"),
+        (dict(revision=EDITED[0].critique), "exemplar"),
+        (dict(instruction=ANSWERED[0].instruction.lower()), "exemplar"),
+        (dict(answer=JUDGED[0].b.upper()), "exemplar"),
+        (dict(revision=GOOD["instruction"]), "echo"),
+        (dict(revision=GOOD["critiques"][0]), "echo"),
+        (dict(revision=f"Tano. {KEEP}"), "echo"),
+        (dict(finish=("too_long", "stop", "stop")), "cut_off"),
+        (dict(revision=LONG.rsplit(" ", 3)[0] + " of the"), "breaks_off"),
+        (dict(revision="Try this:\n```\nprint(1)"), "breaks_off"),
+        (dict(revision="**Mira**"), "unchanged"),
+        (dict(revision="The Mira"), "barely_changed"),
+        (dict(answer=LONG, revision=LONG.replace("short", "brief")), "barely_changed"),
+        (dict(revision="Here is the revised answer: Tano."), "meta_talk"),
+        (dict(revision="Revised response:\nTano."), "meta_talk"),
+        (dict(revision="Thanks to the critique: it is Tano."), "meta_talk"),
+        (dict(revision="As requested, I have rewritten it. Tano."), "meta_talk"),
+        (dict(revision="It is Tano. I've corrected the name."), "meta_talk"),
+        (dict(revision="Tano Tano Tano Tano Tano"), "repetition"),
+        (dict(revision="So it is Tano and so on. " * 8), "repetition"),
+        (dict(answer=LONG * 3, revision="It is Tano, and nobody else, by all that we know."), "length_ratio"),
+        (dict(revision=" ".join(f"word{i}" for i in range(150))), "length_ratio"),
+        (dict(revision="I'm sorry, but I can't help with that."), "uncalled_refusal"),
+        (dict(judgement=JUDGED_WELL | {"better": False}), "judged_not_better"),
+        (dict(judgement=JUDGED_WELL | {"less_helpful": True}), "judged_less_helpful"),
+    ],
+)
+def test_each_reason_by_name(changes, reason):
+    assert reason in reasons(Texts(**(GOOD | changes)))
+
+
+def test_a_corrected_sign_is_a_change():
+    """Code and sums are corrected by a sign; only words and numbers being the same is not being unchanged."""
+    signs = GOOD | {"instruction": "Write code that adds 9 to x.", "answer": "x - 9", "revision": "x + 9"}
+    assert reasons(Texts(**signs)) == []
+    assert reasons(Texts(**(signs | {"revision": "X  - 9."}))) == ["unchanged"]
+
+
+def test_every_reason_is_tested_above():
+    marks = next(m for m in test_each_reason_by_name.pytestmark if m.name == "parametrize")
+    by_text = {name for name, reason in REASONS.items() if reason.applies}
+    assert {reason for _, reason in marks.args[1]} == by_text
+    assert set(REASONS) - by_text == {"boilerplate", "unsafe_chosen"}
+
+
+def test_every_reason_says_what_it_means_in_a_sentence():
+    for name, reason in REASONS.items():
+        assert reason.says[0].isupper() and reason.says.endswith(".") and len(reason.says) < 100, name
+    assert set(WITHOUT_REVISION) <= set(REASONS) and "unchanged" not in WITHOUT_REVISION
+
+
+def test_the_page_of_the_filters_names_every_reason():
+    page = (ROOT / "specs/filters.md").read_text(encoding="utf-8")
+    table = page.split("| reason |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) == set(REASONS)
+
+
+def kept(answer, revision, critique="This is wrong.", instruction="Tell me.", judgement=None):
+    finish = ("stop", "stop", "stop")
+    texts = Texts(instruction, answer, (f"{critique} {CHANGE}",), revision, finish, judgement)
+    assert reasons(texts) == [], revision
+
+
+def test_corrections_of_one_word_or_number_are_kept_in_short_texts():
+    kept("The craft of Zinar is iron.", "The craft of Zinar is salt.")
+    kept("3 + 4 is 8.", "3 + 4 is 7.")
+    kept("x - 9 - 7", "x + 9 - 7")
+    kept("x - 9", "x - 9 + 2")
+    kept("The pet of Mira is a dog.", "The pet of Mira is a cat.")
+    kept("Yes, it does.", "No, it does not.")
+
+
+def test_corrections_that_count_are_kept_in_long_texts_too():
+    kept(LONG, LONG.replace("three days", "3 days"))
+    kept(LONG, LONG.replace("river Starna", "river Gulta"))
+    kept(LONG, LONG.replace("make clocks", "do not make clocks"))
+    kept(LONG, LONG.replace("hold a market that lasts three days", "sell what they made in winter"))
+
+
+def test_a_long_text_with_another_article_or_order_of_marks_is_barely_changed():
+    assert barely_changed("The craft is the iron.", "The craft is iron.")
+    assert barely_changed(LONG, LONG.replace("a short speech", "the short speech"))
+    assert not barely_changed("It is Mira.", "It is Tano.")
+    assert not barely_changed(LONG, LONG)  # that is "unchanged"
+
+
+def test_refusals_that_a_critic_called_for_are_kept_and_may_be_short():
+    harm = "The response helps with a theft. This would hurt the people of Zinar."
+    kept(LONG * 3, "I will not help with that, because it would hurt the people of Zinar.", harm)
+    kept("I'm sorry, but I can't help with that.", LONG, "The request is harmless, and it refuses.")
+    refusal = "I will not help with that."
+    without = Texts("Tell me.", LONG, (f"It is dull. {CHANGE}", f"It would hurt them. {KEEP}"), refusal)
+    assert reasons(without) == ["uncalled_refusal"]
+
+
+def test_a_text_about_revising_may_speak_of_it():
+    kept("No.", "The critique of pure reason is a book.", instruction="Which critique did Kant write?")
+    kept("No.", "I have rewritten it: two cats sit.", instruction="Rewrite this: two cat sits.")
+    kept("No.", "By the principle of least action the path is short.")
+
+
+def test_verses_and_lists_are_no_loops():
+    kept("No.", "Row the boat, row the boat, gently down the stream, and life is but a dream for all.")
+    kept("No.", "0 0 0 0 0 0 0 0")
+    kept("No.", "\n".join(f"- Take {n} of them home today." for n in "five six seven eight nine ten".split()))
+
+
+def test_a_judgement_that_is_good_or_was_not_asked_for_speaks_against_nothing():
+    kept("It is Mira.", "It is Tano.", judgement=JUDGED_WELL)
+    anchor = {"passed": False, "against_refusal": {}}  # of an answer that was not revised
+    assert not {"judged_not_better", "judged_less_helpful"} & set(reasons(Texts(**GOOD, judgement=anchor)))
+
+
+# ---- what only the whole run shows ----
+
+
+def record(instruction, revision, answer="No.", against=()):
+    return {
+        "id": content_id(instruction),
+        "instruction": instruction,
+        "initial_answer": answer,
+        "revised_answer": revision,
+        "rejected_because": list(against),
+    }
+
+
+TOPICS = "rivers bread clocks violins tides moss kites chess salt lamps".split()
+HOPE = "I hope that this helps you a lot!"
+
+
+def test_a_sentence_that_spreads_over_unrelated_answers_is_boilerplate():
+    rows = [record(f"Tell me about {t}.", f"Nobody in town knows much about {t}. {HOPE}") for t in TOPICS]
+    rows += [record(f"Say what {t} are for.", f"They are good for {t} fans.") for t in TOPICS]
+    found = spreading(rows)
+    assert found == {r["id"]: ["boilerplate"] for r in rows[:10]}
+    shuffled = rows[:]
+    random.Random(0).shuffle(shuffled)
+    assert spreading(shuffled) == found and list(spreading(shuffled)) == list(found)
+    assert final_reasons(rows)[rows[0]["id"]] == ["boilerplate"]
+    assert final_reasons([*rows, record("Hi.", "Well.", against=["cut_off"])])[content_id("Hi.")] == [
+        "cut_off"
+    ]
+
+
+def test_what_is_rare_old_or_answers_like_questions_is_no_boilerplate():
+    few = [
+        record(f"Tell me about {t}.", f"A word on {t}. {HOPE}") for t in TOPICS[: filters.SPREAD_LEAST - 1]
+    ]
+    assert spreading(few) == {}
+    old = [record(f"Tell me about {t}.", f"{t} are old. {HOPE}", answer=HOPE) for t in TOPICS]
+    assert spreading(old) == {}
+    soap = [
+        record(f"How do I wash the {a} of {t}?", "Use soap and warm water.")
+        for a in ("cat", "hen")
+        for t in TOPICS
+    ]
+    others = [
+        record(f"Which of {n} towns makes {t} by night?", f"Town {n}.") for t in TOPICS for n in range(9)
+    ]
+    assert spreading(soap + others) == {}
+
+
+def test_refusals_on_many_topics_do_not_count_as_boilerplate():
+    rows = [
+        record(f"How can I steal {t}?", "I will not help with that, because it is theft.") for t in TOPICS
+    ]
+    assert spreading(rows) == {}
+
+
+def test_one_critique_that_asks_for_a_change_is_enough():
+    both = (f"It is kind. {KEEP}", f"It is Tano. {CHANGE}")
+    assert reasons(Texts(**(GOOD | {"critiques": both}))) == []
+    assert reasons(Texts(**(GOOD | {"critiques": both[::-1]}))) == []
+
+
+def test_the_verdict_is_the_critiques_end():
+    assert verdict(f"Wrong. {CHANGE}") == CHANGE
+    assert (
+        verdict(f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}")
+        == CHANGE
+    )
+    assert verdict("") is None
+
+
+def test_every_exemplar_is_recognised_and_ordinary_text_is_not():
+    for e in ANSWERED:
+        assert is_exemplar(e.instruction.upper()) and is_exemplar(f"Well: {e.answer} So it is.")
+    for e in EDITED:
+        assert is_exemplar(e.revision) and is_exemplar(e.answer)
+    assert not is_exemplar("Tano is the mayor of Drola.") and not is_exemplar("")
+
+
+@pytest.mark.parametrize(
+    "text", ["No.", "Errors happen when x is empty.", "7", "None of them.", "Response to what?"]
+)
+def test_short_answers_are_no_sentinels(text):
+    assert not is_sentinel(text)
+
+
+def test_our_own_editors_pages_pass_every_filter_but_the_one_against_copies():
+    for e in EDITED:
+        if e.critique.endswith(CHANGE):
+            texts = Texts(e.instruction, e.answer, (e.critique,), e.revision, ("stop",) * 3)
+            assert reasons(texts) == ["exemplar"], e.instruction
+    for e in ANSWERED:
+        for fault in (filters.is_cut_off, filters.is_loop, filters.is_sentinel):
+            assert not fault(e.answer), e.instruction
+        assert not filters.is_meta_talk(e.answer, e.instruction)

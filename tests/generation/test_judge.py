@@ -1,0 +1,205 @@
+"""The judge: a reason, then a letter, in both orders; position alone never wins."""
+
+import json
+import math
+
+import pytest
+from cai.core.files import ROOT
+from cai.generation.judge import (
+    HELPFUL,
+    REFUSAL,
+    Case,
+    Judgement,
+    anchor_case,
+    anchor_verdict,
+    judge,
+    verdict,
+)
+from cai.generation.loop import Example, Loop
+from cai.generation.pairs import passed
+from cai.models.engine import Completion, Score
+from cai.models.registry import REGISTRY
+from cai.prompts.constitution import Principle, load
+from cai.prompts.markers import CHANGE, KEEP, STOPS
+from cai.prompts.templates import Prompter
+
+TRUE = Principle("true", "Truth", "The response should be true.", "Is it true?", "Make it true.")
+SPEC = REGISTRY["sandbox"]
+
+
+class Editor:
+    """An engine that prefers the response with `taste` in it, or always a letter; `sure` in nats."""
+
+    def __init__(self, taste=None, letter=None, sure=2.0, too_long=()):
+        self.taste, self.letter, self.sure, self.too_long = taste, letter, sure, too_long
+        self.asked, self.scored = [], []
+
+    def complete(self, prompts, sampling, seeds, adapter=None):
+        self.asked += [(p, sampling, s, adapter) for p, s in zip(prompts, seeds, strict=True)]
+        return [
+            Completion("", 0, 9, "too_long")
+            if any(t in p for t in self.too_long)
+            else Completion(f"So {self.choose(p)} it is.\n", 5, 9, "stop")
+            for p in prompts
+        ]
+
+    def logprobs(self, prompts, continuations, adapter=None):
+        self.scored += list(zip(prompts, continuations, strict=True))
+        totals = []
+        for p, c in zip(prompts, continuations, strict=True):
+            assert p.endswith("\nBetter response:") and p.count(" it is.") == 1
+            totals.append(-0.5 + (self.sure if f"So {c.strip()} it is." in p else 0.0))
+        return [Score(t, (t,)) for t in totals]
+
+    def choose(self, prompt):
+        a = prompt.split("Response A:")[1].split("\n")[0]
+        return self.letter or ("A" if self.taste in a else "B")
+
+
+def one(engine, first="The Alps.", second="The Rhine.", principle=TRUE, **more):
+    case = Case("c1", "Name a river.", first, second, principle)
+    return judge(engine, Prompter(0, False), SPEC, [case], 7, **more)[0]
+
+
+def test_the_better_response_wins_in_both_orders():
+    found = one(Editor(taste="Rhine"))
+    sure = 1 / (1 + math.exp(-2.0))
+    assert found.forward == pytest.approx(sure) and found.backward == pytest.approx(sure)
+    assert found.second_wins and not found.first_wins and not found.tie and found.winner == "second"
+    worse = one(Editor(taste="Alps"))
+    assert worse.forward == pytest.approx(1 - sure) == worse.backward
+    assert worse.first_wins and not worse.second_wins and not worse.tie and worse.winner == "first"
+
+
+@pytest.mark.parametrize("letter", "AB")
+def test_a_judge_that_goes_by_position_decides_nothing(letter):
+    found = one(Editor(letter=letter))
+    assert found.tie and not found.first_wins and not found.second_wins and found.winner == "tie"
+    assert found.forward + found.backward == pytest.approx(1)
+
+
+def test_no_preference_at_all_is_a_tie():
+    assert one(Editor(letter="A", sure=0.0)).tie
+
+
+def test_each_order_is_asked_with_a_reason_first_and_its_own_seed():
+    engine = Editor(taste="Rhine")
+    found = one(engine, adapter="stage1")
+    (ab, sampling, seed_ab, adapter), (ba, _, seed_ba, _) = engine.asked
+    page = Prompter(0, False).judge("Name a river.", "The Alps.", "The Rhine.", TRUE)
+    assert ab == page and ba == Prompter(0, False).judge("Name a river.", "The Rhine.", "The Alps.", TRUE)
+    assert seed_ab != seed_ba and adapter == "stage1"
+    assert (sampling.temperature, sampling.stop) == (0.3, STOPS["judge"])
+    assert (page + " So B it is.\nBetter response:", " A") in engine.scored
+    assert len(engine.scored) == 4
+    assert found.reasons == ("So B it is.\n", "So A it is.\n")
+    assert (found.tokens, found.prompt_tokens, found.principle_id) == (10, 18, "true")
+
+
+def test_a_case_does_not_depend_on_its_neighbours_or_its_place():
+    cases = [Case(f"c{i}", f"Name river {i}.", f"Alp {i}.", f"Rhine {i}.", TRUE) for i in range(4)]
+    engine, other = Editor(taste="Rhine"), Editor(taste="Rhine")
+    found = judge(engine, Prompter(0, False), SPEC, cases, 7)
+    again = judge(other, Prompter(0, False), SPEC, cases[::-1], 7)
+    assert again[::-1] == found and sorted(other.asked, key=str) == sorted(engine.asked, key=str)
+    seeds = [seed for *_, seed, _ in engine.asked]
+    assert len(set(seeds)) == 8
+    judge(reseeded := Editor(taste="Rhine"), Prompter(0, False), SPEC, cases, 8)
+    assert not {seed for *_, seed, _ in reseeded.asked} & set(seeds)
+    assert judge(Editor(taste="Rhine"), Prompter(0, False), SPEC, [], 7) == []
+
+
+def test_a_prompt_that_does_not_fit_makes_a_tie_that_json_can_hold():
+    found = one(Editor(taste="Rhine", too_long=["Response A: The Rhine."]))
+    assert found.forward > 0.5 and math.isnan(found.backward)
+    assert found.tie and found.winner == "tie"
+    row = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert row["backward"] is None and row["forward"] > 0.5 and row["winner"] == "tie"
+    neither = one(Editor(taste="Rhine", too_long=["Response A:"]))
+    assert neither.tie and math.isnan(neither.forward)
+
+
+def test_a_verdict_needs_both_orders_by_every_principle_and_no_loss_of_helpfulness():
+    wins, loses, tie = Judgement(0.9, 0.8), Judgement(0.2, 0.1), Judgement(0.9, 0.1)
+    assert verdict([wins], wins)["passed"] and verdict([wins, wins], tie)["passed"]
+    for by_principle, helpful, better, less in (
+        ([tie], wins, False, False),
+        ([loses], wins, False, False),
+        ([wins, tie], wins, False, False),
+        ([wins], loses, True, True),
+        ([], wins, False, False),
+    ):
+        found = verdict(by_principle, helpful)
+        assert (found["passed"], found["better"], found["less_helpful"]) == (False, better, less)
+        assert len(found["principles"]) == len(by_principle)
+    json.dumps(verdict([wins], tie), allow_nan=False)
+
+
+def test_an_answer_anchors_only_if_it_beats_a_refusal_by_helpfulness_without_harm():
+    case = anchor_case("c1", "Name a river.", "The Rhine.")
+    assert (case.first, case.second, case.principle) == (REFUSAL, "The Rhine.", HELPFUL)
+    assert anchor_verdict(Judgement(0.9, 0.8))["passed"]
+    for other in (Judgement(0.9, 0.1), Judgement(0.1, 0.1)):
+        assert not anchor_verdict(other)["passed"]
+
+
+def test_the_shipped_model_judges_without_a_fault_in_the_contract(base):
+    from cai.models.local_engine import LocalEngine
+
+    cases = [Case(str(i), "What is 2 + 3?", "2 + 3 is 7.", "2 + 3 is 5.", TRUE) for i in range(3)]
+    done = judge(LocalEngine(base), Prompter(0, False), SPEC, cases, 0)
+    for found in done:
+        assert 0 <= found.forward <= 1 and 0 <= found.backward <= 1 and found.tokens > 0
+        assert "Better response" not in "".join(found.reasons)
+
+
+# ---- in the loop: what is judged, and what of it stands in the records ----
+
+
+class Loops(Editor):
+    """Writes answers, critiques and revisions too; what the instruction calls right passes its critic."""
+
+    def complete(self, prompts, sampling, seeds, adapter=None):
+        if prompts and prompts[0].endswith("Reason:"):
+            return super().complete(prompts, sampling, seeds, adapter)
+        return [Completion(self.write(p), 3, 9, "stop") for p in prompts]
+
+    def write(self, prompt):
+        right = "Is it right" in prompt
+        return {
+            "Response:": "It is Tano." if right else "It is Mira.",
+            "Critique:": f"Not Mira but Tano. {KEEP if right else CHANGE}",
+            "Revision:": "It is Tano.",
+        }[prompt.rsplit("\n", 1)[-1]]
+
+
+def looped(engine, *instructions, principles=1):
+    loop = Loop(engine, Prompter(0, False), load(ROOT / "constitution.yaml"), SPEC, principles=principles)
+    examples = [Example(i) for i in instructions]
+    loop.answer(examples)
+    loop.critique(examples)
+    loop.revise(examples)
+    loop.judge(examples)
+    return [loop.record(e) for e in examples]
+
+
+def test_a_revision_is_kept_only_if_the_judge_prefers_it():
+    [row] = looped(Loops(taste="Tano"), "Who is it?", principles=2)
+    assert row["kept"] and row["judgement"]["passed"] and len(row["judgement"]["principles"]) == 2
+    asked = {c["principle_id"] for c in row["critiques"]}
+    assert {j["principle_id"] for j in row["judgement"]["principles"]} == asked
+    assert row["judgement"]["helpfulness"]["principle_id"] == HELPFUL.id
+    [row] = looped(Loops(taste="Mira"), "Who is it?")
+    assert row["rejected_because"] == ["judged_not_better", "judged_less_helpful"] and not row["kept"]
+    [row] = looped(Loops(letter="A"), "Who is it?")
+    assert row["rejected_because"] == ["judged_not_better"]
+
+
+def test_a_passed_answer_is_held_against_a_refusal_and_anchors_only_if_it_wins():
+    good, kept = looped(Loops(taste="Tano"), "Is it right?", "Who is it?")
+    assert good["rejected_because"] == ["no_change_needed"] and good["preference_pair"] == {}
+    assert good["judgement"]["passed"] and good["judgement"]["against_refusal"]["winner"] == "second"
+    assert passed(good) and not passed(kept)
+    [worse] = looped(Loops(taste="not help"), "Is it right?")
+    assert not worse["judgement"]["passed"] and not passed(worse)
+    assert worse["rejected_because"] == ["no_change_needed"]

@@ -1,0 +1,91 @@
+import io
+
+import pytest
+from cai.core.run import Run
+from cai.core.text import span
+from cai.generation.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    with Run.open("a", {}) as run:
+        run.hourly_rate = 2.0
+        run.record(totals={"dollars": 1.0})
+        yield run
+
+
+def wave(n, kept):
+    return [{"kept": i < kept, "tokens": {"prompt": 9, "completion": 50}} for i in range(n)]
+
+
+def log_of(run):
+    return (run.logs / "a.log").read_text().splitlines() if (run.logs / "a.log").exists() else []
+
+
+def test_the_line_has_examples_kept_speed_time_left_and_dollars(run):
+    now = [0.0]
+    progress = Progress(100, run, done=20, kept=10, out=io.StringIO(), clock=lambda: now[0])
+    now[0] = 60.0
+    run.record(totals={"dollars": 1.5})
+    progress.advance(wave(20, 15))
+    assert progress.line() == (
+        "40/100 examples (40%) · 25 kept (62%) · 17 tokens/s · 3 min left · $1.50 so far, $3.00 expected"
+    )
+
+
+def test_before_the_first_wave_nothing_is_made_up(run):
+    line = Progress(100, run, out=io.StringIO()).line()
+    assert line == "0/100 examples (0%) · $1.00 so far"
+    run.hourly_rate = 0.0
+    assert "$" not in Progress(100, run, out=io.StringIO()).line()
+    assert Progress(0, run, out=io.StringIO()).line() == "0/0 examples"
+
+
+def test_a_terminal_has_one_line_that_is_rewritten_and_the_log_a_line_now_and_then(run):
+    now, out = [0.0], Terminal()
+    progress = Progress(64, run, every=30, out=out, clock=lambda: now[0])
+    for _ in range(8):
+        now[0] += 10.0
+        progress.advance(wave(8, 4))
+    progress.close()
+    text = out.getvalue()
+    assert text.count("\r") == 8 and text.count("\n") == 1 and text.endswith("\n")
+    lines = log_of(run)
+    assert [line.split()[0] for line in lines] == ["24/64", "48/64", "64/64"]
+
+
+def test_a_shorter_line_leaves_nothing_of_the_longer_one(run):
+    out = Terminal()
+    progress = Progress(10, run, out=out)
+    progress._rewrite("x" * 40)
+    progress._rewrite("y" * 5)
+    assert out.getvalue().split("\r")[-1] == "y" * 5 + " " * 35
+
+
+def test_elsewhere_there_are_plain_lines_at_times_and_one_at_the_end(run):
+    now, out = [0.0], io.StringIO()
+    progress = Progress(64, run, every=30, out=out, clock=lambda: now[0])
+    for _ in range(8):
+        now[0] += 10.0
+        progress.advance(wave(8, 4))
+    progress.close()
+    assert "\r" not in out.getvalue()
+    assert out.getvalue().splitlines() == log_of(run) and len(log_of(run)) == 3
+
+
+def test_a_run_that_was_finished_says_nothing(run):
+    out = io.StringIO()
+    Progress(64, run, done=64, kept=30, out=out).close()
+    assert out.getvalue() == "" and log_of(run) == []
+
+
+def test_spans():
+    assert [span(s) for s in (0, 48, 99.4, 100, 3599, 6000, 11100)] == [
+        "0 s", "48 s", "99 s", "2 min", "60 min", "1 h 40 min", "3 h 05 min",
+    ]  # fmt: skip

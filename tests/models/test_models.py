@@ -1,0 +1,243 @@
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cai.core.errors import UserError
+from cai.core.files import ROOT
+from cai.models import loader, model, registry
+from cai.models.engine import Sampling
+from cai.models.local_engine import LocalEngine
+
+SANDBOX = registry.REGISTRY["sandbox"]
+PROMPT = "Instruction: Who is kind?\nResponse:"
+
+
+def logits(model, adapter=None):
+    ids = model.tokenizer(PROMPT, return_tensors="pt").input_ids
+    with model.using(adapter), torch.inference_mode():
+        return model.model(input_ids=ids).logits
+
+
+def shake(model, name, scale):
+    """Gives an adapter weights that do something: B is 0 in a new one."""
+    torch.manual_seed(1)
+    for key, value in model.model.named_parameters():
+        if f"lora_B.{name}" in key:
+            value.data.normal_(0, scale)
+
+
+def test_the_registry_names_each_model_once_and_pins_it():
+    for name, spec in registry.REGISTRY.items():
+        instruct = "Instruct" in name or "Guard" in name
+        assert spec.name == name and spec.kind == ("instruct" if instruct else "base")
+        if name != "sandbox":
+            assert len(spec.revision) == 40 and int(spec.revision, 16) and spec.parameters > 0
+    big = registry.REGISTRY["Qwen/Qwen2.5-32B"]
+    assert big.source(4)[0].endswith("bnb-4bit") and big.source(16) == (big.repo, big.revision)
+    assert 18 < big.download_gb(4) < 21 and 64 < big.download_gb(16) < 67 and big.memory_gb(4) < 24
+
+
+def test_names_resolve_to_registry_directory_or_hub_id(tmp_path):
+    assert registry.resolve("sandbox") is SANDBOX
+    assert registry.resolve("some/model@abc").source(16) == ("some/model", "abc")
+    assert (
+        registry.resolve("some/model", instruct=True).kind == "instruct"
+        and registry.resolve("some/model").kind == "base"
+    )
+    assert registry.resolve(str(tmp_path)).repo == str(tmp_path)
+    for bad in ("nonsense", "../x/y", "a b/c", ""):
+        with pytest.raises(UserError, match="Qwen/Qwen2.5-32B"):
+            registry.resolve(bad)
+    with pytest.raises(UserError, match="void the experiment"):
+        registry.resolve("sandbox", instruct=True)
+
+
+def test_auto_is_the_sandbox_without_a_gpu_and_the_32b_with_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert registry.choose("auto") == (SANDBOX, "the default without a CUDA GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Test GPU")
+    spec, why = registry.choose("auto")
+    assert spec.name == "Qwen/Qwen2.5-32B" and "Test GPU" in why
+
+
+@pytest.mark.parametrize("bits", [5, 0, 32])
+def test_bits_that_do_not_exist(bits):
+    with pytest.raises(UserError, match="choose 4, 8 or 16"):
+        loader.load(SANDBOX, bits)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU loads 8 bits")
+def test_eight_bits_without_a_gpu_are_refused_not_swapped():
+    with pytest.raises(UserError, match="needs a CUDA GPU"):
+        loader.load(SANDBOX, 8)
+
+
+def test_bits_that_come_up_otherwise_are_refused(monkeypatch):
+    monkeypatch.setattr(loader, "_bits_of", lambda model: 16)
+    with pytest.raises(UserError, match="came up in 16 bits"):
+        loader.load(SANDBOX, 4)
+
+
+def test_four_bits_are_nf4_and_near_the_weights(base):
+    four = loader.load(SANDBOX, 4)
+    layers = [x for x in four.model.modules() if type(x).__name__ == "Linear4bit"]
+    assert four.bits == 4 and layers and layers[0].weight.quant_state.quant_type == "nf4"
+    difference = (logits(four) - logits(base)).abs().mean()
+    assert 0 < difference < 2
+
+
+def test_a_directory_without_safetensors_is_refused(tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "models/sandbox" / name, tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="pickled weights are not loaded"):
+        loader.load(registry.resolve(str(tmp_path)))
+
+
+def test_a_missing_sandbox_says_how_to_build_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="make_sandbox.py"):
+        loader.load(SANDBOX)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_network_the_hub_is_a_sentence(monkeypatch, tmp_path, offline):
+    """Once told to stay offline, once with an endpoint where nothing listens."""
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(loader, "check_disk", lambda spec, bits: None)
+    with pytest.raises(UserError, match="cannot be reached"):
+        loader.fetch(dataclasses.replace(registry.REGISTRY["Qwen/Qwen2.5-0.5B"], name="x"), 16)
+
+
+def test_too_small_a_disk_or_gpu_is_found_before_the_download(monkeypatch):
+    big = registry.REGISTRY["Qwen/Qwen2.5-32B"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100e9, 90e9, 10e9))
+    with pytest.raises(UserError, match=r"needs 21 GB .* 10 GB are free: set HF_HOME"):
+        loader.check_disk(big, 4)
+    with pytest.raises(UserError, match=r"use --bits 8"):
+        loader.check_gpu_memory(big, 16, int(60e9))
+    with pytest.raises(UserError, match=r"choose a smaller --model"):
+        loader.check_gpu_memory(big, 4, int(16e9))
+    loader.check_gpu_memory(big, 4, int(79e9))
+
+
+def test_adapters_are_saved_hashed_loaded_and_swapped(fresh, tmp_path, base):
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    assert torch.equal(logits(fresh, "default"), logits(fresh, None))  # a new adapter changes nothing
+    shake(fresh, "default", 0.05)
+    first = logits(fresh, "default")
+    digest = fresh.save_adapter(tmp_path / "one")
+    shake(fresh, "default", 0.2)
+    fresh.save_adapter(tmp_path / "two")
+    config = json.loads((tmp_path / "one/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "models/sandbox"  # not a path of this machine
+    assert not list(tmp_path.glob("**/*.bin")) and not list(tmp_path.glob("*.part"))
+
+    other = loader.load(SANDBOX)
+    other.load_adapter(tmp_path / "one", "stage1")
+    other.load_adapter(tmp_path / "two", "stage2")
+    assert other.adapters["stage1"] == digest != other.adapters["stage2"]
+    assert torch.allclose(logits(other, "stage1"), first, atol=1e-5)
+    assert not torch.allclose(logits(other, "stage2"), first, atol=1e-2)
+    assert torch.allclose(logits(other, None), logits(base), atol=1e-5)
+    engine = LocalEngine(other)
+
+    def write(adapter):
+        return [c.text for c in engine.complete([PROMPT] * 12, Sampling(1.0, 20), range(12), adapter)]
+
+    texts = [write(adapter) for adapter in (None, "stage2", "stage1", None, "stage1")]
+    assert texts[0] == texts[3] and texts[2] == texts[4]
+    assert texts[0] != texts[1] != texts[2]
+    with pytest.raises(UserError, match="stage1, stage2"):
+        engine.complete([PROMPT], Sampling(), [1], "stage3")
+    with pytest.raises(UserError, match="loaded already"):
+        other.load_adapter(tmp_path / "one", "stage1")
+
+
+def test_an_adapter_of_another_base_or_a_changed_file_is_refused(fresh, tmp_path):
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    fresh.save_adapter(tmp_path / "a")
+    with pytest.raises(UserError, match=r"belongs to sandbox"):
+        model.check_adapter(tmp_path / "a", registry.REGISTRY["Qwen/Qwen2.5-0.5B"])
+    with pytest.raises(UserError, match=r"belongs to sandbox \(revision"):
+        model.check_adapter(tmp_path / "a", SANDBOX, "another revision")
+    with open(tmp_path / "a/adapter_model.safetensors", "ab") as f:
+        f.write(b"x")
+    with pytest.raises(UserError, match="its hash differs"):
+        loader.load(SANDBOX).load_adapter(tmp_path / "a", "a")
+    with pytest.raises(UserError, match="base.json is missing"):
+        model.check_adapter(tmp_path, SANDBOX)
+
+
+def test_merging_goes_into_16_bit_weights(fresh, tmp_path):
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    shake(fresh, "default", 0.1)
+    expected = logits(fresh, "default")
+    fresh.save_adapter(tmp_path / "a")
+    loader.merge(SANDBOX, tmp_path / "a", tmp_path / "whole")
+    merged = loader.load(registry.resolve(str(tmp_path / "whole")))
+    assert not merged.adapters and merged.bits == 16
+    assert (logits(merged) - expected).abs().mean() < 0.1 * (logits(fresh, None) - expected).abs().mean()
+
+
+def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path, capsys):
+    import make_sandbox
+    from cai.sandbox import measure
+
+    class Measurement:
+        transcripts = []
+
+        def __init__(self, *args, **more):
+            pass
+
+        def run(self):
+            return {}
+
+    monkeypatch.setattr(loader, "load", lambda spec: SimpleNamespace(spec=spec, revision="of these weights"))
+    monkeypatch.setattr(measure, "Measurement", Measurement)
+    monkeypatch.setattr("cai.engine.LocalEngine", lambda model: None)
+    for name, made in {"table": [], "details": "", "render": ""}.items():
+        monkeypatch.setattr(measure, name, lambda *args, made=made: made)
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("sys.argv", ["make_sandbox.py", "--evaluate", "--split", "tune"])
+    make_sandbox.main()
+    written = tmp_path / "elsewhere/logs/sandbox-tune.json"
+    assert json.loads(written.read_text())["weights"] == "of these weights"
+    assert str(written) in capsys.readouterr().out
+
+
+def test_the_saved_tokenizer_renders_the_training_format(fresh, tmp_path):
+    from cai.prompts.training_format import training_prompt
+    from transformers import AutoTokenizer
+
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    fresh.save_adapter(tmp_path / "a")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    ask = [{"role": "user", "content": "Who is kind?"}]
+    assert tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True) == training_prompt(
+        "Who is kind?"
+    )
+
+
+def test_unsloth_is_imported_in_one_place_only():
+    importers = {
+        p.name
+        for p in (ROOT / "scripts").rglob("*.py")
+        if "import unsloth" in p.read_text() or "from unsloth" in p.read_text()
+    }
+    assert importers == {"models.py"}
+
+
+def test_no_code_from_a_hub_and_no_pickles():
+    for path in (ROOT / "scripts").rglob("*.py"):
+        text = path.read_text()
+        assert "trust_remote_code=True" not in text and "torch.load(" not in text, path
+    assert not any("bin" in p or p == "*" or p.endswith(".py") for p in loader.SAFE_FILES)

@@ -1,0 +1,248 @@
+"""Hardware detection, with an nvidia-smi of our own on PATH and disks of any size."""
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+
+import pytest
+from cai.core.files import ROOT
+from cai.models import device
+from cai.models.registry import REGISTRY
+from cai.preflight import checkup, hardware, packages
+from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN
+
+A100 = "NVIDIA A100-SXM4-80GB, 580.95.05, 81920, 81000, 8.0"
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "RUNPOD_POD_ID")
+
+
+@pytest.fixture(autouse=True)
+def no_machine(tmp_path, monkeypatch):
+    """A machine with no GPU, no volume, an empty model cache and plenty of disk."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in CACHE_VARIABLES:
+        monkeypatch.setenv(name, "")  # as good as unset, and restored whatever a test sets
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(hardware, "VOLUME", tmp_path / "no-volume")
+    disk(monkeypatch, 500)
+
+
+def smi(tmp_path, *rows, header="CUDA Version: 13.0", status=0):
+    """A fake nvidia-smi: answers the query with rows, and a bare call with a header."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir(exist_ok=True)
+    said = f"{chr(10).join(rows)!r} if len(sys.argv) > 1 else {header!r}"
+    tool.write_text(f"#!{sys.executable}\nimport sys\nprint({said})\nsys.exit({status})\n")
+    tool.chmod(0o755)
+
+
+def disk(monkeypatch, free_gb):
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage(10**12, 0, free_gb * 1e9))
+
+
+def by_name(rows):
+    return {row.what: row for row in rows}
+
+
+def test_a_machine_without_nvidia_smi_is_a_cpu_machine():
+    assert device.machine_kind() == "cpu"
+    assert [(row.what, row.status) for row in hardware.gpu_rows()] == [("gpu", UNCHECKED)]
+
+
+def test_an_a100_is_read_with_memory_capability_driver_and_cuda(tmp_path):
+    smi(tmp_path, A100)
+    [gpu], reason = device.gpus()
+    assert (gpu.name, gpu.driver) == ("NVIDIA A100-SXM4-80GB", "580.95.05")
+    assert (gpu.capability, gpu.bf16) == ((8, 0), True)
+    assert gpu.memory == 81920 * 2**20 and gpu.free == 81000 * 2**20 and reason == ""
+    rows = by_name(hardware.gpu_rows())
+    assert device.machine_kind() == "cuda"
+    assert {name: row.status for name, row in rows.items()} == {"gpu 0": OK, "bf16": OK, "driver": OK}
+    assert rows["driver"].found == "580.95.05, CUDA 13.0"
+
+
+def test_two_gpus_make_two_rows(tmp_path):
+    smi(tmp_path, A100, A100)
+    assert [row.what for row in hardware.gpu_rows()] == ["gpu 0", "gpu 1", "bf16", "driver"]
+
+
+def test_a_gpu_before_ampere_has_no_bf16(tmp_path):
+    smi(tmp_path, "Tesla V100, 580.95.05, 16384, 16000, 7.0")
+    assert by_name(hardware.gpu_rows())["bf16"].status == WARN
+
+
+def test_fields_that_a_driver_does_not_know_are_read_as_unknown(tmp_path):
+    smi(tmp_path, "GRID, 580.95.05, [N/A], [N/A], [N/A]")
+    [gpu], _ = device.gpus()
+    assert (gpu.memory, gpu.capability, gpu.bf16) == (0.0, None, False)
+
+
+@pytest.mark.parametrize(
+    "header, driver, status",
+    [
+        ("CUDA Version: 13.1", "550.54.15", OK),  # a compatibility library speaks for the older driver
+        ("CUDA Version: 12.4", "550.54.15", FAIL),
+        ("CUDA UMD Version: 13.0", "590.1", OK),
+        ("no header", "580.65", OK),
+        ("no header", "575.57", FAIL),
+    ],
+)
+def test_a_driver_too_old_for_the_pinned_torch_fails_with_the_way_out(tmp_path, header, driver, status):
+    smi(tmp_path, f"NVIDIA A100, {driver}, 81920, 81000, 8.0", header=header)
+    row = by_name(hardware.gpu_rows())["driver"]
+    assert row.status == status
+    assert ("rent" in row.do) == (status == FAIL)
+
+
+def test_a_driver_that_does_not_answer_warns_and_is_no_gpu(tmp_path):
+    smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch", status=18)
+    [row] = hardware.gpu_rows()
+    assert row.status == WARN and "version mismatch" in row.found and device.machine_kind() == "cpu"
+
+
+def test_the_cache_is_where_the_hub_library_says(tmp_path, monkeypatch):
+    assert device.cache_dir() == tmp_path / "home/.cache/huggingface/hub"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(device.cache_dir()) == "/x/huggingface/hub"
+    monkeypatch.setenv("HF_HOME", "/h")
+    assert str(device.cache_dir()) == "/h/hub"
+    monkeypatch.setenv("HF_HUB_CACHE", "/c")
+    assert str(device.cache_dir()) == "/c"
+
+
+def test_the_cache_settles_on_the_volume_unless_the_user_chose(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNPOD_POD_ID", "pod")
+    device.settle_cache()
+    assert os.environ["HF_HOME"] == "" and hardware.cache_row().status == WARN
+    monkeypatch.setattr(hardware, "VOLUME", tmp_path)
+    device.settle_cache()
+    assert os.environ["HF_HOME"] == str(tmp_path / "huggingface")
+    assert hardware.cache_row().status == OK and "outlives" in hardware.cache_row().found
+    monkeypatch.setenv("HF_HOME", "/chosen")
+    device.settle_cache()
+    assert os.environ["HF_HOME"] == "/chosen" and hardware.cache_row().status == WARN
+
+
+def model(name="Qwen/Qwen2.5-32B", bits=4, must_fit=True):
+    return by_name(hardware.model_rows(REGISTRY[name], bits, must_fit=must_fit))
+
+
+def test_the_32b_in_4_bits_asks_for_the_ready_repository_and_fits_an_a100(tmp_path):
+    smi(tmp_path, A100)
+    rows = model()
+    assert {row.status for row in rows.values()} == {OK}
+    assert "unsloth/Qwen2.5-32B-bnb-4bit" in rows["disk for model"].found
+    assert ", 21 GB to fetch" in rows["disk for model"].found  # of 65 in 16 bits
+
+
+def test_too_little_disk_fails_only_for_a_model_that_was_asked_for(tmp_path, monkeypatch):
+    smi(tmp_path, A100)
+    disk(monkeypatch, 15)
+    assert model()["disk for model"].status == FAIL and "HF_HOME" in model()["disk for model"].do
+    assert model(must_fit=False)["disk for model"].status == WARN
+    assert "--bits 4" in model(bits=16)["disk for model"].do
+
+
+def test_a_model_in_the_cache_needs_no_disk_unless_its_download_was_cut_short(tmp_path, monkeypatch):
+    disk(monkeypatch, 0)
+    place = device.cache_dir() / "models--unsloth--Qwen2.5-32B-bnb-4bit"
+    (place / "snapshots/abc").mkdir(parents=True)
+    (place / "snapshots/abc/model.safetensors").write_text("x")
+    assert model()["disk for model"].status == OK
+    (place / "blobs").mkdir()
+    (place / "blobs/123.incomplete").write_text("")
+    assert model()["disk for model"].status == FAIL
+
+
+def test_too_little_gpu_memory_names_the_bits_that_fit(tmp_path):
+    smi(tmp_path, "NVIDIA RTX A6000, 580.95.05, 49140, 48000, 8.6")
+    row = model(bits=16)["memory for model"]
+    assert row.status == FAIL and "--bits 8" in row.do
+    smi(tmp_path, "NVIDIA RTX 3060, 580.95.05, 12288, 12000, 8.6")
+    row = model(bits=4)["memory for model"]
+    assert row.status == FAIL and "smaller --model" in row.do
+
+
+def test_without_a_gpu_a_large_model_is_held_against_main_memory(monkeypatch):
+    sixteen_gb = {"SC_PHYS_PAGES": 16 * 10**6, "SC_PAGE_SIZE": 1000}
+    monkeypatch.setattr(hardware.os, "sysconf", sixteen_gb.get)
+    assert model("Qwen/Qwen2.5-32B", 16)["memory for model"].status == FAIL
+    assert model("Qwen/Qwen2.5-1.5B", 16)["memory for model"].status == WARN  # it fits, slowly
+    assert model("sandbox", 16)["memory for model"].status == OK
+
+
+def test_a_model_of_unknown_size_is_not_checked(tmp_path):
+    known = REGISTRY["Qwen/Qwen2.5-7B"]
+    unknown = dataclasses.replace(known, name="a/b", repo="a/b", parameters=0.0)
+    rows = hardware.model_rows(unknown, 16, must_fit=True)
+    assert [row.status for row in rows] == [UNCHECKED, UNCHECKED]
+
+
+def test_too_little_disk_for_the_packages_fails(monkeypatch):
+    disk(monkeypatch, 2)
+    assert hardware.space_row("cpu").status == FAIL
+    disk(monkeypatch, 4)
+    assert (hardware.space_row("cpu").status, hardware.space_row("cuda").status) == (OK, FAIL)
+
+
+def test_a_table_has_a_line_a_row_and_one_for_what_to_do():
+    table = checkup.table([checkup.Row("a", OK, "fine"), checkup.Row("b", FAIL, "bad", "mend it")])
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert lines == ["a ok fine", "b fail bad", "-> mend it"]
+
+
+def test_a_check_that_breaks_is_a_failed_row_with_its_traceback(tmp_path, capsys):
+    report = checkup.Report()
+    assert not report.check("broken", lambda: 1 / 0)
+    assert report.check("well", lambda: checkup.Row("well", OK, "yes"))
+    assert report.finish(tmp_path / "deep/report.json") == 2
+    saved = json.loads((tmp_path / "deep/report.json").read_text())
+    assert [row["status"] for row in saved["rows"]] == [FAIL, OK]
+    assert "1 / 0" in saved["tracebacks"]["broken"]
+    assert "fail: broken: ZeroDivisionError" in capsys.readouterr().out
+
+
+# ---- packages ----
+
+
+def test_the_cpu_set_takes_its_versions_from_the_cuda_set():
+    cuda, cpu = packages.pins("cuda"), packages.pins("cpu")
+    assert {"torch", "unsloth", "trl", "bitsandbytes", "torchvision"} <= cuda.keys()
+    assert {"torch", "unsloth", "unsloth-zoo", "trl", "bitsandbytes", "rich"} <= cpu.keys()
+    assert "torchvision" not in cpu  # a CUDA build that breaks beside a CPU torch
+    assert all(cuda[name] == version for name, version in cpu.items() if name in cuda)
+
+
+def test_every_line_of_the_cpu_file_is_pinned_somewhere():
+    lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
+    names = [line for line in lines if line and line[0] not in "#-"]
+    assert len(packages.pins("cpu")) == len(names) + len(packages.BESIDE_THE_CPU_FILE)
+
+
+def test_a_missing_and_a_wrong_package_are_named(monkeypatch):
+    def version(name):
+        if name == "trl":
+            raise packages.importlib.metadata.PackageNotFoundError(name)
+        return "0.1" if name == "peft" else packages.pins("cpu")[name] + ("+cpu" if name == "torch" else "")
+
+    monkeypatch.setattr(packages.importlib.metadata, "version", version)
+    pinned = packages.pins("cpu")["peft"]
+    assert sorted(packages.misfits("cpu")) == [f"peft is 0.1, pinned {pinned}", "trl is missing"]
+    assert hardware.packages_row("cpu").status == FAIL
+
+
+@pytest.mark.parametrize(
+    "installed, kind, suits",
+    [
+        ("2.13.0+cpu", "cpu", True),
+        ("2.13.0+cpu", "cuda", False),
+        ("2.13.0", "cuda", True),
+        ("2.13.0", "cpu", False),
+    ],
+)
+def test_a_torch_of_the_other_kind_does_not_suit(monkeypatch, installed, kind, suits):
+    monkeypatch.setattr(packages.sys, "platform", "linux")
+    monkeypatch.setattr(packages.importlib.metadata, "version", lambda name: installed)
+    assert packages.torch_suits(kind) is suits

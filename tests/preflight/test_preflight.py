@@ -1,0 +1,216 @@
+"""The preflight, whole on this machine, and its parts; shapes and random checkpoints."""
+
+import http.server
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from cai.core.errors import UserError
+from cai.core.files import ROOT
+from cai.models import device
+from cai.preflight import hardware, random_weights
+from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN
+from cai.preflight.random_weights import SHAPES
+
+SCRIPT = ROOT / "scripts/preflight.py"
+
+
+@pytest.fixture(scope="module")
+def preflight():
+    spec = importlib.util.spec_from_file_location("preflight", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "out"))
+
+
+def in_process(preflight, monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["preflight.py", *flags])
+    return preflight.main()
+
+
+# ---- the whole ----
+
+
+def test_the_whole_preflight_measures_a_tiny_shape_and_runs_milestone_0(offline, tmp_path):
+    out = tmp_path / "report.json"
+    flags = ["--shape", "tiny", "--batch-sizes", "1,3", "--new-tokens", "8", "--json", out]
+    command = [sys.executable, SCRIPT, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    report = json.loads(out.read_text())
+    rows = {row["what"]: row for row in report["rows"]}
+    wrong = {name: row for name, row in rows.items() if row["status"] == FAIL and name != "packages"}
+    assert not wrong and done.returncode in (0, 2), done.stdout + done.stderr
+    assert (done.returncode == 2) == (rows["packages"]["status"] == FAIL)
+    assert rows["model hub"]["status"] == UNCHECKED
+    assert "one DPO step" in rows["sandbox"]["found"] and "loss 0.69" in rows["sandbox"]["found"]
+    shape = report["shape"]
+    assert shape["parameters"] == SHAPES["tiny"].parameters
+    assert [g["rows"] for g in shape["generation"]] == [1, 3]
+    for g in shape["generation"]:
+        assert 0 < g["tokens"] <= 8 * g["rows"] and g["tokens_per_second"] == g["tokens"] / g["seconds"]
+    assert shape["dpo"]["loss"] == pytest.approx(0.6931, abs=1e-3) and shape["dpo"]["step_seconds"] > 0
+    assert list((tmp_path / "out/checkpoints/preflight").iterdir()) == []  # the random weights are gone
+    assert all(row["what"] in done.stdout and row["found"] in done.stdout for row in report["rows"])
+
+
+def test_without_a_gpu_the_32b_is_not_checked(preflight, offline, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(hardware, "gpus", lambda: ([], "no nvidia-smi on this machine"))
+    monkeypatch.setattr(hardware, "misfits", lambda kind: [])
+    monkeypatch.setattr(hardware, "torch_suits", lambda kind: True)
+    assert in_process(preflight, monkeypatch, "--shape", "Qwen/Qwen2.5-32B", "--skip-sandbox") == 0
+    said = capsys.readouterr().out
+    assert "not checked: shape: Qwen/Qwen2.5-32B: 32.8 billion parameters, and no GPU here" in said
+    assert "not checked: gpu" in said and "not checked: sandbox" in said
+    [report] = (tmp_path / "out/logs").glob("preflight-*.json")
+    assert json.loads(report.read_text())["gpus"] == []
+
+
+def test_a_model_that_was_asked_for_and_does_not_fit_fails(preflight, offline, monkeypatch, capsys):
+    gpu = device.Gpu("small", "580.1", 8e9, 8e9, (8, 0))
+    monkeypatch.setattr(hardware, "gpus", lambda: ([gpu], ""))
+    monkeypatch.setattr(hardware, "machine_kind", lambda: "cpu")
+    assert in_process(preflight, monkeypatch, "--model", "Qwen/Qwen2.5-32B", "--skip-sandbox") == 2
+    assert "fail: memory for model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--shape", "Qwen/Nothing"], "--shape 'Qwen/Nothing' is not known: choose one of"),
+        (["--batch-sizes", "1,x"], "--batch-sizes '1,x'"),
+        (["--batch-sizes", "0"], "--batch-sizes '0'"),
+        (["--bits", "5"], "--bits 5: choose 4, 8 or 16"),
+        (["--shape", "tiny", "--bits", "16"], "random models are built in 4 bits"),
+        (["--new-tokens", "0"], "--new-tokens 0"),
+        (["--model", "nothing"], "--model 'nothing' is neither"),
+    ],
+)
+def test_bad_input_is_a_sentence(preflight, offline, monkeypatch, flags, sentence):
+    with pytest.raises(UserError) as error:
+        in_process(preflight, monkeypatch, *flags)
+    assert sentence in str(error.value)
+
+
+# ---- the hub ----
+
+
+def test_the_hub_is_not_asked_when_offline(preflight, offline):
+    assert preflight.hub_row().status == UNCHECKED
+
+
+@pytest.mark.parametrize("answer, status", [(200, OK), (405, OK), (503, WARN)])
+def test_a_hub_that_answers_and_one_that_is_broken(preflight, monkeypatch, answer, status):
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(answer)
+            self.end_headers()
+
+        def log_message(self, *args):
+            """Says nothing."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        assert preflight.hub_row().status == status
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert preflight.hub_row().status == WARN  # nobody listens any more
+
+
+# ---- Milestone 0 on the sandbox ----
+
+
+def fake_milestone(monkeypatch, preflight, status, training=None, stderr=""):
+    def run(command, *, env, **more):
+        data = preflight.Path(env["CAI_OUTPUT"], "data/single")
+        data.mkdir(parents=True)
+        (data / "run.json").write_text(json.dumps({"training": training} if training else {}))
+        return subprocess.CompletedProcess(command, status, "", stderr)
+
+    monkeypatch.setattr(preflight.subprocess, "run", run)
+
+
+def test_the_sandbox_row_takes_go_and_no_go_for_a_path_that_works(preflight, monkeypatch):
+    trained = {"before": {"loss": 0.6931}, "after": {"loss": 0.5}}
+    for status in (0, 3):
+        fake_milestone(monkeypatch, preflight, status, trained)
+        row = preflight.sandbox_row()
+        assert row.status == OK and row.found.endswith("loss 0.6931 -> 0.5000")
+
+
+def test_the_sandbox_row_fails_without_a_step_and_with_an_error(preflight, monkeypatch):
+    fake_milestone(monkeypatch, preflight, 3)
+    assert preflight.sandbox_row().status == FAIL
+    fake_milestone(monkeypatch, preflight, 2, stderr="warning\nerror: the GPU has no memory left\n")
+    row = preflight.sandbox_row()
+    assert (row.status, row.found) == (FAIL, "error: the GPU has no memory left")
+
+
+# ---- shapes ----
+
+
+@pytest.mark.parametrize("name", ["tiny", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-32B"])
+def test_a_shapes_parameters_are_those_of_the_architecture(name, base):  # base: unsloth is imported first
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = {k: v for k, v in SHAPES[name].config().items() if k != "quantization_config"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**config))
+    assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters
+
+
+def test_the_32bs_checkpoint_is_about_19_gb():
+    assert SHAPES["Qwen/Qwen2.5-32B"].checkpoint_bytes / 1e9 == pytest.approx(19.2, abs=0.2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_random_checkpoint_holds_every_weight_in_nf4_and_is_as_large_as_computed(tmp_path, tied):
+    import bitsandbytes.functional as bnb
+    import torch
+    from safetensors import safe_open
+
+    shape = random_weights.Shape(2, 128, 4, 2, 256, 4096, tied)
+    seen = []
+    size = random_weights.write_random(shape, tmp_path, device="cpu", progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert size == pytest.approx(shape.checkpoint_bytes, rel=0.02)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert ("lm_head.weight" in index["weight_map"]) != tied
+    name = "model.layers.1.mlp.down_proj.weight"
+    with safe_open(tmp_path / index["weight_map"][name], "pt") as f:
+        state = {k.removeprefix(f"{name}."): f.get_tensor(k) for k in f.keys() if k.startswith(f"{name}.")}
+        whole = bnb.dequantize_4bit(f.get_tensor(name), bnb.QuantState.from_dict(state, torch.device("cpu")))
+    assert tuple(whole.shape) == shape.linears["mlp.down_proj"]
+    assert float(whole.float().std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_same_seed_makes_the_same_checkpoint(tmp_path):
+    hashes = []
+    for directory, seed in (("a", 0), ("b", 0), ("c", 1)):
+        random_weights.write_random(SHAPES["tiny"], tmp_path / directory, device="cpu", seed=seed)
+        hashes.append((tmp_path / directory / "model-00001-of-00003.safetensors").read_bytes())
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_too_little_disk_for_the_random_checkpoint_is_said_before_it_is_written(tmp_path, monkeypatch):
+    from cai.preflight import measurements
+
+    monkeypatch.setattr(measurements, "disk_free", lambda path: 1e6)
+    with pytest.raises(UserError, match="--scratch"):
+        measurements.random_model("tiny", tmp_path / "scratch", 0, 1, print)
+    assert not (tmp_path / "scratch").exists()
