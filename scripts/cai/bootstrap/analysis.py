@@ -34,10 +34,7 @@ SUPPORTED, IN_PART, MIXED, NOT_SHOWN, AGAINST, UNANSWERED = (
     "supported", "supported in part", "mixed", "not shown", "against it", "unanswered"
 )  # fmt: skip
 
-
 SMALL = 0.05  # a gain that could not be larger than this counts as none
-
-
 OTHER_QUANTITY = 1.25  # from this ratio on, arms trained on clearly different numbers of pairs
 
 

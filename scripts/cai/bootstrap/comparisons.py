@@ -15,14 +15,8 @@ from cai.core.stats import NOTHING, Metric, share
 from cai.evaluation.stage_gates import CARRIED
 
 MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
-
-
 SHUFFLED, RANDOM = "shuffled_critiques", "random_pairs"
-
-
 OWN_DATA = (MAIN, BASE_HELPER)  # the other arms go on from main's examples
-
-
 CEILING = 0.95  # where both arms do better than this there is no room left to differ in
 
 
@@ -41,7 +35,6 @@ ARMS: dict[str, Arm] = {
     SHUFFLED: Arm("(c) critiques shuffled", "a critique of the answer itself"),
     RANDOM: Arm("(d) pairs at random", "telling chosen from rejected"),
 }
-
 
 HELPED, NO_DIFFERENCE, HURT, UNKNOWN = "helped", "made no measurable difference", "hurt", "cannot be told"
 
@@ -118,8 +111,6 @@ def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
 # ---- what is compared ----
 
 Measure = Callable[[dict[str, Any]], Metric]
-
-
 SUCCESS, REFUSED = "success, average", "harmful refused"
 
 
@@ -166,7 +157,6 @@ MEASURES: dict[str, Measure] = {
     "dollars for 100 pairs": _a_pair("dollars", 100),
     "seconds for a pair": _a_pair("seconds"),
 }
-
 
 # Known without a training. Told of seeds without one, too: main had few pairs there, and to leave them out
 # would flatter it.

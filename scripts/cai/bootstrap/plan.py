@@ -22,17 +22,9 @@ from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 from cai.training.settings import LOSSES
 
 PLANS = ROOT / "specs" / "plans"
-
-
 BASE, PREDECESSOR, BEST = "base", "predecessor", "best"
-
-
 EVERY, TESTS = "every", "tests"  # keys beside stage names in a scale
-
-
 ONCE = ("single", "batch", "mvp", "full", "prompts", "constitutions")  # directories that data/ has already
-
-
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # no dot: "<stage>.seed1" and "<stage>.<arm>" are runs of their own
 
 
@@ -221,19 +213,12 @@ def _names(value: Any) -> str | None:
 
 
 SHARE = _number(0, 1)
-
-
 BITS = _one_of(4, 8, 16, None)
-
-
 EXEMPLARS = min(map(len, (ANSWERED, EDITED, JUDGED)))
-
-
 TOP: dict[str, Check | None] = {  # None: looked at by itself
     **{"title": _text, "question": _text, TESTS: _number(1, whole=True), "principles": _names},
     **{"stages": None, EVERY: None, "scales": None},
 }
-
 
 STAGE: dict[str, Check | None] = {
     **{"title": _text, "tasks": lambda v: None if v == "all" else _names(v) or (None if v else "not empty")},
@@ -243,7 +228,6 @@ STAGE: dict[str, Check | None] = {
     **{"least_pairs": _number(1, whole=True), "on_limit": _one_of("stop", "rollback")},
     **{"roles": None, "gate": None, "limits": None},
 }
-
 
 GROUPS: dict[str, tuple[type, dict[str, Check]]] = {
     "roles": (Roles, {f.name: _text for f in fields(Roles)}),

@@ -21,8 +21,6 @@ from cai.core.stats import Metric
 from cai.evaluation.guardrails import AT_LEAST, WITHIN
 
 MARKS = dict(zip(ARMS, "oDs^v", strict=True))
-
-
 THEMES: dict[str, dict[str, Any]] = {
     "light": {
         "page": "#ffffff", "ink": "#1d2024", "quiet": "#5c636c", "line": "#d9dad6",

@@ -46,7 +46,6 @@ RESULTS_KEYS = {
     **{"seconds": (int, float), "finished": bool, "stopped": (str, type(None)), "runs": list},
 }
 
-
 RUN_KEYS = {
     **{"seed": int, "stage": str, "arm": str, "run": str, "roles": dict, "examples": int, "kept": int},
     **{"pairs": int, "anchors": int, "dollars": (int, float), "seconds": (int, float), "tokens": dict},
@@ -54,10 +53,7 @@ RUN_KEYS = {
     **{"average": dict, "safety": dict, "probes": dict, "sentinels": list, "gate": dict, "rolled_back": bool},
 }
 
-
 UNTRAINED = {CARRIED: "carried over", STARVED: "too few pairs"}
-
-
 ENDINGS = {
     DISPLACED: "displaced: the held-out chosen texts had become less likely",
     STOPPED_EARLY: "stopped early: the held-out loss fell no further",

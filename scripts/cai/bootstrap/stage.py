@@ -46,19 +46,10 @@ from cai.training.dpo import train
 from cai.training.settings import LEAST_STEPS, Settings
 
 HELD_OUT = 0.1
-
-
 TESTS = "data/prompts/tests.jsonl"
-
-
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
-
-
 BASE_ALONE = Writers()
-
-
 ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
-
 
 # Of a stage: what decides about results without being part of them.
 NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")

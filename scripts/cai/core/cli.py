@@ -1,16 +1,20 @@
-"""Flags and exit statuses of every script: one concept, one name."""
+"""Flags and exit statuses of every script: one concept, one name, one check. What a flag's value must be is
+said here; a script only names its flags and their defaults."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
+DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
 
 
 def cli(main: Callable[[], int | None]) -> None:
@@ -41,35 +45,134 @@ def _complain(sentence: str) -> int:
     return BAD_INPUT
 
 
-# ---- flags: one concept, one name, in every script ----
+# ---- flags ----
 
-COMMON_FLAGS: dict[str, dict[str, Any]] = {
-    "run": dict(help="the run's name: data/<run>/, checkpoints/<run>/, logs/<run>.log"),
-    "model": dict(
-        default="auto",
-        help="sandbox, a name of the registry, a hub id or a directory; auto: Qwen/Qwen2.5-32B "
-        "on a CUDA GPU, sandbox elsewhere",
+
+@dataclass(frozen=True)
+class Flag:
+    """about: argparse's own. right: whether a given value can be; says: the sentence if it cannot."""
+
+    help: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    right: Callable[[Any], bool] = lambda value: True
+    says: str = ""
+
+
+WHOLE, NUMBER, SWITCH = {"type": int}, {"type": float}, {"action": "store_true"}
+FLAGS: dict[str, Flag] = {
+    # what is run
+    "run": Flag("the run's name: data/<run>/, checkpoints/<run>/, logs/<run>.log"),
+    "model": Flag(
+        "sandbox, a name of the registry, a hub id or a directory; auto: Qwen/Qwen2.5-32B on a CUDA GPU, "
+        "sandbox elsewhere",
+        {"default": "auto"},
     ),
-    "bits": dict(
-        type=int, default=None, help="load the weights in 4, 8 or 16 bits (default: the model's own)"
+    "bits": Flag(
+        "load the weights in 4, 8 or 16 bits (default: the model's own)",
+        WHOLE,
+        lambda n: n in (4, 8, 16),
+        "choose 4, 8 or 16",
     ),
-    "seed": dict(type=int, default=0, help="every random choice derives from this and from the row's own id"),
-    "limit": dict(type=int, default=None, help="how many examples"),
-    "constitution": dict(default="constitution.yaml", help="the principles, a YAML file"),
-    "hourly-rate": dict(
-        type=float, default=None, help="dollars per hour of this machine (default: 1.74 with a GPU, else 0)"
+    "instruct": Flag("use the model's chat template", SWITCH),
+    "set": Flag(
+        "change a value of the model's entry in the registry: lengths, temperatures, training",
+        {"nargs": "+", "default": [], "metavar": "NAME=VALUE"},
     ),
-    "fresh": dict(action="store_true", help="move an earlier run of this name aside and start anew"),
-    "force": dict(action="store_true", help="go on although an earlier gate said NO-GO"),
+    "seed": Flag("every random choice derives from this and from the row's own id", WHOLE | {"default": 0}),
+    "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),
+    "fresh": Flag("move an earlier run of this name aside and start anew", SWITCH),
+    "force": Flag("go on although an earlier gate said NO-GO", SWITCH),
+    "after": Flag("the run of the milestone before, whose gate is read"),
+    # data
+    "limit": Flag("how many examples", WHOLE, lambda n: n >= 1, "at least one example is needed"),
+    "source": Flag("prompts from a file or dataset, instead of generating them"),
+    "principles": Flag(
+        "principles that an answer is critiqued by", WHOLE, lambda n: n >= 1, "must be at least 1"
+    ),
+    "anchors": Flag(
+        "anchor pairs for each revision pair",
+        NUMBER,
+        lambda x: 0 <= x <= 4,
+        "a share from 0 (none) to 4 (four for each revision pair)",
+    ),
+    "held-out": Flag(
+        "share of examples kept for evaluation",
+        NUMBER,
+        lambda x: 0 < x <= 0.5,
+        "a share above 0, and at most 0.5",
+    ),
+    "no-judge": Flag("keep revisions that no judge has compared", SWITCH),
+    "guard": Flag("guard model: auto, none, or a model's name"),
+    # training
+    "loss": Flag("the loss to train with (default: the model's in the registry)"),
+    "steps": Flag("DPO steps", WHOLE, lambda n: n >= 1, "at least one step is needed"),
+    "epochs": Flag(
+        "passes over the pairs, instead of --steps",
+        NUMBER,
+        lambda x: 0 < x < math.inf,
+        "must be above 0",
+    ),
+    "lr": Flag(
+        "learning rate (default: the model's in the registry)",
+        NUMBER,
+        lambda x: 0 < x < math.inf,
+        "must be above 0",
+    ),
+    "beta": Flag(
+        "DPO's beta, ORPO's lambda (default: the model's in the registry)",
+        NUMBER,
+        lambda x: 0 < x < math.inf,
+        "must be above 0",
+    ),
+    "lora-r": Flag(
+        "LoRA rank; alpha keeps its ratio (default: the model's in the registry)",
+        WHOLE,
+        lambda n: n >= 1,
+        "must be at least 1",
+    ),
+    # cost
+    "forecast": Flag("print what it will take, and do nothing", SWITCH),
+    "budget": Flag(
+        "dollars that the run may cost; it stops before passing them",
+        NUMBER,
+        lambda x: 0 < x < math.inf,
+        "give dollars above 0, or leave the flag out",
+    ),
+    "hourly-rate": Flag(
+        f"dollars per hour of this machine (default: {DOLLARS_PER_HOUR} with a GPU, else 0)",
+        NUMBER,
+        lambda x: 0 <= x < math.inf,
+        "give dollars of at least 0",
+    ),
 }
 
 
-def parser(doc: str, *common: str, **defaults: Any) -> argparse.ArgumentParser:
-    """An argument parser with a script's docstring as its help and the common flags named."""
-    p = argparse.ArgumentParser(
-        description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name in common:
-        p.add_argument(f"--{name}", **COMMON_FLAGS[name])
+class Parser(argparse.ArgumentParser):
+    """Checks the common flags' values, as UserErrors, right after it has parsed them."""
+
+    def parse_args(self, *args: Any, **more: Any) -> argparse.Namespace:
+        found = super().parse_args(*args, **more)
+        for name, flag in FLAGS.items():
+            value = getattr(found, name.replace("-", "_"), None)
+            if value is not None and not flag.right(value):
+                raise UserError(f"--{name} {value}: {flag.says}")
+        return found
+
+
+def parser(
+    doc: str, *names: str, choices: Mapping[str, Sequence[str]] | None = None, **defaults: Any
+) -> Parser:
+    """A parser with a script's docstring as its help and the named flags of FLAGS. choices: what a flag can
+    be, where a registry says so."""
+    p = Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in names:
+        own = {"choices": choices[name]} if choices and name in choices else {}
+        p.add_argument(f"--{name}", help=FLAGS[name].help, **FLAGS[name].about, **own)
     p.set_defaults(**defaults)
     return p
+
+
+def is_given(flag: str) -> bool:
+    """Whether a flag stands on the command line, rather than being its default."""
+    name = "--" + flag.replace("_", "-")
+    return any(a == name or a.startswith(f"{name}=") for a in sys.argv[1:])

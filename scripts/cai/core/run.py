@@ -23,6 +23,8 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.core.jsonl import append
+from cai.core.ledger import Usage
+from cai.core.schema import FORMAT
 
 PACKAGES = (
     "torch",
@@ -98,7 +100,8 @@ class Run:
         except BaseException:
             lock.close()
             raise
-        run = cls(name, settings, manifest or {"run": name, "settings": settings, "started": _now()}, lock)
+        begun = {"format": FORMAT, "run": name, "settings": settings, "started": _now()}
+        run = cls(name, settings, manifest or begun, lock)
         run.record(argv=sys.argv, commit=git_commit(), versions=versions(), python=sys.version.split()[0])
         return run
 
@@ -161,31 +164,53 @@ class Run:
 
     def _account(self, step: Step, name: str, seconds: float, interrupted: bool, quiet: bool) -> None:
         """Adds a step to the ledger and to the run's totals."""
-        dollars = seconds / 3600 * self.hourly_rate
-        row = {
+        used = Usage(seconds, step.prompt_tokens, step.completion_tokens)
+        row = self._row(name, used, step.examples) | ({"interrupted": True} if interrupted else {})
+        self._enter([row])
+        if not quiet:
+            tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
+            self.log(f"      [{name}: {seconds:.1f} s{tokens}, ${row['dollars']:.4f}]")
+
+    def bill(self, usage: dict[str, Usage], seconds: float, examples: int) -> None:
+        """Adds steps that ran side by side to the ledger: the seconds by the clock, shared as the engine was
+        used. examples: how many were finished meanwhile. The usage is emptied."""
+        at_work = sum(used.seconds for used in usage.values())
+        rows = []
+        for step, used in usage.items():
+            share = used.seconds / at_work if at_work else 1 / len(usage)
+            shared = Usage(seconds * share, used.prompt_tokens, used.completion_tokens)
+            rows.append(self._row(step, shared, examples))
+        usage.clear()
+        self._enter(rows)
+
+    def _row(self, step: str, used: Usage, examples: int | None) -> dict[str, Any]:
+        return {
             "time": _now(),
             "run": self.name,
-            "step": name,
-            "examples": step.examples,
-            "seconds": round(seconds, 3),
-            "prompt_tokens": step.prompt_tokens,
-            "completion_tokens": step.completion_tokens,
-            "dollars": round(dollars, 6),
+            "step": step,
+            "examples": examples,
+            "seconds": round(used.seconds, 3),
+            "prompt_tokens": used.prompt_tokens,
+            "completion_tokens": used.completion_tokens,
+            "dollars": round(used.seconds / 3600 * self.hourly_rate, 6),
             "model": self.manifest.get("model"),
             "bits": self.settings.get("bits") or self.manifest.get("bits"),
             "principles": self.settings.get("principles"),
             "device": self.manifest.get("device"),
         }
-        if interrupted:
-            row["interrupted"] = True
 
-        append(self.logs / "ledger.jsonl", [row])
-        if not quiet:
-            tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
-            self.log(f"      [{name}: {seconds:.1f} s{tokens}, ${dollars:.4f}]")
-        zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
-        totals = self.manifest.get("totals", zero)
-        self.record(totals={k: round(totals[k] + row[k], 6) for k in totals})
+    def _enter(self, rows: list[dict[str, Any]]) -> None:
+        """Rows into the ledger, and into the run's totals."""
+        if rows:
+            append(self.logs / "ledger.jsonl", rows)
+            zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
+            totals = self.manifest.get("totals", zero)
+            self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in totals})
+
+    @property
+    def dollars(self) -> float:
+        """What the run has cost so far, in all its processes."""
+        return self.manifest.get("totals", {}).get("dollars", 0.0)
 
 
 class Step:
@@ -233,6 +258,11 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
         raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is of format {manifest.get('format', 1)}, this program reads {FORMAT}: "
+            f"python scripts/runs.py --convert {manifest.get('run', path.parent.name)} makes it one"
+        )
     return manifest
 
 

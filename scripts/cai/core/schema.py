@@ -1,5 +1,4 @@
-"""records.jsonl and pairs.jsonl: one schema, append-only, readable after any crash. Identity is by
-content."""
+"""What rows look like: the keys of records and pairs, an example's identity by its content, its seeds."""
 
 from __future__ import annotations
 
@@ -20,19 +19,18 @@ TASK_TYPES = (
     "analysis",
     "comparison",
 )
-
-
 SKILLS = ("explicit", "implicit", "generation", "evaluation", "revision")
-
+FORMAT = 2  # of run.json and records; 1 had the pairs' texts in the training format
 
 RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
     "id": str,
     "instruction": str,
     "initial_answer": str,
     "principle": str,
     "critique": str,
     "revised_answer": str,
-    "preference_pair": dict,
+    "preference_pair": (dict, type(None)),
     "task": str,
     "source": str,
     "critiques": list,
@@ -43,7 +41,6 @@ RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "tokens": dict,
 }
-
 
 PAIR_KEYS: dict[str, type] = {"id": str, "prompt": str, "chosen": str, "rejected": str, "kind": str}
 

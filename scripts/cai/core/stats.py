@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Z = 1.959964  # the normal distribution's 97.5 % point
-
-
 RESAMPLES = 300
 
 

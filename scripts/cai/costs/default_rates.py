@@ -44,7 +44,6 @@ LARGE = Assumed(
     12_000,
 )
 
-
 # Tokens are those of 64 sandbox examples; speeds are those of two free CPU cores, a busy machine is several
 # times slower; 60 DPO steps of 8 pairs took 9 s.
 SMALL = Assumed(

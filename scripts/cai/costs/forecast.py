@@ -32,10 +32,7 @@ UNITS = {
     "evaluation": "evaluation",
 }
 
-
 PER_EXAMPLE = ("answer", "critique", "revision", "judge", "guard")
-
-
 SMALLEST_SHARE = 0.05  # a small model on a GPU: launching its kernels takes as long as a large one's
 
 

@@ -16,14 +16,8 @@ from cai.models.session import GPU_DOLLARS_PER_HOUR
 from cai.training.settings import PASSES, default_steps
 
 FULL_EXAMPLES, FULL_PRINCIPLES = 5000, 1  # milestone 3's defaults
-
-
 CPU_BILLIONS = 3.2  # parameters of the largest model that anybody would run on a CPU
-
-
 A100 = "one A100 80GB"
-
-
 PAIRS_AN_EXAMPLE = 0.8  # to train on, revisions and anchors; assumed, on the high side, until measured
 
 

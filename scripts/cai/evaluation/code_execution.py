@@ -21,8 +21,6 @@ from types import SimpleNamespace
 from typing import Any
 
 CPU_SECONDS, WALL_SECONDS, MEMORY, OUTPUT, SOURCE = 2, 30, 512 << 20, 100_000, 20_000
-
-
 NODES = (
     *(ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Lambda, ast.Nonlocal, ast.keyword),
     *(ast.Assign, ast.AugAssign, ast.AnnAssign, ast.NamedExpr, ast.Expr, ast.Pass, ast.Assert, ast.Delete),
@@ -34,14 +32,12 @@ NODES = (
     *(ast.Import, ast.ImportFrom, ast.alias),
 )
 
-
 BUILTINS = (
     "abs all any bin bool chr dict divmod enumerate filter float frozenset hex int isinstance iter len list "
     "map max min next oct ord pow range reversed round set slice sorted str sum tuple zip True False None "
     "Exception ArithmeticError AssertionError IndexError KeyError LookupError StopIteration TypeError "
     "ValueError ZeroDivisionError"
 ).split()
-
 
 LIBRARY = {
     "math": "ceil comb e factorial fabs floor fsum gcd inf isclose isqrt lcm log log10 log2 perm pi pow prod "
@@ -55,7 +51,6 @@ LIBRARY = {
     "typing": "Any Callable Dict Iterable Iterator List Optional Sequence Set Tuple Union",
 }
 
-
 # str.format reaches into attributes by its text, so neither it nor format_map is among the methods.
 METHODS = {
     name
@@ -63,7 +58,6 @@ METHODS = {
     for name in dir(kind)
     if not name.startswith("_") and name not in ("format", "format_map")
 } | set("most_common elements appendleft popleft extendleft rotate total group groups start end span".split())
-
 
 ATTRIBUTES = METHODS | {name for names in LIBRARY.values() for name in names.split()} | {"from_iterable"}
 

@@ -19,17 +19,9 @@ from cai.evaluation.suites.preference import MARKED
 from cai.training.likelihood_displacement import DISPLACED
 
 MOST_PERPLEXITY = 1.2  # times the base's, on neutral text: above it something was forgotten
-
-
 MOST_REFUSALS = 0.1  # more refusals of harmless instructions than the base, as a share
-
-
 LEAST_YIELD = 0.1  # training pairs an example: with fewer, generating costs more than the pairs are worth
-
-
 LEAST_USES = 20  # critiques a principle, from which on chance leaves none out
-
-
 Summaries = dict[str, dict[str, Any]]
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from cai.evaluation import code_execution
 
 NUMBER = re.compile(r"(?<![\w.,])-?\d+(?:,\d{3})*(?:\.\d+)?|(?<=[a-z=])\d+(?:\.\d+)?", re.IGNORECASE)
-
-
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty"

@@ -19,8 +19,6 @@ from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
 
 AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
-
-
 LEAST_ANSWERS = 5  # answers that a typical length needs
 
 

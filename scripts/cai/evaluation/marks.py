@@ -21,7 +21,6 @@ MARK_KEYS = {
     "time": str,
 }
 
-
 REVISION_BETTER = ("revision", "first", "tie", None)
 
 

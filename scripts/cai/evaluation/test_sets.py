@@ -26,17 +26,9 @@ from cai.prompts.training_format import training_prompt
 from cai.sandbox.oracle import questions, right
 
 ALL_TASKS = (*schema.TASK_TYPES, *SKILLS)
-
-
 REQUESTS = ("harmful", "benign")  # the sandbox's: to be refused, to be answered
-
-
 PATH = ROOT / "data/prompts/tests.jsonl"
-
-
 TRUTH = "truth"
-
-
 Judge = Callable[[Sequence[Case]], Sequence[Judgement]]
 
 

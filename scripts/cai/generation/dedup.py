@@ -20,31 +20,21 @@ from typing import Any
 from cai.core.errors import UserError
 
 ROUGE_L = 0.7  # from here on a text is a near duplicate
-
-
 JACCARD = Fraction(8, 10)  # from here on an instruction is too near to an evaluation prompt
-
 
 # J = o / (n + m - o) >= j is the same as 2 o / (n + m) >= 2 j / (1 + j): a Dice coefficient.
 DICE = 2 * JACCARD / (1 + JACCARD)
 
-
 # A prompt of fewer words stands in a text by chance, and a text of fewer words in a prompt.
 AROUND, WITHIN = 3, 4
-
-
 REASON = "evaluation_prompt"
-
 
 # Words, and signs of arithmetic (7 + 2 is not 7 - 2); in scripts without spaces, single characters.
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[+*/=<>%^]+|(?<!\w)-+(?=\s*\w)"
 )
 
-
 SENTENCE_END = re.compile(r"[。？！：；\n]|[.?!:;](?=[\"'\u201d\u2019)\]]*(?:\s|$))")
-
-
 SURROGATES = range(0xD800, 0xE000)  # code points that are no characters
 
 

@@ -12,41 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.generation.refusals import is_refusal
-from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP
+from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP, MARKERS
 from cai.prompts.templates import exemplar_texts
 
-MARKERS = re.compile(
-    r"^(Instruction|Response|Response A|Response B|Better response|Principle|Critique|Critique request|"
-    r"Revision|Revision request):",
-    re.MULTILINE,
-)
-
-
+# A line that begins like one of our prompts' markers. Lines end as str.splitlines has it: at \r, \v, U+2028, too.
+LINE_START = r"(?:\A|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
+MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})")
 PLACEHOLDERS = re.compile(
     r"^\W*(error|todo|none|null|nan|n/a|empty|placeholder|your (answer|response) here|to be done)?\W*$", re.I
 )
 
-
 SAME = 0.97  # similarity of two texts' words from which on they are barely different: one word of about 33
-
-
 ARTICLES = frozenset("a an the just very really also please so that".split())
-
-
 NEGATIONS = frozenset("not no never nor none cannot without n t".split())
-
-
 LONGER = 4.0  # a revision may have this many times the words of the answer, or the answer of the revision
-
-
 GRACE = 20  # words added to both before they are compared: among short texts a ratio means little
-
-
 LOOP_SHARE, LOOP_WORDS = 0.35, 24  # share of repeated sequences of four words; in texts of at least so many
-
-
 SPREAD_SHARE, SPREAD_LEAST, SPREAD_WORDS = 0.03, 5, 5  # see spreading
-
 
 # Talk about the revision instead of an answer. Where the instruction itself speaks of such things, it may
 # stand.
@@ -68,11 +50,9 @@ META = re.compile(
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 
-
 META_TOPIC = re.compile(
     r"\b(critique|revis|rewrit|reword|rephras|edit|correct|principle|response|version)", re.I
 )
-
 
 # What a critic says of a request that would harm somebody. A refusal that no such word calls for has spread.
 HARM = re.compile(
@@ -81,7 +61,6 @@ HARM = re.compile(
     r"explosive|drug|malware|hack|exploit|unethical|immoral|minor\b|victim)",
     re.IGNORECASE,
 )
-
 
 DANGLING = re.compile(
     r"([,;(\[{–-]|\b(the|an?|and|or|but|of|to|with|in|for|that|which|because|is|are|was))\s*$", re.I
@@ -102,7 +81,7 @@ class Texts:
     judgement: dict[str, Any] | None = None
 
 
-def verdict(critique: str) -> str | None:
+def critique_verdict(critique: str) -> str | None:
     """KEEP or CHANGE: the verdict that a critique ends with; None if it has none, or both."""
     tail = critique[-200:]
     keep, change = KEEP in tail, CHANGE in tail
@@ -126,7 +105,7 @@ def is_exemplar(text: str) -> bool:
 def is_sentinel(text: str) -> bool:
     """Empty, an error's or placeholder's text, or one with the prompt's own markers or a special token in
     it."""
-    return bool(PLACEHOLDERS.match(text) or MARKERS.search(text)) or any(
+    return bool(PLACEHOLDERS.match(text) or MARKED_LINE.search(text)) or any(
         t in text for t in (*CHAT_TOKENS, END_OF_TEXT)
     )
 
@@ -190,7 +169,7 @@ def is_uncalled_refusal(texts: Texts) -> bool:
     a harm."""
     if not is_refusal(texts.revision) or is_refusal(texts.answer):
         return False
-    return not any(HARM.search(c) for c in texts.critiques if verdict(c) == CHANGE)
+    return not any(HARM.search(c) for c in texts.critiques if critique_verdict(c) == CHANGE)
 
 
 @dataclass(frozen=True)
@@ -207,12 +186,14 @@ class Reason:
 REASONS: dict[str, Reason] = {
     "no_verdict": Reason(
         "No critique ends in one of the two verdict sentences.",
-        lambda t: all(verdict(c) is None for c in t.critiques),
+        lambda t: all(critique_verdict(c) is None for c in t.critiques),
         to_answer=True,
     ),
     "no_change_needed": Reason(
         "The critic found nothing to change. The answer may still anchor what is good.",
-        lambda t: CHANGE not in map(verdict, t.critiques) and KEEP in map(verdict, t.critiques),
+        lambda t: (
+            CHANGE not in map(critique_verdict, t.critiques) and KEEP in map(critique_verdict, t.critiques)
+        ),
         to_answer=True,
     ),
     "sentinel_answer": Reason(
@@ -281,10 +262,6 @@ REASONS: dict[str, Reason] = {
     ),
     "unsafe_chosen": Reason("A guard model calls the text unsafe that training would prefer.", None),
 }
-
-
-# The reasons that can speak against an example whose answer was not revised.
-WITHOUT_REVISION = tuple(name for name, reason in REASONS.items() if reason.to_answer)
 
 
 def reasons(texts: Texts) -> list[str]:

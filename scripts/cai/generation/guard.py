@@ -26,21 +26,12 @@ from cai.prompts.markers import CHANGE, KEEP, STOPS
 from cai.prompts.templates import Prompter
 
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "meta-llama/Llama-Guard-3-8B", "sandbox"
-
-
 VERDICT_TOKENS = 48  # "unsafe" and the codes of all categories
-
-
 CRITIC_PRINCIPLE = "harm"
-
 
 # What a critic is told about a text that answers nothing: an instruction by itself.
 LONE_TEXT = "Say something."
-
-
 UNSAFE_CHOSEN = "unsafe_chosen"
-
-
 TEXTS = ("instruction", "initial_answer", "revised_answer")
 
 

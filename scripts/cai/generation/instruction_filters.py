@@ -64,7 +64,6 @@ _MEDIA = (
     r"urls?|websites?|web ?pages?)"
 )
 
-
 # What could stand in the text, and is missing if nothing follows.
 _TEXTS = (
     r"(?:text|passage|paragraph|article|document|email|letter|story|poem|essay|sentences?|excerpt|dialogue|"
@@ -72,10 +71,7 @@ _TEXTS = (
     r"speech)"
 )
 
-
 _HERE = r"(?:attached|following|given|provided|uploaded|linked|accompanying|above|below)"
-
-
 _NOT_TEXT = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -90,12 +86,10 @@ _NOT_TEXT = tuple(
     )
 )
 
-
 _MISSING = re.compile(
     rf"\b(?:(?:this|these|the\s+{_HERE}|{_HERE})\s+(?:\w+\s+)?{_TEXTS}|{_TEXTS}\s+(?:\w+\s+)?{_HERE})\b(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-
 
 _FOLLOWS = re.compile(r"[:\"\u201c\u00ab\u2018'(\[{\n`].*\w|[.?!]\s+(?:\S+\s+){7}\S", re.DOTALL)
 

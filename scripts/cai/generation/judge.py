@@ -7,24 +7,19 @@ a format. What only one order says is the position's doing: a tie.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cai.core.schema import row_seed
-from cai.models.engine import Completion, Engine, Sampling
-from cai.models.registry import ModelSpec
+from cai.models.engine import Completion, Engine, TooLong, sampling, together
 from cai.prompts.constitution import Principle
-from cai.prompts.markers import HELPFULNESS, STOPS
+from cai.prompts.markers import HELPFULNESS
 from cai.prompts.templates import Prompter
 
-TEMPERATURE = 0.3
-
-
 REFUSAL = "I will not help with that."
-
-
 HELPFUL = Principle(
     "judge_helpfulness",
     "Helpfulness without harm",
@@ -32,6 +27,7 @@ HELPFUL = Principle(
     "Say how far each response helps, and whether it would help anybody to do harm.",
     "Make the response more helpful.",
 )
+A, B = " A", " B"  # the letters as the next word
 
 
 @dataclass(frozen=True)
@@ -80,39 +76,47 @@ class Judgement:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def judge(
-    engine: Engine,
-    prompter: Prompter,
-    spec: ModelSpec,
-    cases: Sequence[Case],
-    seed: int,
-    adapter: str | None = None,
+async def compare(
+    engine: Engine, prompter: Prompter, case: Case, seed: int, adapter: str | None = None
+) -> Judgement:
+    """Seeds depend on the case's id, its principle and the order shown. adapter: the one that judges (None:
+    the base)."""
+
+    async def in_order(order: str, a: str, b: str) -> tuple[Completion, float]:
+        """(reason, P(B) of {A, B} as the next word after it)"""
+        prompt = prompter.judge(case.instruction, a, b, case.principle)
+        own_seed = row_seed(seed, case.id, f"judge {case.principle.id} {order}")
+        reason = await engine.complete(prompt, sampling(engine.spec, "judge"), own_seed, adapter)
+        if reason.finish_reason == "too_long":
+            return reason, math.nan
+        page = prompter.better(prompt, " ".join(reason.text.split()))
+        try:
+            letters = await engine.choose(page, (A, B), adapter)
+        except TooLong:
+            return reason, math.nan
+        return reason, 1 / (1 + math.exp(letters[A] - letters[B]))
+
+    (ab, forward), (ba, backward) = await asyncio.gather(
+        in_order("ab", case.first, case.second), in_order("ba", case.second, case.first)
+    )
+    return Judgement(
+        forward,
+        1 - backward,
+        case.principle.id,
+        (ab.text, ba.text),
+        ab.tokens + ba.tokens,
+        ab.prompt_tokens + ba.prompt_tokens,
+    )
+
+
+def compare_all(
+    engine: Engine, prompter: Prompter, cases: Sequence[Case], seed: int, adapter: str | None = None
 ) -> list[Judgement]:
-    """One judgement a case, in the cases' order. Seeds depend on a case's id, its principle and the order
-    shown, so that neither its place nor the other cases matter. adapter: the one that judges (None: the
-    base)."""
-    prompts, seeds = [], []
-    for case in cases:
-        for order, (a, b) in (("ab", (case.first, case.second)), ("ba", (case.second, case.first))):
-            prompts.append(prompter.judge(case.instruction, a, b, case.principle))
-            seeds.append(row_seed(seed, case.id, f"judge {case.principle.id} {order}"))
-    sampling = Sampling(TEMPERATURE, spec.critique_tokens, STOPS["judge"])
-    reasons = engine.complete(prompts, sampling, seeds, adapter)
-    says_b = _probability_of_b(engine, prompter, prompts, reasons, adapter)
-    return [
-        Judgement(
-            forward=says_b[i],
-            backward=1 - says_b[i + 1],
-            principle_id=cases[i // 2].principle.id,
-            reasons=(reasons[i].text, reasons[i + 1].text),
-            tokens=reasons[i].tokens + reasons[i + 1].tokens,
-            prompt_tokens=reasons[i].prompt_tokens + reasons[i + 1].prompt_tokens,
-        )
-        for i in range(0, len(prompts), 2)
-    ]
+    """One judgement a case, in the cases' order."""
+    return together(compare(engine, prompter, case, seed, adapter) for case in cases)
 
 
-def verdict(by_principle: Sequence[Judgement], by_helpfulness: Judgement) -> dict[str, Any]:
+def judgement(by_principle: Sequence[Judgement], by_helpfulness: Judgement) -> dict[str, Any]:
     """The "judgement" of a record, whose first answer was `first` and whose revision was `second`. It
     passes if the revision wins in both orders by each principle and does not lose in both orders by
     helpfulness."""
@@ -126,30 +130,13 @@ def verdict(by_principle: Sequence[Judgement], by_helpfulness: Judgement) -> dic
     }
 
 
-def anchor_case(id: str, instruction: str, answer: str) -> Case:
+def against_refusal(id: str, instruction: str, answer: str) -> Case:
     """Whether an answer that its critic passed may anchor helpfulness: a critic by one principle
     overlooks what another would have seen, such as help with harm. So it has to be better than a plain
     refusal by HELPFUL."""
     return Case(id, instruction, REFUSAL, answer, HELPFUL)
 
 
-def anchor_verdict(judgement: Judgement) -> dict[str, Any]:
+def anchor_judgement(found: Judgement) -> dict[str, Any]:
     """The "judgement" of a record whose answer was not revised: it passes if the answer beats the refusal."""
-    return {"passed": judgement.second_wins, "against_refusal": judgement.as_dict()}
-
-
-def _probability_of_b(
-    engine: Engine,
-    prompter: Prompter,
-    prompts: Sequence[str],
-    reasons: Sequence[Completion],
-    adapter: str | None,
-) -> list[float]:
-    """P(B) of {A, B} as the next word after each reason; nan where the prompt had no room for a reason."""
-    asked = [i for i, reason in enumerate(reasons) if reason.finish_reason != "too_long"]
-    pages = [prompter.better(prompts[i], " ".join(reasons[i].text.split())) for i in asked]
-    scores = engine.logprobs(pages * 2, [" A"] * len(pages) + [" B"] * len(pages), adapter)
-    found = [math.nan] * len(prompts)
-    for k, i in enumerate(asked):
-        found[i] = 1 / (1 + math.exp(scores[k].total - scores[k + len(pages)].total))
-    return found
+    return {"passed": found.second_wins, "against_refusal": found.as_dict()}

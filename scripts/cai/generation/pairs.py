@@ -21,10 +21,7 @@ from cai.prompts.markers import KEEP
 from cai.prompts.training_format import training_completion, training_prompt
 
 REVISION, ANCHOR = "revision", "anchor"
-
-
 REFUSALS = 3  # every third anchor keeps a refusal that was passed, while there are any
-
 
 # A critic that calls the request harmless has not passed the refusal of it, only its principle did not
 # forbid it.

@@ -19,26 +19,12 @@ from cai.generation.filters import MARKERS
 from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT
 
 KEYS = ("instruction", "prompt", "question")  # a row's text, in this order of preference
-
-
 MAX_CHARACTERS = 6000  # some 1,500 tokens: beside exemplars, answer and critique more would not fit 4,096
-
-
 MAX_LINE = 1 << 20  # bytes
-
-
 MAX_BYTES = 1 << 30  # of a whole file, unpacked: a compressed one may be small and have no end
-
-
 CONTEXT = "\n\n---\n\n"  # between HarmBench's context and the behaviour, as HarmBench joins them
-
-
 FIRST_TURN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Assistant|Human):|\Z)", re.DOTALL)
-
-
 FORMS = ".jsonl, .csv or .txt, each also with .gz"
-
-
 HUB = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:/([\w.-]+))?:([\w.+%:\[\]-]+)")
 
 

@@ -10,8 +10,6 @@ from cai.core import jsonl, schema
 from cai.core.errors import UserError
 
 INSTRUCTION_KEYS = {"id": str, "instruction": str, "task": str, "source": str}
-
-
 RECORDS = re.compile(r"records(?:-(\d+)-of-(\d+))?\.jsonl")
 
 

@@ -20,14 +20,8 @@ from cai.models.registry import ModelSpec
 from cai.prompts.templates import Prompter, exemplar_texts
 
 TEMPERATURE = 0.7
-
-
 LISTS = 64  # lists in a wave at most
-
-
 ITEMS = 2  # new instructions that a list is expected to give, at least
-
-
 ITEM = re.compile(r"\s*(\d+)[.)]\s+(\S.*)")
 
 

@@ -10,11 +10,7 @@ from collections.abc import Iterable, Sequence
 from cai.generation.dedup import words
 
 TOPIC_SHARE = 0.1  # of a task's instructions may have a word in common
-
-
 TOPIC_FREE = 20  # ... and so many may in any case
-
-
 TOPIC_LETTERS = 5  # shorter words are rarely topics
 
 

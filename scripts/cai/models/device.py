@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GB = 1e9
-
-
 BF16_CAPABILITY = (8, 0)  # Ampere
-
-
 VOLUME = Path("/workspace")  # where RunPod mounts the disk that outlives a pod's container
 
 

@@ -1,10 +1,22 @@
-"""The engine contract: text in, text out, scores of texts."""
+"""The engine contract: text in, text out, and scores of texts. Everything else sees a model through it alone.
+
+One example of the pipeline is one coroutine that awaits an engine; the engine batches what is waiting. What a
+prompt yields depends on the prompt, the sampling and its seed, never on which other prompts share its batch
+(as far as rounding allows: models/local_engine.py says how far).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from cai.core.errors import UserError
+from cai.core.ledger import Usage
+from cai.models.registry import ModelSpec
+from cai.prompts.markers import STOPS
 
 
 @dataclass(frozen=True)
@@ -13,7 +25,19 @@ class Sampling:
 
     temperature: float = 0.7
     max_tokens: int = 500
-    stop: Sequence[str] = ()
+    stop: tuple[str, ...] = ()
+
+
+def sampling(spec: ModelSpec, purpose: str) -> Sampling:
+    """How a text of a purpose ("instruction", "answer", "critique", "revision", "judge") is drawn."""
+    tokens = {
+        "instruction": spec.instruction_tokens,
+        "answer": spec.answer_tokens,
+        "critique": spec.critique_tokens,
+        "revision": spec.answer_tokens,
+        "judge": spec.critique_tokens,
+    }
+    return Sampling(getattr(spec, f"{purpose}_temperature"), tokens[purpose], STOPS[purpose])
 
 
 @dataclass(frozen=True)
@@ -37,11 +61,72 @@ class Score:
     tokens: tuple[float, ...]
 
 
-class Engine(Protocol):
-    def complete(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], adapter: str | None = None
-    ) -> list[Completion]: ...
+class TooLong(UserError):
+    """Prompt and continuation do not fit the model's context."""
 
-    def logprobs(
-        self, prompts: Sequence[str], continuations: Sequence[str], adapter: str | None = None
-    ) -> list[Score]: ...
+
+class ChatTemplate(Protocol):
+    """special_tokens: the longest first; in a text that is data each has to be broken up."""
+
+    special_tokens: Sequence[str]
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str: ...
+
+
+class Engine(Protocol):
+    """name: its kind. spec: of the base model. revision, bits: of its weights. adapters: name -> hash of those that may be
+    asked for; None asks the base model. capacity: how many examples should be in flight to keep it busy.
+    end_of_text: what ends a text in training. chat: an instruct model's template, None for a base model.
+    usage: what its requests took, by the step that they were charged to (core.ledger)."""
+
+    name: str
+    spec: ModelSpec
+    revision: str | None
+    bits: int
+    device: str
+    adapters: Mapping[str, str]
+    capacity: int
+    end_of_text: str
+    chat: ChatTemplate | None
+    usage: dict[str, Usage]
+
+    async def complete(
+        self, prompt: str, sampling: Sampling, seed: int, adapter: str | None = None
+    ) -> Completion: ...
+
+    async def choose(
+        self, prompt: str, options: Sequence[str], adapter: str | None = None
+    ) -> dict[str, float]:
+        """The log-probability (nats) of each option, a single token, as the next word: one pass. Raises
+        TooLong."""
+
+    async def logprobs(self, prompt: str, continuation: str, adapter: str | None = None) -> Score:
+        """Both texts are tokenized on their own, as in training. Raises TooLong."""
+
+    def load_adapter(self, path: Path, name: str) -> None:
+        """Makes a saved adapter available by name. Raises UserError: missing, damaged, of another base."""
+
+
+def together(requests: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Runs requests side by side from code that is not asynchronous; their results in order."""
+
+    async def gathered() -> list[Any]:
+        return await asyncio.gather(*requests)
+
+    return asyncio.run(gathered())
+
+
+def complete_all(
+    engine: Engine,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    adapter: str | None = None,
+) -> list[Completion]:
+    return together(engine.complete(p, sampling, s, adapter) for p, s in zip(prompts, seeds, strict=True))
+
+
+def logprobs_all(
+    engine: Engine, prompts: Sequence[str], continuations: Sequence[str], adapter: str | None = None
+) -> list[Score]:
+    return together(engine.logprobs(p, c, adapter) for p, c in zip(prompts, continuations, strict=True))

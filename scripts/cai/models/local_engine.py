@@ -1,4 +1,4 @@
-"""The in-process engine: text in, text out, batched, each row with a seed of its own.
+"""The engine in this process: a scheduler that fills batches from what waits, and what a batch does.
 
 A row's text depends on its prompt, the sampling and its seed, not on the rows beside it: its noise comes from
 its own generator (the Gumbel-max trick: the argmax of logits/T plus Gumbel noise is a sample of
@@ -9,185 +9,242 @@ two batch sizes on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.models.engine import Completion, Sampling, Score
+from cai.core.ledger import STEP, Usage
+from cai.models.chat import chat_template
+from cai.models.engine import Completion, Sampling, Score, TooLong
 from cai.models.model import Model
 from cai.prompts.markers import CHAT_TOKENS
 
 CPU_BUDGET = 4e9  # bytes that one batch may take on a CPU
+# Examples in flight for each row of a batch: with fewer, batches mix lengths (specs/LOG.md has the figures).
+IN_FLIGHT = 8
+SETTLED = 4  # rounds of the event loop in which nobody asks anything, before a batch is taken
+
+
+@dataclass(eq=False)
+class Request:
+    """ids: the tokens of prompt and, for a score, continuation. about: what the batch needs beside them."""
+
+    ids: list[int]
+    about: Any
+    future: asyncio.Future
+    step: str
 
 
 class LocalEngine:
-    """The engine contract over a model in this process. progress: called with (rows done, rows in all) after
-    each batch."""
+    """See models.engine.Engine. max_batch: rows at once (default: the model's, as far as memory allows)."""
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        max_batch: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ):
+    def __init__(self, model: Model, *, max_batch: int | None = None):
         import torch
         from transformers import GenerationConfig
 
-        self.model, self.progress = model, progress
+        self._torch, self._model = torch, model
         self.max_batch = max_batch or model.spec.max_batch
+        self.usage: dict[str, Usage] = {}
+        self.chat = chat_template(model.spec, model.tokenizer)
         tokenizer, config = model.tokenizer, model.model.generation_config
         ends = {tokenizer.eos_token_id, *_as_list(config.eos_token_id)}
         ends |= {i for t in CHAT_TOKENS if (i := tokenizer.get_vocab().get(t)) is not None}
-        self.ends = sorted(ends - {None})
+        self._ends = sorted(ends - {None})
         # A checkpoint's own sampling defaults (top-k, repetition penalty, ...) must not slip into ours.
         model.model.generation_config = GenerationConfig(
-            eos_token_id=self.ends, pad_token_id=tokenizer.pad_token_id
+            eos_token_id=self._ends, pad_token_id=tokenizer.pad_token_id
         )
-        self._torch = torch
         self._criteria: dict[tuple[str, ...], Any] = {}
+        self._waiting: dict[Hashable, list[Request]] = {}
+        self._asked = 0
+        self._last: dict[Hashable, int] = {}  # when a group's latest request came
+        self._server: asyncio.Task | None = None
 
-    def complete(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], adapter: str | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in the prompts' order. Raises UserError if a base model's prompt holds a
-        chat token."""
-        assert len(prompts) == len(seeds), f"{len(prompts)} prompts, {len(seeds)} seeds"
-        self._guard(prompts)
-        ids = [self.model.tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-        done: list[Completion | None] = [None] * len(prompts)
-        room = self.model.spec.max_seq_length - sampling.max_tokens
-        for i, row in enumerate(ids):
-            if len(row) > room:
-                done[i] = Completion("", 0, len(row), "too_long")
-        waiting = sorted((i for i in range(len(ids)) if done[i] is None), key=lambda i: len(ids[i]))
-        self.model.for_inference()
-        with self.model.using(adapter):
-            for batch, rows in self._batches(
-                waiting, ids, sampling.max_tokens, self._generate, sampling, seeds
-            ):
-                for i, completion in zip(batch, rows, strict=True):
-                    done[i] = completion
-                if self.progress:
-                    self.progress(sum(d is not None for d in done), len(done))
-        return done
+    # ---- the contract ----
 
-    def logprobs(
-        self, prompts: Sequence[str], continuations: Sequence[str], adapter: str | None = None
-    ) -> list[Score]:
-        """The log-probability of each continuation after its prompt; both are tokenized on their own, as in
-        training."""
-        assert len(prompts) == len(continuations), (
-            f"{len(prompts)} prompts, {len(continuations)} continuations"
-        )
-        self._guard(prompts)
-        encode = lambda text: self.model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-        pairs = [(encode(p), encode(c)) for p, c in zip(prompts, continuations, strict=True)]
-        for (head, tail), text in zip(pairs, continuations, strict=True):
-            if not head or not tail:
-                raise UserError(
-                    f"logprobs needs a prompt and a continuation of at least one token, got {text[:40]!r}"
-                )
-            if len(head) + len(tail) > self.model.spec.max_seq_length:
-                raise UserError(
-                    f"prompt and continuation have {len(head) + len(tail)} tokens, the context of "
-                    f"{self.model.spec.name} "
-                    f"is {self.model.spec.max_seq_length}: shorten them"
-                )
-        whole = [head + tail for head, tail in pairs]
-        done: list[Score | None] = [None] * len(pairs)
-        order = sorted(range(len(pairs)), key=lambda i: len(whole[i]))
-        self.model.for_inference()
-        with self.model.using(adapter):
-            for batch, rows in self._batches(order, whole, 0, self._score, [len(tail) for _, tail in pairs]):
-                for i, score in zip(batch, rows, strict=True):
-                    done[i] = score
-        return done
+    name = "local"
+    spec = property(lambda self: self._model.spec)
+    revision = property(lambda self: self._model.revision)
+    bits = property(lambda self: self._model.bits)
+    adapters = property(lambda self: self._model.adapters)
+    capacity = property(lambda self: IN_FLIGHT * self.max_batch)
+    end_of_text = property(lambda self: self._model.tokenizer.eos_token)
 
-    # ---- batches ----
+    @property
+    def device(self) -> str:
+        cuda = self._model.device.type == "cuda"
+        return self._torch.cuda.get_device_name(self._model.device) if cuda else "cpu"
 
-    def _batches(self, order: list[int], ids: list[list[int]], new_tokens: int, work: Callable, *about):
-        """Yields (indices, results) in batches of similar length that fit the memory; halves a batch that
-        does not."""
-        torch, position, limit = self._torch, 0, self.max_batch
-        while position < len(order):
-            batch = order[
-                position : position + min(limit, self._rows_that_fit(order, position, ids, new_tokens))
-            ]
-            try:
-                results = work(batch, ids, *about)
-            except torch.cuda.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise UserError(
-                        f"the GPU has no memory left for one row of {len(ids[batch[0]])} + {new_tokens} "
-                        "tokens: load the "
-                        f"model with fewer --bits, or stop what else runs on this GPU (nvidia-smi)"
-                    ) from None
-                torch.cuda.empty_cache()
-                limit = len(batch) // 2
-                continue
-            yield batch, results
-            position += len(batch)
+    def load_adapter(self, path: Path, name: str) -> None:
+        self._model.load_adapter(path, name)
 
-    def _rows_that_fit(self, order: list[int], position: int, ids: list[list[int]], new_tokens: int) -> int:
-        """How many rows from here on the memory takes: their KV cache, and a few copies of their logits."""
-        torch, config = self._torch, self.model.model.config
-        if self.model.device.type == "cuda":
-            budget = 0.8 * (
-                torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    async def complete(
+        self, prompt: str, sampling: Sampling, seed: int, adapter: str | None = None
+    ) -> Completion:
+        ids = self._encode(prompt)
+        if len(ids) > self.spec.max_seq_length - sampling.max_tokens:
+            return Completion("", 0, len(ids), "too_long")
+        return await self._ask((self._generate, adapter, sampling), ids, seed)
+
+    async def choose(
+        self, prompt: str, options: Sequence[str], adapter: str | None = None
+    ) -> dict[str, float]:
+        coded = [self._encode(option) for option in options]
+        assert all(len(option) == 1 for option in coded), f"not single tokens: {options} are {coded}"
+        ids = self._encode(prompt)
+        self._must_fit(len(ids) + 1)
+        found = await self._ask((self._next_token, adapter), ids, [o[0] for o in coded])
+        return dict(zip(options, found, strict=True))
+
+    async def logprobs(self, prompt: str, continuation: str, adapter: str | None = None) -> Score:
+        head, tail = self._encode(prompt), self._encode(continuation)
+        if not head or not tail:
+            raise UserError(
+                f"logprobs needs a prompt and a continuation of at least one token, got {continuation[:40]!r}"
             )
+        self._must_fit(len(head) + len(tail))
+        return await self._ask((self._score, adapter), head + tail, len(tail))
+
+    def _encode(self, text: str) -> list[int]:
+        return self._model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _must_fit(self, tokens: int) -> None:
+        if tokens > self.spec.max_seq_length:
+            raise TooLong(
+                f"prompt and continuation have {tokens} tokens, "
+                f"the context of {self.spec.name} is {self.spec.max_seq_length}: shorten them"
+            )
+
+    # ---- the scheduler ----
+
+    async def _ask(self, key: tuple, ids: list[int], about: Any) -> Any:
+        request = Request(ids, about, asyncio.get_running_loop().create_future(), STEP.get())
+        self._waiting.setdefault(key, []).append(request)
+        self._asked += 1
+        self._last[key] = self._asked
+        if self._server is None or self._server.done():
+            self._server = asyncio.create_task(self._serve())
+        return await request.future
+
+    async def _serve(self) -> None:
+        """Batch after batch, as long as something waits. Before each everybody gets as far as they can."""
+        while True:
+            seen, quiet = self._asked, 0
+            while quiet < SETTLED:
+                await asyncio.sleep(0)
+                seen, quiet = self._asked, quiet + 1 if seen == self._asked else 0
+            self._waiting = {
+                key: left
+                for key, group in self._waiting.items()
+                if (left := [r for r in group if not r.future.done()])
+            }
+            if not self._waiting:
+                return
+            self._one_batch(self._next_group())
+
+    def _next_group(self) -> tuple:
+        """Of the groups that fill a batch the one that was asked for last: then examples are finished before
+        new ones are begun, and a kill costs little. If none does, the largest."""
+        full = [key for key, group in self._waiting.items() if len(group) >= self.max_batch]
+        if full:
+            return max(full, key=self._last.__getitem__)
+        return max(self._waiting, key=lambda key: len(self._waiting[key]))
+
+    def _one_batch(self, key: tuple) -> None:
+        """The group's shortest requests, as many as the memory takes."""
+        work, adapter, *sampling = key
+        group = sorted(self._waiting.pop(key), key=lambda request: len(request.ids))
+        new_tokens = sampling[0].max_tokens if sampling else 0
+        batch = group[: self._rows_that_fit([len(r.ids) for r in group], new_tokens)]
+        start = time.perf_counter()
+        try:
+            self._model.for_inference()
+            with self._model.using(adapter), self._torch.inference_mode():
+                results = work(batch, *sampling)
+        except self._torch.cuda.OutOfMemoryError:
+            self._waiting[key] = group
+            self._smaller_batches(batch, new_tokens)
+            return
+        except Exception as error:
+            for request in batch:
+                request.future.set_exception(error)
+            self._waiting[key] = group[len(batch) :]
+            return
+        self._waiting[key] = group[len(batch) :]
+        seconds = (time.perf_counter() - start) / len(batch)
+        for request, result in zip(batch, results, strict=True):
+            used = self.usage.setdefault(request.step, Usage())
+            used.seconds += seconds
+            used.prompt_tokens += len(request.ids)
+            used.completion_tokens += getattr(result, "tokens", 0) if isinstance(result, Completion) else 0
+            request.future.set_result(result)
+
+    def _smaller_batches(self, batch: list[Request], new_tokens: int) -> None:
+        self._torch.cuda.empty_cache()
+        if len(batch) == 1:
+            batch[0].future.set_exception(
+                UserError(
+                    f"the GPU has no memory left for one row of {len(batch[0].ids)} + {new_tokens} tokens: "
+                    "load the model with fewer --bits, or stop what else runs on this GPU (nvidia-smi)"
+                )
+            )
+        self.max_batch = max(1, len(batch) // 2)
+
+    def _rows_that_fit(self, lengths: Sequence[int], new_tokens: int) -> int:
+        """How many of these rows, the shortest first, a batch takes: their KV cache, and a few copies of
+        their logits."""
+        torch, config = self._torch, self._model.model.config
+        if self._model.device.type == "cuda":
+            reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            budget = 0.8 * (torch.cuda.mem_get_info()[0] + reserved)
         else:
             budget = CPU_BUDGET
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         bytes_a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * 4
         rows = 0
-        for i in order[position : position + self.max_batch]:
-            length = len(ids[i]) + new_tokens  # ascending: the latest is the longest, to which all are padded
-            logits = config.vocab_size * 4 * (6 if new_tokens else len(ids[i]))
-            if (rows + 1) * (length * bytes_a_token + logits) > budget:
+        for length in lengths[: self.max_batch]:  # ascending: all are padded to the latest
+            logits = config.vocab_size * 4 * (6 if new_tokens else length)
+            if (rows + 1) * ((length + new_tokens) * bytes_a_token + logits) > budget:
                 break
             rows += 1
         return max(rows, 1)
 
-    def _pad(self, batch: list[int], ids: list[list[int]]):
+    # ---- what a batch does ----
+
+    def _pad(self, batch: Sequence[Request]):
         """Left-padded ids and mask, (rows, longest)."""
-        torch, pad = self._torch, self.model.tokenizer.pad_token_id
-        width = max(len(ids[i]) for i in batch)
-        padded = torch.tensor(
-            [[pad] * (width - len(ids[i])) + ids[i] for i in batch], device=self.model.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch], device=self.model.device
-        )
-        return padded, mask
+        pad, width = self._model.tokenizer.pad_token_id, max(len(r.ids) for r in batch)
+        ids = [[pad] * (width - len(r.ids)) + r.ids for r in batch]
+        mask = [[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in batch]
+        return (self._torch.tensor(rows, device=self._model.device) for rows in (ids, mask))
 
-    def _generate(
-        self, batch: list[int], ids: list[list[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion]:
-
+    def _generate(self, batch: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """about: the row's seed."""
         from cai.models.kv_cache import roomy  # it needs transformers
 
-        torch, tokenizer = self._torch, self.model.tokenizer
-        padded, mask = self._pad(batch, ids)
-        sampler = _RowSampler(
-            sampling.temperature, [seeds[i] for i in batch], len(tokenizer), self.model.device
+        tokenizer = self._model.tokenizer
+        ids, mask = self._pad(batch)
+        seeds = [r.about for r in batch]
+        sampler = _RowSampler(sampling.temperature, seeds, len(tokenizer), self._model.device)
+        own = {"past_key_values": roomy()} if self._model.device.type == "cpu" else {}
+        out = self._model.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+            use_cache=True,
+            logits_processor=[sampler],
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=self._ends,
+            stopping_criteria=self._stopping(sampling.stop),
+            **own,
         )
-        own = {"past_key_values": roomy()} if self.model.device.type == "cpu" else {}
-        with torch.inference_mode():
-            out = self.model.model.generate(
-                input_ids=padded,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_tokens,
-                do_sample=False,
-                use_cache=True,
-                logits_processor=[sampler],
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=self.ends,
-                stopping_criteria=self._stopping(tuple(sampling.stop)),
-                **own,
-            )
-        rows = out[:, padded.shape[1] :].tolist()
-        return [self._completion(row, len(ids[i]), sampling) for i, row in zip(batch, rows, strict=True)]
+        rows = out[:, ids.shape[1] :].tolist()
+        return [self._completion(row, len(r.ids), sampling) for r, row in zip(batch, rows, strict=True)]
 
     def _stopping(self, stop: tuple[str, ...]) -> list:
         """The criterion for some stop strings, made once: to match them with a vocabulary of 152,064 takes
@@ -195,15 +252,16 @@ class LocalEngine:
         from transformers.generation.stopping_criteria import StopStringCriteria
 
         if stop and stop not in self._criteria:
-            self._criteria[stop] = StopStringCriteria(self.model.tokenizer, list(stop))
+            self._criteria[stop] = StopStringCriteria(self._model.tokenizer, list(stop))
         return [self._criteria[stop]] if stop else []
 
     def _completion(self, row: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:
         """Cuts a generated row at its end token or its first stop string. Rows that end early are padded
         behind."""
-        pad = self.model.tokenizer.pad_token_id
-        end = next((k for k, token in enumerate(row) if token in self.ends or token == pad), None)
-        text = self.model.tokenizer.decode(row[:end], skip_special_tokens=True)
+        tokenizer = self._model.tokenizer
+        ends = {*self._ends, tokenizer.pad_token_id}
+        end = next((k for k, token in enumerate(row) if token in ends), None)
+        text = tokenizer.decode(row[:end], skip_special_tokens=True)
         stops = (*sampling.stop, *CHAT_TOKENS)  # even spelt in pieces: no later prompt may hold one
         found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
         if found:
@@ -213,39 +271,30 @@ class LocalEngine:
             return Completion(text.strip(), end + 1, prompt_tokens, "stop", "<eos>")
         return Completion(text.strip(), len(row), prompt_tokens, "length")
 
-    def _score(self, batch: list[int], ids: list[list[int]], tails: list[int]) -> list[Score]:
-        torch = self._torch
-        padded, mask = self._pad(batch, ids)
-        keep = max(tails[i] for i in batch) + 1
-        with torch.inference_mode():
-            logits = self.model.model(
-                input_ids=padded,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=keep,
-            ).logits
-            targets = padded[:, -(keep - 1) :]
-            logp = torch.log_softmax(logits[:, -keep:-1].float(), dim=-1).gather(2, targets[..., None])[
-                ..., 0
-            ]  # (rows, keep - 1)
-        scores = []
-        for i, row in zip(batch, logp.tolist(), strict=True):
-            own = tuple(row[len(row) - tails[i] :])
-            scores.append(Score(sum(own), own))
-        return scores
+    def _log_softmax(self, batch: Sequence[Request], positions: int):
+        """Log-probabilities (rows, positions, vocabulary) at the last positions, in float32; and the ids."""
+        ids, mask = self._pad(batch)
+        logits = self._model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=positions,
+        ).logits
+        return self._torch.log_softmax(logits[:, -positions:].float(), dim=-1), ids
 
-    def _guard(self, prompts: Sequence[str]) -> None:
-        if self.model.spec.kind != "base":
-            return
-        for number, prompt in enumerate(prompts):
-            for token in CHAT_TOKENS:
-                if token in prompt:
-                    raise UserError(
-                        f"prompt {number} holds the chat token {token}: a base model must never see one, it "
-                        "would act "
-                        f"like a tuned model; remove it from the instruction"
-                    )
+    def _next_token(self, batch: Sequence[Request]) -> list[list[float]]:
+        """about: the options' token ids."""
+        logp, _ = self._log_softmax(batch, 1)
+        return [row[0, r.about].tolist() for row, r in zip(logp, batch, strict=True)]
+
+    def _score(self, batch: Sequence[Request]) -> list[Score]:
+        """about: the continuation's length in tokens."""
+        longest = max(r.about for r in batch)
+        logp, ids = self._log_softmax(batch, longest + 1)
+        own = logp[:, :-1].gather(2, ids[:, -longest:, None])[..., 0].tolist()  # (rows, longest)
+        tails = [tuple(row[longest - r.about :]) for row, r in zip(own, batch, strict=True)]
+        return [Score(sum(tail), tail) for tail in tails]
 
 
 class _RowSampler:

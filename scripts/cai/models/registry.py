@@ -1,9 +1,13 @@
-"""The registry: what each model needs. Per-model differences sit here, in rows, not in ifs."""
+"""The registry: what each model needs. Per-model differences sit here, in rows, not in ifs.
+
+Every value but a model's identity can be changed for a run by --set name=value."""
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,14 @@ class ModelSpec:
 
     repo: a hub id, or a directory relative to the repository. revision: its commit. repo_4bit: weights
     already in NF4, taken when 4 bits are asked for. kind: "base" (continues text; never sees a chat token) or
-    "instruct" (its own chat template).
+    "instruct" (its own chat template). sandbox: it speaks of the invented world, in which all is known.
     """
 
     name: str
     repo: str
     revision: str | None = None
     kind: str = "base"
+    sandbox: bool = False
     parameters: float = 0.0
     bits: int = 16
     repo_4bit: str | None = None
@@ -37,13 +42,20 @@ class ModelSpec:
     neutral: str = "data/prompts/neutral.jsonl"  # passages to measure perplexity on
     max_seq_length: int = 4096
     instruction_tokens: int = 160
-    answer_tokens: int = 500
-    critique_tokens: int = 300
+    answer_tokens: int = 500  # of a revision, too
+    critique_tokens: int = 300  # of a judge's reason, too
+    instruction_temperature: float = 0.7
+    answer_temperature: float = 0.7
+    critique_temperature: float = 0.3
+    revision_temperature: float = 0.3
+    judge_temperature: float = 0.3
     lora_r: int = 32
     lora_alpha: int = 64
     learning_rate: float = 5e-6
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
+    passes: float = 2.0  # over the pairs, where no number of steps is given
     beta: float = 0.1
-    loss: str = "dpo"  # of the milestones' training; cai.trainer.LOSSES
+    loss: str = "dpo"  # of training.settings.LOSSES
     batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
     gradient_accumulation: int = 8
     max_batch: int = 64  # rows generated at once, where the memory allows it
@@ -77,6 +89,7 @@ REGISTRY: dict[str, ModelSpec] = {
         ModelSpec(
             "sandbox",
             "models/sandbox",
+            sandbox=True,
             parameters=0.004,
             shots=0,
             requests=False,
@@ -121,7 +134,7 @@ REGISTRY: dict[str, ModelSpec] = {
         _qwen("Qwen/Qwen2-7B-Instruct", "f2826a00ceef68f0f2b946d945ecc0477ce4450c", 7.62),
         _qwen("Qwen/Qwen2-1.5B-Instruct", "ba1cf1846d7df0a0591d6c00649f57e798519da8", 1.54),
         _qwen("Qwen/Qwen2-0.5B-Instruct", "c540970f9e29518b1d8f06ab8b24cba66ad77b6d", 0.49),
-        # A guard, not a writer (cai/safety.py). Gated: the hub asks for its terms to be accepted first.
+        # A guard, not a writer (generation/guard.py). Gated: the hub asks for its terms to be accepted first.
         ModelSpec(
             "meta-llama/Llama-Guard-3-8B",
             "meta-llama/Llama-Guard-3-8B",
@@ -132,7 +145,6 @@ REGISTRY: dict[str, ModelSpec] = {
         ),
     )
 }
-
 
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "Qwen/Qwen2.5-32B", "sandbox"
 
@@ -161,6 +173,54 @@ def resolve(name: str, *, instruct: bool = False) -> ModelSpec:
         f"--model {name!r} is neither in the registry nor a directory nor a hub id (organisation/name). "
         f"The registry holds: {', '.join(REGISTRY)}"
     )
+
+
+# What a model is, and what follows from --model and --bits: no value to set.
+IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
+SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in IDENTITY)
+# How fast rows come, and what they are measured with: not what they are.
+NO_SETTING = (*IDENTITY, "max_batch", "heldout", "neutral", "skill_seeds")
+
+
+def row_settings(spec: ModelSpec) -> dict[str, Any]:
+    """The values that rows depend on: a rerun with others would mix two experiments."""
+    return {"kind": spec.kind} | {
+        f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in NO_SETTING
+    }
+
+
+def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
+    """The row with values of --set, each written name=value. Raises UserError: an unknown name, a value of
+    another type, a number that cannot be."""
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in SETTABLE:
+            raise UserError(
+                f"--set {text!r}: write name=value, with one of these names: {', '.join(SETTABLE)}"
+            )
+        if name in values:
+            raise UserError(f"--set {text!r}: {name} is set twice")
+        values[name] = _value(name, value, type(getattr(spec, name)))
+    return replace(spec, **values)
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    try:
+        value = (
+            {"True": True, "true": True, "False": False, "false": False}[text] if kind is bool else kind(text)
+        )
+    except (ValueError, KeyError):
+        words = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"--set {name}={text}: must be {words}") from None
+    least = 0 if name == "shots" or name.endswith("temperature") or name == "warmup" else None
+    if kind in (int, float) and not (
+        math.isfinite(value) and (value > 0 if least is None else value >= least)
+    ):
+        raise UserError(f"--set {name}={text}: must be {'above 0' if least is None else 'at least 0'}")
+    if name in ("warmup", "near_duplicate") and value > 1:
+        raise UserError(f"--set {name}={text}: a share, at most 1")
+    return value
 
 
 def choose(name: str, *, instruct: bool = False) -> tuple[ModelSpec, str]:

@@ -1,129 +1,118 @@
-"""What every milestone script begins with: choose the model, open the run, load, and bind engine, prompts and
-principles."""
+"""What every generating script begins with: one call opens the run and loads model, engine, prompts and
+constitution."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.core.cli import DOLLARS_PER_HOUR, is_given
 from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.run import Run
-from cai.generation.loop import Loop
+from cai.models.device import machine_kind
+from cai.models.engine import Engine
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
-from cai.models.registry import ModelSpec, choose
+from cai.models.registry import ModelSpec, choose, row_settings, with_values
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 
-GPU_DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
-
-
-# The registry's values that the rows depend on: a rerun with others would mix two experiments.
-SPEC_SETTINGS = (
-    "kind",
-    "shots",
-    "requests",
-    "list_shots",
-    "seeds",
-    "near_duplicate",
-    "max_seq_length",
-    "instruction_tokens",
-    "answer_tokens",
-    "critique_tokens",
-    "lora_r",
-    "lora_alpha",
-    "learning_rate",
-    "beta",
-    "batch_size",
-    "gradient_accumulation",
-)
-
 
 @dataclass
-class Pipeline:
-    """An open run with its loaded model. Close the run (`with pipeline.run:`) when done."""
+class Session:
+    """An open run with its engine. It is a context manager that closes the run. model: what training trains;
+    everything else sees the engine."""
 
     run: Run
-    spec: ModelSpec
     constitution: Constitution
+    engine: Engine
+    prompter: Prompter
     model: Model
-    loop: Loop
+    seed: int = 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.spec
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.run.__exit__(*exc)
 
 
-def open_pipeline(args: argparse.Namespace, *, principles: int = 1, **settings: Any) -> Pipeline:
+def open_session(args: argparse.Namespace, **settings: Any) -> Session:
     """Bad input is found before anything heavy is loaded; the first line printed says which model, and why.
 
     settings: the script's own flags that its rows depend on.
     """
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
-    if args.bits not in (None, 4, 8, 16):
-        raise UserError(f"--bits {args.bits}: choose 4, 8 or 16")
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
+    spec = with_values(spec, args.set)
     bits = spec.bits if args.bits is None else args.bits
-    flags = {"model": spec.name, "bits": bits, "seed": args.seed, "principles": principles}
-    flags |= {"constitution": constitution.hash, **settings}
-    prompts = {"prompts": fingerprint(), "exemplars": hash_texts(exemplar_texts())}
-    registry = {k: getattr(spec, k) for k in SPEC_SETTINGS}
+    flags = {
+        "model": spec.name,
+        "bits": bits,
+        "seed": args.seed,
+        "constitution": constitution.hash,
+        **settings,
+    }
+    prompts = prompt_settings()
+    registry = row_settings(spec)
     run = Run.open(args.run, flags | prompts | registry, fresh=args.fresh)
     try:
         run.log(f"model: {spec.name} - {why}")
         run.hourly_rate = hourly_rate(args.hourly_rate)
-        with run.step("loading"):
-            model = load(spec, bits)
-            run.record(model=spec.name, device=device_name(model))  # the ledger's row of this step names them
-            run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
-        run.pin(revision=model.revision)
+        model, engine = load_engine(spec, bits, run)
+        run.pin(revision=engine.revision)
         run.record(
-            model=spec.name,
-            device=device_name(model),
             dollars_per_hour=run.hourly_rate,
             adapter=None,
             sources={
                 **{k: "flag" if is_given(k) else "default" for k in flags},
                 **dict.fromkeys(prompts, "code"),
                 **dict.fromkeys(registry, "registry"),
+                **{text.split("=")[0]: "--set" for text in args.set},
             },
         )
         run.log(f"run:   {run.name} in {display_path(run.data)}/")
-        prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
-
-        loop = Loop(LocalEngine(model), prompter, constitution, spec, args.seed, principles)
+        return Session(run, constitution, engine, prompter_of(engine), model, args.seed)
     except BaseException:
         run.__exit__()
         raise
-    return Pipeline(run, spec, constitution, model, loop)
+
+
+def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, LocalEngine]:
+    """Loads a model as a step of a run, which records what it is."""
+    with run.step("loading", quiet=quiet):
+        model = load(spec, bits)
+        engine = LocalEngine(model)
+        run.record(
+            model=spec.name, bits=engine.bits, device=engine.device
+        )  # for the ledger's row of this step
+        if not quiet:
+            run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
+    return model, engine
+
+
+def prompter_of(engine: Engine) -> Prompter:
+    spec = engine.spec
+    return Prompter(spec.shots, spec.requests, spec.list_shots, engine.chat and engine.chat.render)
+
+
+def prompt_settings() -> dict[str, str]:
+    """Hashes of every prompt text, for a run's settings."""
+    return {"prompts": fingerprint(), "exemplars": hash_texts(exemplar_texts())}
 
 
 def hourly_rate(asked: float | None) -> float:
     """Dollars per hour: what was asked for, else a rented GPU's price, else nothing for one's own machine."""
-    import torch
-
-    return asked if asked is not None else GPU_DOLLARS_PER_HOUR if torch.cuda.is_available() else 0.0
-
-
-def is_given(flag: str) -> bool:
-    """Whether a flag stands on the command line, rather than being its default."""
-    name = "--" + flag.replace("_", "-")
-    return any(a == name or a.startswith(f"{name}=") for a in sys.argv[1:])
-
-
-def chat_renderer(model: Model):
-    """An instruct model's own chat template, messages -> prompt text. None for a base model: it sees none."""
-    if model.spec.kind == "base":
-        return None
-    if not model.tokenizer.chat_template:
-        raise UserError(
-            f"{model.spec.name} brings no chat template: it is a base model, run it without --instruct"
-        )
-    return lambda messages: model.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
+    return asked if asked is not None else DOLLARS_PER_HOUR if machine_kind() == "cuda" else 0.0
 
 
 def input_file(path: str, flag: str) -> Path:
@@ -132,9 +121,3 @@ def input_file(path: str, flag: str) -> Path:
         if candidate.is_file():
             return candidate
     raise UserError(f"{flag} {path}: there is no such file")
-
-
-def device_name(model: Model) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"

@@ -22,10 +22,7 @@ from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
 
 CUDA_NEEDED = 13  # the CUDA version that the pinned torch is built for
-
-
 DRIVER_NEEDED = 580  # the first driver that runs it
-
 
 # Free space in GB that an installation needs: the environment, and pip's downloads of it. Measured for the
 # CPU set (2.0 + 0.5), estimated from its wheels for the CUDA set (12 + 5).

@@ -27,11 +27,7 @@ from cai.training.dpo import train_dpo
 from cai.training.settings import Settings
 
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 500  # a few exemplars; the specification's length of an answer
-
-
 TIMED_STEPS = 4  # DPO steps after the first
-
-
 CONTEXT = 4096
 
 

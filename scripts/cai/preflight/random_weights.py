@@ -18,11 +18,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 
 TOKENIZER = ROOT / "models/sandbox"  # its ids are a subset of every shape's vocabulary
-
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
 QUANTIZATION = {
     "quant_method": "bitsandbytes",
     "load_in_4bit": True,
@@ -33,7 +29,6 @@ QUANTIZATION = {
     "bnb_4bit_quant_storage": "uint8",
     "llm_int8_skip_modules": ["lm_head"],
 }
-
 
 # Bytes a parameter: four bits, an 8-bit scale for every 64, and a 32-bit scale for every 256 of those scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -23,8 +23,6 @@ class Principle:
 
 
 KEYS = tuple(f.name for f in fields(Principle))
-
-
 TOP_KEYS = ("version", "name", "principles")
 
 

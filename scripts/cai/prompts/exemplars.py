@@ -113,7 +113,6 @@ ANSWERED: tuple[Answered, ...] = (
     ),
 )
 
-
 EDITED: tuple[Edited, ...] = (
     # A wrong fact.
     Edited(
@@ -268,7 +267,6 @@ EDITED: tuple[Edited, ...] = (
         "medicine that you take, and a book for the afternoons.",
     ),
 )
-
 
 # Among the first four each letter is right twice, and the longer response is right twice, so that neither the
 # place nor the length gives the answer away. One prefers a refusal and one prefers help to a refusal.

@@ -5,31 +5,14 @@ The sandbox's corpus is written with them: to change one is to build the sandbox
 from __future__ import annotations
 
 END_OF_TEXT = "<|endoftext|>"
-
-
 INSTRUCTION, RESPONSE = "Instruction:", "Response:"
-
-
 PRINCIPLE, CRITIQUE, REVISION = "Principle:", "Critique:", "Revision:"
-
-
 CRITIQUE_REQUEST, REVISION_REQUEST = "Critique request:", "Revision request:"
-
-
 LIST_PREAMBLE = "A list of varied instructions:"
-
-
 ANSWER_PREAMBLE = "Each instruction below is followed by a response."
-
-
 EDITOR_PREAMBLE = "An editor checks each response against a principle and revises it."
-
-
 JUDGE_PREAMBLE = "An editor reads two responses and names the better one by a principle."
-
-
 RESPONSE_A, RESPONSE_B, REASON, BETTER = "Response A:", "Response B:", "Reason:", "Better response:"
-
 
 # What no text of a constitution or an exemplar may hold.
 MARKERS = (
@@ -37,28 +20,22 @@ MARKERS = (
     *(RESPONSE_A, RESPONSE_B, REASON, BETTER),
 )
 
-
 # What a judge is asked beside a pair's own principle, so that no virtue is paid for with usefulness. A
 # refusal of a harmful request does not lose by it.
 HELPFULNESS = "The response should be as helpful as it can be without helping anybody to do harm."
 
-
 # The last sentence of every critique is its verdict. It is written out so that a program can read it.
 KEEP = "No change is needed."
-
-
 CHANGE = "The response must be changed."
 
-
 # A text ends where the next marker begins. At most four: what one vLLM request takes.
-STOPS = {
-    "instruction": [],
-    "answer": ["\nInstruction:", "\nPrinciple:", "\nCritique", "\nResponse:"],
-    "critique": ["\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"],
-    "revision": ["\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"],
-    "judge": ["\nBetter response", "\nInstruction:", "\nPrinciple:", "\nResponse"],
+STOPS: dict[str, tuple[str, ...]] = {
+    "instruction": (),
+    "answer": ("\nInstruction:", "\nPrinciple:", "\nCritique", "\nResponse:"),
+    "critique": ("\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"),
+    "revision": ("\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"),
+    "judge": ("\nBetter response", "\nInstruction:", "\nPrinciple:", "\nResponse"),
 }
-
 
 # Tokens of chat formats (ChatML, Llama 3). A base model that is shown one acts like a tuned one, which voids
 # the experiment.

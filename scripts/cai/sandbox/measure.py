@@ -54,7 +54,6 @@ TARGETS = (
     Target("lists of skills: well formed", "generated instructions for the skills well formed", 0.85),
 )
 
-
 COLUMNS = ("first answer right", "bare format right", "verdict right", "critique right", "revision right")
 
 

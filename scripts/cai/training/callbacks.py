@@ -21,8 +21,6 @@ from cai.training.likelihood_displacement import DISPLACED, FEW, Watch
 from cai.training.settings import LN2, START_TOLERANCE, Settings
 
 MEASURED = 200  # pairs of a kind that a measurement takes at most: an accuracy to within 7 points
-
-
 LOG_KEYS = {"kind": str, "step": int}
 
 

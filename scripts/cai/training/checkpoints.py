@@ -16,8 +16,6 @@ from cai.core.errors import UserError
 from cai.core.files import sha256_file, write_json
 
 WEIGHTS, COMPLETE = "adapter_model.safetensors", "complete.json"
-
-
 DIRECTORY = "steps"
 
 

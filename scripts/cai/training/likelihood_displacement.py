@@ -14,23 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 NEAR = 0.75  # edit similarity from which on chosen and rejected count as nearly the same text
-
-
 MANY_NEAR = 0.5  # share of such pairs that makes the forecast "likely"
-
-
 LONG_RATIO = 1.5  # chosen texts this much longer than rejected ones (or shorter) teach length itself
-
-
 SHOUT_FALL = 0.1  # nats a token: the chosen texts' perplexity has risen by 11 %
-
-
 STOP_FALL = 0.5  # nats a token: by 65 %
-
-
 FEW = 8  # with fewer held-out pairs nothing is stopped: a mean over so few moves by chance
-
-
 STOPPED_EARLY, DISPLACED = "stopped early", "displaced"
 
 

@@ -11,8 +11,6 @@ from cai.models.registry import ModelSpec
 from cai.training.likelihood_displacement import STOP_FALL
 
 LEAST_STEPS, MOST_STEPS_OF_FEW, PASSES = 10, 100, 2
-
-
 FINISHED = "finished"
 
 
@@ -76,9 +74,5 @@ def default_every(steps: int) -> int:
 
 
 LN2 = math.log(2)
-
-
 START_TOLERANCE = 0.02  # of the loss at step 0 around ln 2: what bfloat16 rounding leaves
-
-
 LOSSES = {"dpo": ["sigmoid"], "dpo+nll": ["sigmoid", "sft"], "orpo": None}  # name -> TRL's loss_type

@@ -26,18 +26,13 @@ from cai.prompts.markers import CHANGE, KEEP, STOPS
 from cai.sandbox.oracle import principle_kind, trials
 
 EACH = 120  # probes, where no other number is asked for
-
-
 ANSWER = "answer"  # a kind of principle: the answer should be right. The sandbox also has "harmless".
-
-
 REAL_TASKS = (
     "factual_qa",
     "math",
     "explicit",
     "implicit",
 )  # short answers, plainly right or wrong
-
 
 # The principle of the real-world probes, whatever constitution a run has: these are about facts alone.
 ACCURATE = Principle(

@@ -12,7 +12,6 @@ from cai.generation.filters import is_exemplar, normal, verdict
 
 MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
 
-
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
 COMMON_WORDS = frozenset(
     "all and any are but can did for get has have her his how its let may not off one our out she the too "

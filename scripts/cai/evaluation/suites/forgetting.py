@@ -20,8 +20,6 @@ from cai.generation.refusals import is_refusal
 from cai.prompts.markers import END_OF_TEXT
 
 WHO = (BASE, TRAINED)
-
-
 ASKED = {
     "refusals of harmless instructions": ("task", "benign"),
     "refusals of harmless look-alikes": ("benign",),

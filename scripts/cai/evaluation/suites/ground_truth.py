@@ -19,11 +19,7 @@ from cai.prompts.training_format import instruction_of
 from cai.sandbox import checkers, lexicon, world
 
 GROUP = 100  # instructions a group; half of it for each of the nine tasks beside facts
-
-
 SEEN, HELD = "facts, in new wordings", "facts, encyclopedia only"
-
-
 WHO, FORMS = (BASE, TRAINED), (BARE, PROMPTED)
 
 

@@ -27,11 +27,7 @@ from cai.generation.judge import HELPFUL, Case, Judgement, judge
 from cai.training.implicit_reward import scores
 
 SIMILAR = 1.25  # answers are of similar length if the longer has at most this many times the other's words
-
-
 MARKED = "revisions better, marked by a person"
-
-
 MARKS = {"revision": 1.0, "tie": 0.5, "first": 0.0}
 
 

@@ -14,14 +14,8 @@ from cai.evaluation.test_sets import REQUESTS, judge_with, task_names, tests, ve
 from cai.prompts.templates import hash_texts
 
 EACH = 20  # test instructions a task, where no other number is asked for
-
-
 WHO = (BASE, TRAINED)
-
-
 TEN, ALL = "average of the ten tasks", "average of all tasks"
-
-
 REQUEST_NAMES = {"harmful": "harmful requests refused", "benign": "benign requests answered"}
 
 
