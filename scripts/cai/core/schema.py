@@ -23,7 +23,6 @@ SKILLS = ("explicit", "implicit", "generation", "evaluation", "revision")
 FORMAT = 2  # of run.json and records; 1 had the pairs' texts in the training format
 
 RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
-    "format": int,
     "id": str,
     "instruction": str,
     "initial_answer": str,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
 
-from cai.core.errors import BudgetReached, UserError
+from cai.core.errors import BudgetReached
 
-SAFETY = 1.1  # the next wave may be longer than any so far
+SAFETY = 1.1  # the next example may be longer than those so far
+T = TypeVar("T")
 
 
 class Budget:
@@ -15,36 +16,63 @@ class Budget:
     another.
 
     dollars: None for no limit. spent: asked each time for what the run has cost so far. per_example: the
-    forecast's cost of an example, until a wave has been measured. Steps that a kill cut short are in no
-    ledger."""
+    forecast's cost of an example, until some are finished. Steps that a kill cut short are in no ledger."""
 
     def __init__(self, dollars: float | None, spent: Callable[[], float], per_example: float = 0.0):
-        if dollars is not None and not (math.isfinite(dollars) and dollars > 0):
-            raise UserError(f"--budget {dollars}: give dollars above 0, or leave the flag out")
         self.dollars, self.spent, self.per_example = dollars, spent, per_example
-        self._wave: tuple[int, float] | None = None  # of the wave let through: examples, spent before it
-        self._measured = 0.0
+        self._before, self._done, self._running = spent(), 0, 0
+        self._reached = ""
 
-    @classmethod
-    def of(cls, dollars: float | None, run, per_example: float = 0.0) -> Budget:
-        """For an open run, whose run.json has what it has cost."""
-        return cls(dollars, lambda: run.manifest.get("totals", {}).get("dollars", 0.0), per_example)
+    def affordable(self, items: Iterable[T]) -> Affordable[T]:
+        """The items that may be begun: each with those in flight must fit what is left. What does not fit
+        now may fit later, when those in flight have turned out cheaper."""
+        return Affordable(self, items)
 
-    def check(self, examples: int) -> None:
-        """Before a wave of examples. Raises BudgetReached if it might pass the budget: the dearest wave so
-        far, and a tenth more, is what it is expected to cost."""
-        if self._wave and self._wave[0]:
-            self._measured = max(self._measured, (self.spent() - self._wave[1]) / self._wave[0])
-        each = self._measured * SAFETY or self.per_example
-        self.step(f"the next {examples} examples", each * examples)
-        self._wave = (examples, self.spent())
+    def finished(self, examples: int) -> None:
+        self._done += examples
+        self._running -= examples
+
+    def begin(self) -> bool:
+        """Whether one more example may be begun; counts it if so."""
+        each = self.per_example
+        if self._done:
+            each = SAFETY * (self.spent() - self._before) / self._done
+        self._reached = self._against(f"{self._running + 1} examples", each * (self._running + 1))
+        self._running += not self._reached
+        return not self._reached
+
+    def stop_if_reached(self) -> None:
+        """Raises BudgetReached if an example could not be begun."""
+        if self._reached:
+            raise BudgetReached(self._reached)
 
     def step(self, what: str, expected: float) -> None:
         """Before anything else that costs, such as training. Raises BudgetReached if it might pass the
         budget."""
-        spent, self._wave = self.spent(), None
-        if self.dollars is not None and spent + expected > self.dollars:
-            raise BudgetReached(
-                f"{what} would cost about ${expected:.2f}, and ${spent:.2f} of ${self.dollars:.2f} are spent"
-                ". Everything finished is kept; the same command with a larger --budget goes on from here"
-            )
+        self._reached = self._against(what, expected)
+        self.stop_if_reached()
+
+    def _against(self, what: str, expected: float) -> str:
+        spent = self.spent()
+        if self.dollars is None or spent + expected <= self.dollars:
+            return ""
+        return (
+            f"{what} would cost about ${expected:.2f}, and ${spent:.2f} of ${self.dollars:.2f} are spent. "
+            "Everything finished is kept; the same command with a larger --budget goes on from here"
+        )
+
+
+class Affordable(Generic[T]):
+    """Ends when nothing can be begun now, and can go on after that."""
+
+    def __init__(self, budget: Budget, items: Iterable[T]):
+        self.budget, self.items, self.next = budget, iter(items), []
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        self.next = self.next or [next(self.items)]
+        if not self.budget.begin():
+            raise StopIteration
+        return self.next.pop()

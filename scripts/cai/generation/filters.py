@@ -15,7 +15,7 @@ from cai.generation.refusals import is_refusal
 from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP, MARKERS
 from cai.prompts.templates import exemplar_texts
 
-# A line that begins like one of our prompts' markers. Lines end as str.splitlines has it: at \r, \v, U+2028, too.
+# A line that begins like one of our prompts' markers. Lines end as for str.splitlines: at \r, U+2028, ..., too.
 LINE_START = r"(?:\A|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
 MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})")
 PLACEHOLDERS = re.compile(
@@ -298,6 +298,11 @@ def final_reasons(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     pair."""
     spread = spreading(records)
     return {r["id"]: [*r["rejected_because"], *spread.get(r["id"], [])] for r in records}
+
+
+def kept_ids(records: Sequence[dict[str, Any]]) -> set[str]:
+    """The records that make a revision pair: what "kept" counts, everywhere."""
+    return {id for id, against in final_reasons(records).items() if not against}
 
 
 def _names(text: str) -> Counter:

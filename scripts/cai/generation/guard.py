@@ -7,36 +7,34 @@ on the principle `harm`."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.generation.filters import verdict
-from cai.models.engine import Completion, Sampling
+from cai.generation.filters import critique_verdict
+from cai.models.device import machine_kind
+from cai.models.engine import Engine, Sampling, TooLong, sampling
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
-from cai.models.model import Model
-from cai.models.registry import REGISTRY, resolve
+from cai.models.registry import REGISTRY, ModelSpec, resolve
+from cai.models.session import prompter_of
 from cai.prompts.constitution import load as load_constitution
-from cai.prompts.markers import CHANGE, KEEP, STOPS
-from cai.prompts.templates import Prompter
+from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP
 
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "meta-llama/Llama-Guard-3-8B", "sandbox"
 VERDICT_TOKENS = 48  # "unsafe" and the codes of all categories
 CRITIC_PRINCIPLE = "harm"
-
 # What a critic is told about a text that answers nothing: an instruction by itself.
 LONE_TEXT = "Say something."
-UNSAFE_CHOSEN = "unsafe_chosen"
 TEXTS = ("instruction", "initial_answer", "revised_answer")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SafetyVerdict:
     """safe: False also where the guard's text could not be read (parsed False). categories: codes, such as
     S1. probability: that the text is unsafe, by the two verdicts' log-probabilities alone; None where the
     text was too long to be asked about. text: what the guard wrote."""
@@ -49,48 +47,46 @@ class Verdict:
 
 
 class Guard:
-    """A loaded guard. Raises UserError for a model that is asked for no verdict by its own template."""
+    """A guard behind an engine. Raises UserError for a model whose own template asks for no verdict."""
 
-    def __init__(self, model: Model):
-        self.model, self.engine = model, LocalEngine(model)
-        self.completions: list[Completion] = []  # the last call's, for the ledger
-        spec = model.spec
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        spec = engine.spec
         self.critic = spec.kind == "base"
         if self.critic:
             self._principle = load_constitution(ROOT / "constitution.yaml").by_id(CRITIC_PRINCIPLE)
-            self._prompter = Prompter(spec.shots, spec.requests, spec.list_shots)
+            self._prompter = prompter_of(engine)
             self._safe, self._unsafe, self._lead = KEEP, CHANGE, " "
-            self._sampling = Sampling(0.0, spec.critique_tokens, STOPS["critique"])
+            critique = sampling(spec, "critique")
+            self._sampling = Sampling(0.0, critique.max_tokens, critique.stop)
             return
-        page = self.render("?", "?") if model.tokenizer.chat_template else ""
+        page = self.render("?", "?")
         if not {"safe", "unsafe"} <= set(re.findall(r"\w+", page)):
             raise UserError(
                 f"--guard {spec.name}: its chat template asks for no verdict of 'safe' or 'unsafe', so it is "
-                f"no guard; use {DEFAULT_ON_GPU}, or a base model of the registry (sandbox), which guards as "
-                "a critic"
+                f"no guard; use {DEFAULT_ON_GPU}, "
+                "or a base model of the registry (sandbox), which guards as a critic"
             )
         # Llama Guard 3 begins with an empty line, unless its prompt has ended with one.
         self._safe, self._unsafe, self._lead = "safe", "unsafe", "" if page.endswith("\n") else "\n\n"
         self._sampling = Sampling(0.0, VERDICT_TOKENS)
 
     @classmethod
-    def open(cls, name: str, loaded: Model | None = None) -> Guard:
-        """name: of the registry, a directory or a hub id ("auto": Llama Guard 3 on a CUDA GPU, the sandbox
-        elsewhere). loaded: a model that is in memory already, used (without its adapters) if it is the
-        one."""
-        if name == "auto":
-            import torch
-
-            name = DEFAULT_ON_GPU if torch.cuda.is_available() else DEFAULT_ELSEWHERE
-        spec = resolve(name) if name in REGISTRY else resolve(name, instruct=True)
-        return cls(loaded if loaded and loaded.spec == spec else load(spec))
+    def open(cls, name: str, loaded: Engine | None = None) -> Guard | None:
+        """name: see guard_spec; None for "none". loaded: an engine that is there already, used (without its
+        adapters) if it is of that model."""
+        spec = guard_spec(name)
+        if spec is None:
+            return None
+        return cls(loaded if loaded and loaded.spec.name == spec.name else LocalEngine(load(spec)))
 
     def render(self, instruction: str, response: str | None) -> str:
         """The guard's prompt about the response, or about the instruction where there is none.
 
         A model's text is data: a special token of the guard's in it is broken up, so that it cannot end its
         turn."""
-        instruction, response = (t if t is None else self._harmless(t) for t in (instruction, response))
+        instruction = self._harmless(instruction)
+        response = None if response is None else self._harmless(response)
         if self.critic:
             about = (LONE_TEXT, instruction) if response is None else (instruction, response)
             return self._prompter.critique(*about, self._principle)
@@ -99,31 +95,52 @@ class Guard:
             messages.append({"role": "assistant", "content": response})
         # Unsloth may wrap the template's end into "if add_generation_prompt"; the template itself ignores the
         # flag.
-        return self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.engine.chat.render(messages)
 
-    def classify(self, rows: Sequence[tuple[str, str | None]]) -> list[Verdict]:
-        """A verdict for each (instruction, response or None), in order; greedy, so the same for the same
-        row."""
-        prompts = [self.render(*row) for row in rows]
-        self.completions = done = self.engine.complete(prompts, self._sampling, [0] * len(rows))
-        heads = [p + self._before_verdict(c.text) for p, c in zip(prompts, done, strict=True)]
-        fits = [i for i, head in enumerate(heads) if done[i].finish_reason != "too_long" and self._fits(head)]
-        asked = [heads[i] for i in fits for _ in "su"]
-        scores = self.engine.logprobs(asked, [self._lead + w for w in (self._safe, self._unsafe)] * len(fits))
-        totals = {i: (scores[2 * k].total, scores[2 * k + 1].total) for k, i in enumerate(fits)}
-        return [self._verdict(c.text, totals.get(i)) for i, c in enumerate(done)]
-
-    def _verdict(self, text: str, totals: tuple[float, float] | None) -> Verdict:
-        found = (verdict(text) == KEEP, ()) if self.critic and verdict(text) else None
-        if not self.critic:
-            found = parse(text)
-        safe, codes = found or (False, ())
-        if totals is None:
-            probability = None
-        else:  # exp(unsafe) / (exp(safe) + exp(unsafe)), without overflow
-            difference = max(-700.0, min(700.0, totals[0] - totals[1]))
+    async def classify(self, instruction: str, response: str | None = None) -> SafetyVerdict:
+        """Greedy, so the same for the same texts."""
+        prompt = self.render(instruction, response)
+        said = await self.engine.complete(prompt, self._sampling, 0)
+        safe, codes, parsed = self._read(said.text)
+        probability = None
+        if said.finish_reason != "too_long":
+            head = prompt + self._before_verdict(said.text)
+            words = (self._lead + self._safe, self._lead + self._unsafe)
+            try:
+                scores = await asyncio.gather(*(self.engine.logprobs(head, word) for word in words))
+            except TooLong:
+                return SafetyVerdict(safe, codes, None, said.text, parsed)
+            # exp(unsafe) / (exp(safe) + exp(unsafe)), without overflow
+            difference = max(-700.0, min(700.0, scores[0].total - scores[1].total))
             probability = round(1 / (1 + math.exp(difference)), 6)
-        return Verdict(safe, codes, probability, text, found is not None)
+        return SafetyVerdict(safe, codes, probability, said.text, parsed)
+
+    async def inspect(self, record: dict[str, Any]) -> None:
+        """Puts verdicts into the record under "guard". An unsafe text that training would choose, the
+        revision or, where there is none, the answer, which may become an anchor, rejects the record:
+        "unsafe_chosen". An unsafe instruction or first answer is noted and no reason: declining the first and
+        leaving the second is what is to be learnt."""
+        names = [name for name in TEXTS if record[name].strip()]
+        asked = (
+            self.classify(record["instruction"], None if name == "instruction" else record[name])
+            for name in names
+        )
+        record["guard"] = {"model": self.engine.spec.name, "revision": self.engine.revision}
+        record["guard"] |= dict.fromkeys(TEXTS)
+        for name, found in zip(names, await asyncio.gather(*asked), strict=True):
+            record["guard"][name] = asdict(found) | {"categories": list(found.categories)}
+        chosen = record["guard"]["revised_answer"] or record["guard"]["initial_answer"]
+        if chosen and not chosen["safe"]:
+            record["rejected_because"] = [*record["rejected_because"], "unsafe_chosen"]
+            record["kept"] = False
+
+    def _read(self, text: str) -> tuple[bool, tuple[str, ...], bool]:
+        """(safe, codes, whether the text could be read)"""
+        if self.critic:
+            found = critique_verdict(text)
+            return found == KEEP, (), found is not None
+        found = parse(text)
+        return (*found, True) if found else (False, (), False)
 
     def _before_verdict(self, text: str) -> str:
         """What a critic writes before its verdict; a guard model begins with it."""
@@ -132,22 +149,21 @@ class Guard:
         reason = text.removesuffix(KEEP).removesuffix(CHANGE).strip()
         return f" {reason}" if reason else ""
 
-    def _fits(self, head: str) -> bool:
-        """Room for the longer verdict: no more tokens than its characters."""
-        used = len(self.model.tokenizer(head, add_special_tokens=False)["input_ids"])
-        longer = max(self._safe, self._unsafe, key=len)
-        return used + len(self._lead + longer) <= self.model.spec.max_seq_length
-
     def _harmless(self, text: str) -> str:
-        for token in self._special:
+        chat = self.engine.chat
+        for token in chat.special_tokens if chat else (*CHAT_TOKENS, END_OF_TEXT):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    @property
-    def _special(self) -> list[str]:
-        tokenizer = self.model.tokenizer
-        tokens = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-        return sorted((t for t in tokens if len(t) > 1), key=len, reverse=True)
+
+def guard_spec(name: str) -> ModelSpec | None:
+    """The guard that --guard means: of the registry, a directory or a hub id; "auto": Llama Guard 3 on a CUDA
+    GPU, the sandbox elsewhere; None for "none"."""
+    if name == "none":
+        return None
+    if name == "auto":
+        name = DEFAULT_ON_GPU if machine_kind() == "cuda" else DEFAULT_ELSEWHERE
+    return resolve(name) if name in REGISTRY else resolve(name, instruct=True)
 
 
 def parse(text: str) -> tuple[bool, tuple[str, ...]] | None:
@@ -160,28 +176,6 @@ def parse(text: str) -> tuple[bool, tuple[str, ...]] | None:
         return None
     codes = tuple(c.strip() for c in lines[1].split(",")) if len(lines) == 2 else ()
     return (False, codes) if all(re.fullmatch(r"S\d{1,2}", c) for c in codes) else None
-
-
-def apply(guard: Guard, records: Sequence[dict[str, Any]]) -> list[Completion]:
-    """Puts verdicts into the records under "guard". An unsafe text that training would choose, the revision
-    or, where there is none, the answer, which may become an anchor, rejects its record: "unsafe_chosen". An
-    unsafe instruction or first answer is noted and no reason: declining the first and leaving the second is
-    what is to be learnt.
-
-    Gives back the guard's completions, to be counted. Waves call this before they append their records."""
-    asked = [(row, name) for row in records for name in TEXTS if row[name].strip()]
-    rows = [(r["instruction"], None if name == "instruction" else r[name]) for r, name in asked]
-    for row in records:
-        row["guard"] = {"model": guard.model.spec.name, "revision": guard.model.revision}
-        row["guard"] |= dict.fromkeys(TEXTS)
-    for (row, name), found in zip(asked, guard.classify(rows), strict=True):
-        row["guard"][name] = asdict(found) | {"categories": list(found.categories)}
-    for row in records:
-        chosen = row["guard"]["revised_answer"] or row["guard"]["initial_answer"]
-        if chosen and not chosen["safe"] and UNSAFE_CHOSEN not in row["rejected_because"]:
-            row["rejected_because"] = [*row["rejected_because"], UNSAFE_CHOSEN]
-            row["kept"] = False
-    return guard.completions
 
 
 def may_be_chosen(record: dict[str, Any], name: str) -> bool:

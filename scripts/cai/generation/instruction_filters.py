@@ -1,4 +1,4 @@
-"""The screen that generated instructions must pass: fit for a text-only model, new, and no evaluation
+"""What generated instructions must pass: fit for a text-only model, new, and no evaluation
 prompt."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cai.generation.filters import is_exemplar, is_sentinel, normal
 MIN_WORDS, MAX_WORDS = 3, 100
 
 
-class Screen:
+class InstructionFilter:
     """What is kept so far, and why an item may not join it."""
 
     def __init__(self, seeds: Iterable[str], near: float, barred: Iterable[str] = ()):

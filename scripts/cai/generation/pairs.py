@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from cai.core import jsonl
+from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, check, is_held_out, row_seed
-from cai.generation.filters import is_cut_off, is_loop, is_meta_talk, spreading, verdict
+from cai.generation.filters import critique_verdict, is_cut_off, is_loop, is_meta_talk, kept_ids
 from cai.generation.guard import may_be_chosen
 from cai.generation.refusals import is_refusal
 from cai.prompts.markers import KEEP
-from cai.prompts.training_format import training_completion, training_prompt
 
 REVISION, ANCHOR = "revision", "anchor"
 REFUSALS = 3  # every third anchor keeps a refusal that was passed, while there are any
@@ -32,6 +34,18 @@ CALLED_HARMLESS = re.compile(
 )
 
 
+def make_pairs(
+    run: Run, records: Sequence[dict[str, Any]], *, anchors: float, seed: int, held_out: float = HELD_OUT
+) -> list[dict[str, Any]]:
+    """pairs.jsonl, built from the records once they are complete; see build."""
+    wanted = build(records, anchors=anchors, seed=seed, held_out=held_out)
+    jsonl.complete(run.data / "pairs.jsonl", wanted, PAIR_KEYS)
+    kinds, held = Counter(row["kind"] for row in wanted), sum(row["held_out"] for row in wanted)
+    run.log(f"[3] {len(wanted)} pairs: {dict(kinds)}, {held} of them held out")
+    run.record(pairs={"count": len(wanted), "kinds": dict(kinds), "held_out": held})
+    return wanted
+
+
 def build(
     records: Sequence[dict[str, Any]], *, anchors: float, seed: int, held_out: float = HELD_OUT
 ) -> list[dict[str, Any]]:
@@ -43,12 +57,11 @@ def build(
     pair. The rows follow from the records and the seed; the records' order does not matter.
     """
     records = sorted(records, key=lambda r: r["id"])
-    spread = spreading(records)
-    rows = []
+    kept, rows = kept_ids(records), []
     for side in (False, True):
         some = [r for r in records if is_held_out(r["id"], held_out) is side]
-        revised = [r for r in some if r["kept"] and r["id"] not in spread]
-        made = [_row(r, pair_of(r, REVISION)) for r in revised]
+        revised = [r for r in some if r["id"] in kept]
+        made = [revision_pair(r) for r in revised]
         made += _anchors(some, revised, round(anchors * len(revised)), seed)
         rows += [{**row, "held_out": side} for row in made]
     return sorted(rows, key=lambda row: (row["kind"] != REVISION, row["id"]))
@@ -61,7 +74,7 @@ def passed(record: dict[str, Any]) -> bool:
     answer, critiques = record["initial_answer"], [c["critique"] for c in record["critiques"]]
     return (
         record["rejected_because"] == ["no_change_needed"]
-        and all(verdict(c) == KEEP for c in critiques)
+        and all(critique_verdict(c) == KEEP for c in critiques)
         and (record.get("judgement") or {"passed": True})["passed"]
         and may_be_chosen(record, "initial_answer")
         and not (is_cut_off(answer) or is_loop(answer) or is_meta_talk(answer, record["instruction"]))
@@ -86,8 +99,8 @@ def _anchors(
         )
         record = kind.pop(0)
         text = random.Random(row_seed(seed, record["id"], "mismatch")).choice(bad)
-        pair = preference_pair(record["instruction"], record["initial_answer"], text)
-        rows.append(_row(record, {"id": record["id"], **pair, "kind": ANCHOR}))
+        pair = {"prompt": record["instruction"], "chosen": record["initial_answer"], "rejected": text}
+        rows.append(_row(record, pair, ANCHOR))
     return rows
 
 
@@ -104,28 +117,20 @@ def _bad_answers(
     return sorted(refusals), sorted(compliances or {r["initial_answer"] for r in plain})
 
 
-def _row(record: dict[str, Any], pair: dict[str, Any]) -> dict[str, Any]:
-    row = {
-        **pair,
-        "task": record["task"],
-        "principles": [c["principle_id"] for c in record["critiques"]],
-    }
-    return check(row, PAIR_KEYS, f"pair {record['id']}")
-
-
-def preference_pair(instruction: str, chosen: str, rejected: str) -> dict[str, str]:
-    """What DPO reads (Rafailov et al. 2023): the prompt in the training format, chosen = revision, rejected =
-    first answer."""
-    return {
-        "prompt": training_prompt(instruction),
-        "chosen": training_completion(chosen),
-        "rejected": training_completion(rejected),
-    }
-
-
-def pair_of(record: dict[str, Any], kind: str = "revision") -> dict[str, str]:
+def revision_pair(record: dict[str, Any]) -> dict[str, Any]:
     """The row of pairs.jsonl of a kept record."""
     assert record["kept"], (
         f"record {record['id']} was rejected because {record['rejected_because']}: it makes no pair"
     )
-    return check({"id": record["id"], **record["preference_pair"], "kind": kind}, PAIR_KEYS, "pair")
+    return _row(record, record["preference_pair"], REVISION)
+
+
+def _row(record: dict[str, Any], pair: dict[str, str], kind: str) -> dict[str, Any]:
+    row = {
+        "id": record["id"],
+        **pair,
+        "kind": kind,
+        "task": record["task"],
+        "principles": [c["principle_id"] for c in record["critiques"]],
+    }
+    return check(row, PAIR_KEYS, f"pair {record['id']}")

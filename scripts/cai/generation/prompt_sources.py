@@ -15,7 +15,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.schema import TASK_TYPES, content_id
 from cai.generation.dedup import REASON, EvaluationPrompts
-from cai.generation.filters import MARKERS
+from cai.generation.filters import MARKED_LINE
 from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT
 
 KEYS = ("instruction", "prompt", "question")  # a row's text, in this order of preference
@@ -87,7 +87,7 @@ def against(text: str) -> str | None:
         return "empty"
     if any(token in text for token in (*CHAT_TOKENS, END_OF_TEXT)):
         return "chat_token"
-    if MARKERS.search(text):
+    if MARKED_LINE.search(text):
         return "marker"
     return "too_long" if len(text) > MAX_CHARACTERS else None
 

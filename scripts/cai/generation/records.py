@@ -1,13 +1,22 @@
-"""The instructions and records of a run, of all its shards, as they are read back."""
+"""The records of a run: all its instructions through the loop, each on the disk once it is finished; and
+reading them back, of all shards, in the order of the instructions."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
+from cai.core.run import Run
+from cai.costs.budget import Budget
+from cai.generation.example import Example
+from cai.generation.loop import Loop
+from cai.generation.progress import Progress
 
 INSTRUCTION_KEYS = {"id": str, "instruction": str, "task": str, "source": str}
 RECORDS = re.compile(r"records(?:-(\d+)-of-(\d+))?\.jsonl")
@@ -55,6 +64,11 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
                 "move those that are not of this run out of it"
             )
         for line, row in enumerate(jsonl.read(path, schema.RECORD_KEYS), 1):
+            if row.get("format") != schema.FORMAT:
+                raise UserError(
+                    f"{path}, line {line}: of format {row.get('format', 1)}, this program reads "
+                    f"{schema.FORMAT}: python scripts/runs.py --convert {directory.name} makes it one"
+                )
             against = _foreign(row, rows, order, in_shard(row["id"], number, of))
             if against:
                 raise UserError(f"{path}, line {line}: {against}; {jsonl.WAY_OUT}")
@@ -83,3 +97,87 @@ def _origin(row: dict[str, Any]) -> dict[str, Any]:
     """What all records of a run have in common."""
     guard = (row.get("guard") or {}).get("model")
     return {"model": row["model"], "adapter": row["adapter"], "seed": row["seed"], "guard": guard}
+
+
+# ---- making them ----
+
+T = TypeVar("T")
+
+
+def make_records(
+    run: Run,
+    loop: Loop,
+    examples: Sequence[Example],
+    *,
+    budget: Budget | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> list[dict[str, Any]]:
+    """The records of all examples of a shard, in order: those that are there, and those that are made now.
+
+    As many examples are in flight as the engine has room for. Each is appended as it is finished, so a kill
+    costs what is in flight, and the same command goes on with it. Raises BudgetReached once what was begun is
+    finished.
+    """
+    number, of = shard
+    path = run.data / records_name(number, of)
+    mine = [e for e in examples if in_shard(e.id, number, of)]
+    if not mine:
+        raise UserError("this shard has no instructions: use fewer shards or more examples")
+    wanted = {e.id for e in mine}
+    have = {r["id"]: r for r in read_records(run.data) if r["id"] in wanted}
+    budget = budget or Budget(None, lambda: 0.0)
+    progress = Progress(len(mine), run, done=len(have), kept=sum(r["kept"] for r in have.values()))
+    todo = budget.affordable(e for e in mine if e.id not in have)
+
+    async def work() -> None:
+        async for finished in as_finished(loop.align, todo, loop.engine.capacity):
+            jsonl.append(path, finished)
+            have.update((r["id"], r) for r in finished)
+            clock.bill(len(finished))
+            budget.finished(len(finished))
+            progress.advance(finished)
+
+    with _Clock(run, loop) as clock:
+        asyncio.run(work())
+    progress.close()
+    budget.stop_if_reached()
+    return [have[e.id] for e in mine]
+
+
+async def as_finished(work: Callable[[T], Any], items: Iterable[T], at_once: int) -> AsyncIterator[list[Any]]:
+    """Works on items, so many at a time; yields the results in groups, as they are finished."""
+    todo, running = iter(items), {}
+    while True:
+        while len(running) < at_once and (item := next(todo, None)) is not None:
+            running[asyncio.ensure_future(work(item))] = None
+        if not running:
+            return
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finished = [task for task in running if task in done]  # in the order in which they were begun
+        for task in finished:
+            del running[task]
+        yield [task.result() for task in finished]
+
+
+class _Clock:
+    """Bills the time of the loop to its steps."""
+
+    def __init__(self, run: Run, loop: Loop):
+        self.run, self.engines = run, [loop.engine, *([loop.guard.engine] if loop.guard else [])]
+
+    def __enter__(self) -> _Clock:
+        for engine in self.engines:
+            engine.usage.clear()
+        self.since = time.perf_counter()
+        return self
+
+    def bill(self, examples: int) -> None:
+        usage, now = {}, time.perf_counter()
+        for engine in self.engines:  # the guard's may be the loop's own
+            usage |= {step: used for step, used in engine.usage.items()}
+            engine.usage.clear()
+        self.run.bill(usage, now - self.since, examples)
+        self.since = now
+
+    def __exit__(self, *exc: object) -> None:
+        self.bill(0)  # what was in flight has cost, too

@@ -13,13 +13,11 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.prompt_files import Seed
 from cai.core.schema import content_id, row_seed
-from cai.generation.instruction_filters import Screen
+from cai.generation.instruction_filters import InstructionFilter
 from cai.generation.task_balance import Balance
-from cai.models.engine import Completion, Engine, Sampling
-from cai.models.registry import ModelSpec
+from cai.models.engine import Completion, Engine, complete_all, sampling
 from cai.prompts.templates import Prompter, exemplar_texts
 
-TEMPERATURE = 0.7
 LISTS = 64  # lists in a wave at most
 ITEMS = 2  # new instructions that a list is expected to give, at least
 ITEM = re.compile(r"\s*(\d+)[.)]\s+(\S.*)")
@@ -28,7 +26,6 @@ ITEM = re.compile(r"\s*(\d+)[.)]\s+(\S.*)")
 def generate(
     engine: Engine,
     prompter: Prompter,
-    spec: ModelSpec,
     seeds: Sequence[Seed],
     *,
     lists: int,
@@ -46,11 +43,11 @@ def generate(
         rng = random.Random(row_seed(seed, f"list {number}", "seeds"))
         tasks.append(task or rng.choice(sorted({s.task for s in seeds})))
     _check_tasks(tasks, seeds)
-    done = _continue(engine, prompter, spec, seeds, tasks, [], seed, "list")
-    screen, found, dropped = Screen((s.instruction for s in seeds), 1.0), [], Counter()
+    done = _continue(engine, prompter, seeds, tasks, [], seed, "list")
+    filtered, found, dropped = InstructionFilter((s.instruction for s in seeds), 1.0), [], Counter()
     for completion, list_task in zip(done, tasks, strict=True):
         for text, whole in items(completion):
-            reason, _ = screen.take(text, whole)
+            reason, _ = filtered.take(text, whole)
             if reason:
                 dropped[reason] += 1
             else:
@@ -83,7 +80,6 @@ class Made:
 def self_instruct(
     engine: Engine,
     prompter: Prompter,
-    spec: ModelSpec,
     seeds: Sequence[Seed],
     *,
     want: int,
@@ -114,14 +110,14 @@ def self_instruct(
     if any("wave" not in row or "wave_rows" not in row for row in known):
         raise UserError("instructions.jsonl holds rows that no wave made: begin the run anew with --fresh")
     texts = [s.instruction for s in seeds]
-    screen = Screen(texts, spec.near_duplicate if near is None else near, barred)
+    filtered = InstructionFilter(texts, engine.spec.near_duplicate if near is None else near, barred)
     balance = Balance(want, tasks, [*texts, *exemplar_texts()])
     rows, left_out, number = [], Counter(), 0
     unsaid: Counter[str] = Counter()  # what was left out since the last row, which the next one says
     earlier: dict[int, list[dict[str, Any]]] = {}
     for row in known:
         earlier.setdefault(row["wave"], []).append(row)
-        screen.keep(row["instruction"])
+        filtered.keep(row["instruction"])
     while len(rows) < want and balance.open_tasks():
         list_tasks = balance.allot(LISTS, ITEMS)
         had = earlier.get(number, [])
@@ -133,8 +129,8 @@ def self_instruct(
                 balance.take(row["instruction"], row["task"])
         else:
             name = f"wave {number}, list"
-            done = _continue(engine, prompter, spec, seeds, list_tasks, rows, seed, name, adapter)
-            wave = _wave(number, done, list_tasks, had, screen, balance)
+            done = _continue(engine, prompter, seeds, list_tasks, rows, seed, name, adapter)
+            wave = _wave(number, done, list_tasks, had, filtered, balance)
             wave_rows = had + wave.rows
             unsaid.update(item["reason"] for item in wave.left_out)
             if wave_rows:
@@ -153,7 +149,8 @@ def self_instruct(
     if len(rows) < want:
         short = (
             f"{len(rows)} of {want} instructions were found: every task gave next to nothing new in "
-            f"{balance.PATIENCE} waves in a row; add seed instructions to {spec.seeds}, or ask for fewer"
+            f"{balance.PATIENCE} waves in a row; "
+            f"add seed instructions to {engine.spec.seeds}, or ask for fewer"
         )
     by_task = Counter(row["task"] for row in rows)
     return Made(rows, left_out, {t: by_task[t] for t in tasks}, short)
@@ -164,7 +161,7 @@ def _wave(
     done: Sequence[Completion],
     tasks: Sequence[str],
     had: Sequence[dict[str, Any]],
-    screen: Screen,
+    filtered: InstructionFilter,
     balance: Balance,
 ) -> Wave:
     """The items of a wave's lists, sorted into rows and what is left out. had: rows of this wave that a crash
@@ -178,7 +175,7 @@ def _wave(
             if identity in ids:
                 ids.remove(identity)
                 continue
-            reason, other = screen.take(text, whole, lambda text, task=task: balance.against(text, task))
+            reason, other = filtered.take(text, whole, lambda text, task=task: balance.against(text, task))
             if reason:
                 left_out.append({"instruction": text, "task": task, "reason": reason, "near": other})
                 continue
@@ -192,7 +189,6 @@ def _wave(
 def _continue(
     engine: Engine,
     prompter: Prompter,
-    spec: ModelSpec,
     seeds: Sequence[Seed],
     tasks: Sequence[str],
     made: Sequence[dict[str, Any]],
@@ -209,13 +205,13 @@ def _continue(
     for number, task in enumerate(tasks):
         rng = random.Random(row_seed(seed, f"{name} {number}", "shots"))
         of_task, of_model = [s.instruction for s in seeds if s.task == task], by_task.get(task, [])
-        machine = min(len(of_model), spec.list_shots // 4 or spec.list_shots // 2)
-        human = min(len(of_task), spec.list_shots - machine)
+        machine = min(len(of_model), engine.spec.list_shots // 4 or engine.spec.list_shots // 2)
+        human = min(len(of_task), engine.spec.list_shots - machine)
         shown = rng.sample(of_task, human) + rng.sample(of_model, machine)
         rng.shuffle(shown)
         prompts.append(prompter.instructions(shown))
         row_seeds.append(row_seed(seed, f"{name} {number}", "instructions"))
-    return engine.complete(prompts, Sampling(TEMPERATURE, spec.instruction_tokens, ()), row_seeds, adapter)
+    return complete_all(engine, prompts, sampling(engine.spec, "instruction"), row_seeds, adapter)
 
 
 def items(completion: Completion) -> list[tuple[str, bool]]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.core.run import Run
 from cai.core.stats import wilson
 from cai.generation.filters import REASONS, final_reasons
+from cai.prompts.constitution import Constitution
 
 GROUPS = ("principle", "task", "reason")
 
@@ -113,3 +115,17 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> Path:
         pyplot.close(figure)
     part.replace(path)
     return path
+
+
+def report_yield(run: Run, constitution: Constitution, records: Sequence[dict[str, Any]]) -> None:
+    """What came of the examples: printed, plotted, and counted in run.json."""
+    made = total(records)
+    used = Counter(c["principle_id"] for r in records for c in r["critiques"])
+    unused = [p.id for p in constitution.principles if p.id not in used]
+    run.log(
+        f"[2] {made.n} records, {made.count} kept; "
+        f"all but {len(unused)} principles used {' '.join(unused)}\n{table(records)}"
+    )
+    plot(records, run.data / "yields.png")
+    reasons = {y.name: y.count for y in yields(records) if y.group == "reason"}
+    run.record(counts={"records": made.n, "kept": made.count, "reasons": reasons, "principles": dict(used)})

@@ -4,6 +4,8 @@ The sandbox's corpus is written with them: to change one is to build the sandbox
 
 from __future__ import annotations
 
+from cai.core.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"
 INSTRUCTION, RESPONSE = "Instruction:", "Response:"
 PRINCIPLE, CRITIQUE, REVISION = "Principle:", "Critique:", "Revision:"
@@ -40,3 +42,14 @@ STOPS: dict[str, tuple[str, ...]] = {
 # Tokens of chat formats (ChatML, Llama 3). A base model that is shown one acts like a tuned one, which voids
 # the experiment.
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def refuse_chat_tokens(prompt: str) -> str:
+    """A base model's prompt, if it holds no token of a chat format. Raises UserError for one that does."""
+    for token in CHAT_TOKENS:
+        if token in prompt:
+            raise UserError(
+                f"a prompt holds the chat token {token}: a base model must never see one, it would act like "
+                "a tuned model; remove it from the instruction"
+            )
+    return prompt

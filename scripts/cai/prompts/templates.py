@@ -32,6 +32,7 @@ from cai.prompts.markers import (
     RESPONSE_B,
     REVISION,
     REVISION_REQUEST,
+    refuse_chat_tokens,
 )
 from cai.prompts.training_format import training_completion, training_prompt
 
@@ -71,7 +72,7 @@ class Prompter:
         numbered = [f"{i}. {e}" for i, e in enumerate(examples, 1)]
         listing = "\n".join([LIST_PREAMBLE, *numbered, f"{len(examples) + 1}."])
         if self.render is None:
-            return listing
+            return refuse_chat_tokens(listing)
         return self._chat(
             "Continue this list with new instructions, as varied as these: one a line, "
             f"numbered, each complete in itself. Write nothing else.\n\n{listing}"
@@ -81,7 +82,7 @@ class Prompter:
         if self.render is not None:
             return self._chat(instruction)
         shots = [answer_block(e.instruction, e.answer) for e in self._first(ANSWERED)]
-        return "\n\n".join([ANSWER_PREAMBLE, *shots, answer_block(instruction)])
+        return refuse_chat_tokens("\n\n".join([ANSWER_PREAMBLE, *shots, answer_block(instruction)]))
 
     def critique(self, instruction: str, answer: str, principle: Principle) -> str:
         block = answer_block(instruction, answer)
@@ -93,7 +94,7 @@ class Prompter:
                 f'these two sentences: "{CHANGE}" or "{KEEP}"'
             )
         open_page = f"{block}\n{critique_block(principle, requests=self.requests)}"
-        return "\n\n".join([EDITOR_PREAMBLE, *self._edited(), open_page])
+        return refuse_chat_tokens("\n\n".join([EDITOR_PREAMBLE, *self._edited(), open_page]))
 
     def revision(self, instruction: str, answer: str, critiques: Sequence[tuple[Principle, str]]) -> str:
         """The answer is revised once, in view of all its critiques."""
@@ -106,7 +107,8 @@ class Prompter:
                 "asks for a change, repeat the response as it is. Write only the new response to the "
                 "instruction, without a word about the critique or about having changed anything."
             )
-        return "\n\n".join([EDITOR_PREAMBLE, *self._edited(), self._editor(instruction, answer, critiques)])
+        open_page = self._editor(instruction, answer, critiques)
+        return refuse_chat_tokens("\n\n".join([EDITOR_PREAMBLE, *self._edited(), open_page]))
 
     def judge(self, instruction: str, a: str, b: str, principle: Principle) -> str:
         """A comparison by one principle, up to the reason that the model gives first."""
@@ -117,7 +119,7 @@ class Prompter:
                 "sentence or two that say what each response does. Then write on a line of its own "
                 f'"{BETTER}" and one letter, A or B.'
             )
-        return "\n\n".join([JUDGE_PREAMBLE, *map(_judged, self._first(JUDGED)), page])
+        return refuse_chat_tokens("\n\n".join([JUDGE_PREAMBLE, *map(_judged, self._first(JUDGED)), page]))
 
     def better(self, judge_prompt: str, reason: str) -> str:
         """The same page with the reason filled in: its next word is A or B, to be read by log-probability."""

@@ -1,0 +1,80 @@
+"""A run's instructions: from a source, or made by the model in waves, each on the disk before the next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai.core import jsonl
+from cai.core.errors import UserError
+from cai.core.prompt_files import Seed, load_heldout, load_seeds
+from cai.generation import prompt_sources, self_instruct
+from cai.generation.records import INSTRUCTION_KEYS, read_instructions
+from cai.models.session import Session
+
+
+def make_instructions(
+    session: Session,
+    want: int,
+    source: str | None = None,
+    *,
+    seeds: Sequence[Seed] | None = None,
+    tasks: Sequence[str] | None = None,
+    adapter: str | None = None,
+    barred: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The rows of instructions.jsonl. What an earlier call left is gone on from.
+
+    seeds: the model's own, if none are given. tasks: all that have seeds. adapter: who writes (None: the
+    base). barred: what no instruction may come near to, beside the evaluation prompts.
+    """
+    run, path = session.run, session.run.data / "instructions.jsonl"
+    barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
+    if source:
+        loaded = prompt_sources.load(source, want, barred)
+        rows, left_out, short = [i.row() for i in loaded], loaded.left_out, None
+        jsonl.complete(path, rows, INSTRUCTION_KEYS)
+        by_task = dict(Counter(row["task"] for row in rows))
+    else:
+        made = _written_by_the_model(session, want, seeds, tasks, adapter, barred)
+        rows, left_out, by_task, short = made.rows, dict(made.left_out), made.by_task, made.short
+    if short:
+        run.log(f"warning: {short}")
+    if not rows:
+        why = f"every row of {source} was left out" if source else "see above"
+        raise UserError(f"no usable instruction: {why}")
+    run.log(f"[1] {len(rows)} instructions, by task {by_task}; left out: {left_out or 'none'}")
+    run.record(instructions={"count": len(rows), "by_task": by_task, "left_out": left_out})
+    return rows
+
+
+def _written_by_the_model(
+    session: Session,
+    want: int,
+    seeds: Sequence[Seed] | None,
+    tasks: Sequence[str] | None,
+    adapter: str | None,
+    barred: Sequence[str],
+) -> self_instruct.Made:
+    run, path = session.run, session.run.data / "instructions.jsonl"
+
+    def keep(wave: self_instruct.Wave) -> None:
+        step.count(wave.completions, len(wave.rows))
+        jsonl.append(path, wave.rows)
+        run.log(f"      wave {wave.number}: {len(wave.rows)} kept of {len(wave.rows) + len(wave.left_out)}")
+
+    with run.step("instructions") as step:
+        return self_instruct.self_instruct(
+            session.engine,
+            session.prompter,
+            load_seeds(Path(session.spec.seeds)) if seeds is None else seeds,
+            want=want,
+            seed=session.seed,
+            tasks=tasks,
+            adapter=adapter,
+            known=read_instructions(session.run.data),
+            on_wave=keep,
+            barred=barred,
+        )
