@@ -1,8 +1,9 @@
 """Milestone 1: ten examples, two principles each, about ten DPO steps, evaluation, GO or NO-GO.
 
     python scripts/test_batch.py                     # after test_single.py has said GO
-    python scripts/test_batch.py --plan              # what it will take, from the last measured rates
+    python scripts/test_batch.py --forecast          # what it will take, from the last measured rates
     python scripts/test_batch.py --source prompts.csv --limit 20 --run batch-mine
+    python scripts/test_batch.py --set answer_temperature=1.0 lora_r=16 --run batch-warm
 
 Writes data/<run>/{instructions,records,pairs}.jsonl, run.json, report.html, yields.png and evaluation/;
 checkpoints/<run>/. Killed at any moment, the same command goes on. Exit status: 0 GO, 3 NO-GO, 2 bad input,
@@ -11,25 +12,63 @@ checkpoints/<run>/. Killed at any moment, the same command goes on. Exit status:
 
 from __future__ import annotations
 
-from cai.core.cli import cli
-from cai.evaluation.criteria import m1
-from cai.generation.milestones import milestone
+from cai.core.cli import GENERATING, GO, cli, parser
+from cai.training.losses import LOSSES
 
-STEPS = 10
 SUITES = ("critique", "preference")
 
 
 def main() -> int:
-    return milestone(
-        __doc__,
-        "batch",
-        after="single",
-        limit=10,
-        steps=STEPS,
-        held_out=0.1,
-        suites=SUITES,
-        criteria=m1,
-    )
+    args = parser(
+        __doc__, *GENERATING, "steps", "loss", choices={"loss": LOSSES},
+        run="batch", after="single", limit=10, principles=2, anchors=0.6, held_out=0.1, steps=10,
+    ).parse_args()
+
+    from cai.costs.budget import Budget
+    from cai.costs.forecast import milestone
+    from cai.evaluation.criteria import m1
+    from cai.evaluation.gates import decide, require
+    from cai.evaluation.suites import measure
+    from cai.generation.example import examples_of
+    from cai.generation.instructions import make_instructions
+    from cai.generation.loop import Loop
+    from cai.generation.pairs import make_pairs
+    from cai.generation.records import make_records
+    from cai.generation.yield_stats import report_yield
+    from cai.models.session import open_session
+    from cai.reports.review import publish
+    from cai.training.dpo import train_adapter
+    from cai.training.settings import Settings
+
+    ahead = milestone(args, steps=args.steps)
+    if args.forecast:
+        print(ahead.render())
+        return GO
+    before = require(args.after, force=args.force)
+    own = ("principles", "limit", "source", "anchors", "no_judge", "held_out", "steps", "loss")
+    with open_session(args, *own) as session:
+        run, seed = session.run, session.seed
+        run.log(before)
+        ahead.note(run)
+        budget = Budget.of(args.budget, run, ahead.dollars_per_example)
+
+        rows = make_instructions(session, args.limit, args.source)
+        loop = Loop(
+            session.engine, session.prompter, session.constitution, seed,
+            principles=args.principles, judged=not args.no_judge,
+        )
+        records = make_records(run, loop, examples_of(rows), budget=budget)
+        report_yield(run, session.constitution, records)
+        pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
+        publish(run)
+
+        budget.step("training", ahead.dollars_of("training"))
+        train_adapter(session, pairs, Settings.of(session.spec, args.steps, seed, loss=args.loss))
+        summaries = measure(session, records, pairs, SUITES)
+        status = decide(run, m1(run, summaries))
+        publish(run)
+        ahead.compare(run)
+    return status
 
 
 if __name__ == "__main__":

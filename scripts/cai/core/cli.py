@@ -147,6 +147,13 @@ FLAGS: dict[str, Flag] = {
 }
 
 
+# What every milestone that generates can be told.
+GENERATING = (
+    *("run", "model", "bits", "set", "seed", "constitution", "limit", "source", "principles", "anchors"),
+    *("held-out", "no-judge", "after", "forecast", "budget", "hourly-rate", "fresh", "force"),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Checks the common flags' values, as UserErrors, right after it has parsed them."""
 

@@ -15,7 +15,7 @@ from cai.generation.refusals import is_refusal
 from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP, MARKERS
 from cai.prompts.templates import exemplar_texts
 
-# A line that begins like one of our prompts' markers. Lines end as for str.splitlines: at \r, U+2028, ..., too.
+# A line that begins like one of our prompts' markers. A line ends where str.splitlines says: at U+2028, too.
 LINE_START = r"(?:\A|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
 MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})")
 PLACEHOLDERS = re.compile(

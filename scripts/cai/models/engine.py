@@ -74,8 +74,8 @@ class ChatTemplate(Protocol):
 
 
 class Engine(Protocol):
-    """name: its kind. spec: of the base model. revision, bits: of its weights. adapters: name -> hash of those
-    that may be asked for; None asks the base model. capacity: how many examples should be in flight to keep it busy.
+    """name: its kind. spec: of the base model. revision, bits: of its weights. adapters: name -> hash of
+    those that may be asked for; None asks the base model. capacity: how many examples to have in flight.
     end_of_text: what ends a text in training. chat: an instruct model's template, None for a base model.
     usage: what its requests took, by the step that they were charged to (core.ledger)."""
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai.core.cli import DOLLARS_PER_HOUR, is_given
 from cai.core.errors import UserError
@@ -46,10 +45,10 @@ class Session:
         self.run.__exit__(*exc)
 
 
-def open_session(args: argparse.Namespace, **settings: Any) -> Session:
+def open_session(args: argparse.Namespace, *own: str) -> Session:
     """Bad input is found before anything heavy is loaded; the first line printed says which model, and why.
 
-    settings: the script's own flags that its rows depend on.
+    own: the script's own flags that its rows depend on.
     """
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
@@ -60,7 +59,7 @@ def open_session(args: argparse.Namespace, **settings: Any) -> Session:
         "bits": bits,
         "seed": args.seed,
         "constitution": constitution.hash,
-        **settings,
+        **{name: getattr(args, name) for name in own},
     }
     prompts = prompt_settings()
     registry = row_settings(spec)
