@@ -85,7 +85,7 @@ def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[s
     record = examples.get(row["id"])
     if record is None:
         raise UserError(f"{where}: the run has no example {row['id']!r}; is this another run's review.jsonl?")
-    if row.get("texts", texts := _texts(record)) != texts:
+    if row.get("texts", texts := texts_digest(record)) != texts:
         raise UserError(
             f"{where}: example {row['id']} had other texts when it was marked; mark it on this run's "
             f"report.html, or remove the line"
@@ -95,10 +95,10 @@ def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[s
     return row["id"], Marks(*(row[key] for key in MARK_KEYS if key != "id"))
 
 
-def _texts(record: dict[str, Any]) -> str:
+def texts_digest(record: dict[str, Any]) -> str:
     critiques = [[c["principle"], c["critique"]] for c in record["critiques"]]
-    return _digest([record["instruction"], record["initial_answer"], critiques, record["revised_answer"]])
+    return json_digest([record["instruction"], record["initial_answer"], critiques, record["revised_answer"]])
 
 
-def _digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
