@@ -470,7 +470,7 @@ def test_both_forms_say_the_same(written):
     _, results, page, notes = written
     found = verdict(results)
     for text in (page.read_text(), notes.read_text().replace("\\", "")):
-        text = text.replace("&#x27;", "'")
+        text = text.replace("&#39;", "'")
         text = text.replace("\u00a0", " ")
         for said in (
             found.headline,

@@ -185,7 +185,9 @@ def test_a_run_without_examples_has_a_page(tmp_path):
     assert Page(write_report(tmp_path).read_bytes()).data["examples"] == []
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"run": 3}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", "{}", '{"run": 3, "settings": {}}', '{"settings": {}}', '{"run": "a"}']
+)
 def test_no_run_no_report(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
@@ -280,7 +282,7 @@ addEventListener("load", async () => {
   const search = (text) => new Promise((done) => {
     $("search").value = text;
     $("search").dispatchEvent(new Event("input"));
-    setTimeout(() => done(shown.length), 500);
+    setTimeout(() => done(visible.length), 500);
   });
   const out = { rows: document.querySelectorAll(".row").length, first: at };
   press("j", "ArrowDown", "k", "y", "r", "n", "j", "t");
@@ -301,7 +303,7 @@ addEventListener("load", async () => {
   for (const [id, value] of Object.entries(wanted)) {
     $(id).value = value;
     applyFilters();
-    out.filters[id] = shown.length;
+    out.filters[id] = visible.length;
     $(id).value = "";
   }
   applyFilters();
@@ -352,9 +354,9 @@ def test_keys_marks_filters_search_and_export_in_a_browser(browse):
     second, third = rows[1]["id"], rows[2]["id"]
     assert out["at"] == 2
     answers = ("critique_meaningful", "revision_better", "note")
-    said = {i: [m[k] for k in answers] for i, m in out["kept"].items()}
+    answered = {i: [m[k] for k in answers] for i, m in out["kept"].items()}
     # The third has no revision to compare: "t" did nothing, the note is all there is.
-    assert said == {second: [False, "revision", ""], third: [None, None, "</script> y n"]}
+    assert answered == {second: [False, "revision", ""], third: [None, None, "</script> y n"]}
     exported = [json.loads(line) for line in out["exported"].splitlines()]
     assert [row["id"] for row in exported] == [second, third]
     assert exported[0].keys() == {*marking.MARK_KEYS, "texts"}

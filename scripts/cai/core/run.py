@@ -230,12 +230,12 @@ class Step:
 
 def read_manifest(name: str) -> dict[str, Any] | None:
     """run.json of an earlier run, None where there is none."""
-    return _read_manifest(directories(name)[0] / "run.json")
+    return manifest_in(directories(name)[0])
 
 
 def _earlier_manifest(name: str, data: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest from which a run of these settings goes on. Raises UserError if it began with others."""
-    manifest = _read_manifest(data / "run.json")
+    manifest = manifest_in(data)
     if manifest is None or manifest["settings"] == settings:
         return manifest
     if not any(data.glob("*.jsonl")):
@@ -249,14 +249,17 @@ def _earlier_manifest(name: str, data: Path, settings: dict[str, Any]) -> dict[s
     )
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def manifest_in(data: Path) -> dict[str, Any] | None:
+    """run.json of a run's directory, None where there is none."""
+    path = data / "run.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError):
         manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+    needed = {"run": str, "settings": dict}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in needed.items()):
         raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
     if manifest.get("format") != FORMAT:
         raise UserError(

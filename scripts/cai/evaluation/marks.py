@@ -20,7 +20,6 @@ MARK_KEYS = {
     "note": str,
     "time": str,
 }
-
 REVISION_BETTER = ("revision", "first", "tie", None)
 
 
@@ -39,8 +38,7 @@ class Marks:
 
 
 def read_marks(run_dir: Path) -> dict[str, Marks]:
-    """The marks in run_dir/review.jsonl by example ({} if there is no such file); the last line of an id
-    counts.
+    """The marks in run_dir/review.jsonl by example, {} without that file; the last line of an id counts.
 
     Raises UserError, with the line's number, for a line that the page does not write, for an example that the
     run has not, and for a mark that was made on other texts than the run's.
@@ -74,8 +72,8 @@ def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[s
     check(row, MARK_KEYS, where)
     if row["revision_better"] not in REVISION_BETTER:
         raise UserError(
-            f"{where}: 'revision_better' is {row['revision_better']!r}: it can be 'revision', 'first', 'tie' "
-            f"or null"
+            f"{where}: 'revision_better' is {row['revision_better']!r}: "
+            "it can be 'revision', 'first', 'tie' or null"
         )
     try:
         datetime.fromisoformat(row["time"])
@@ -84,20 +82,21 @@ def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[s
     record = examples.get(row["id"])
     if record is None:
         raise UserError(f"{where}: the run has no example {row['id']!r}; is this another run's review.jsonl?")
-    if row.get("texts", texts := _texts(record)) != texts:
+    if row.get("texts", texts := texts_digest(record)) != texts:
         raise UserError(
-            f"{where}: example {row['id']} had other texts when it was marked; mark it on this run's "
-            f"report.html, or remove the line"
+            f"{where}: example {row['id']} had other texts when it was marked; "
+            "mark it on this run's report.html, or remove the line"
         )
     if row["revision_better"] is not None and not record["revised_answer"]:
         raise UserError(f"{where}: 'revision_better' is set, but example {row['id']} was not revised")
     return row["id"], Marks(*(row[key] for key in MARK_KEYS if key != "id"))
 
 
-def _texts(record: dict[str, Any]) -> str:
+def texts_digest(record: dict[str, Any]) -> str:
+    """Of what a person judges: a mark holds for these texts alone."""
     critiques = [[c["principle"], c["critique"]] for c in record["critiques"]]
-    return _digest([record["instruction"], record["initial_answer"], critiques, record["revised_answer"]])
+    return json_digest([record["instruction"], record["initial_answer"], critiques, record["revised_answer"]])
 
 
-def _digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

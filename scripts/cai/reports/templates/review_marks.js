@@ -8,8 +8,8 @@ const isDone = (example) => {
 };
 
 function loadMarks() {
-  const kept = store.get(markKey(data.hash));
-  if (kept !== null) { marks = parseMarks(kept); return; }
+  const saved = store.get(markKey(data.hash));
+  if (saved !== null) { marks = parseMarks(saved); return; }
   // A page of the same run that was written earlier: what was marked there on the very same texts holds here too.
   for (const key of store.keys()) {
     if (key.startsWith(markKey(""))) for (const [id, mark] of parseMarks(store.get(key))) adopt(id, mark);
@@ -38,7 +38,7 @@ function saveMarks() {
 
 function change(set) {
   if (at < 0) return;
-  const example = examples[shown[at]];
+  const example = examples[visible[at]];
   const old = marks.get(example.id) ?? { critique_meaningful: null, revision_better: null, note: "" };
   const mark = { ...old, ...set, time: new Date().toISOString(), texts: example.texts };
   if (mark.critique_meaningful === null && mark.revision_better === null && !mark.note) marks.delete(example.id);
@@ -49,7 +49,7 @@ function change(set) {
 }
 
 function showMarks() {
-  const example = at < 0 ? null : examples[shown[at]];
+  const example = at < 0 ? null : examples[visible[at]];
   const mark = (example && marks.get(example.id)) ?? {};
   for (const button of document.querySelectorAll("#marks [data-key]")) {
     const [question, answer] = ANSWERS[button.dataset.key] ?? [];
@@ -86,7 +86,7 @@ function importMarks(text) {
   for (const [number, line] of text.replace(/^\uFEFF/, "").split("\n").entries()) {
     if (!line.trim()) continue;
     let row = null;
-    try { row = JSON.parse(line); } catch { /* said below, with the line's number */ }
+    try { row = JSON.parse(line); } catch { /* reported below, with the line's number */ }
     const fits = typeof row?.id === "string" && [true, false, null].includes(row.critique_meaningful) &&
       ["revision", "first", "tie", null].includes(row.revision_better) && typeof row.note === "string" &&
       !Number.isNaN(Date.parse(row.time));
@@ -98,6 +98,6 @@ function importMarks(text) {
   renderRows();
   if (wrong) return notice(`Line ${wrong} is not a mark. What stood before it was imported.`, true);
   const left = [["older", "not later than here"], ["unknown", "of examples not on this page"], ["changed", "of other texts"]]
-    .filter(([why]) => found[why]).map(([why, said]) => `; ${found[why]} left out: ${said}`);
+    .filter(([why]) => found[why]).map(([why, reason]) => `; ${found[why]} left out: ${reason}`);
   notice(`${plural(found.taken, "mark")} imported${left.join("")}.`, left.length > 0);
 }

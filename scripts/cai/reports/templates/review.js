@@ -19,8 +19,8 @@ const store = { // a browser may refuse to keep anything: then the page says so,
 };
 
 let data, examples, byId, rowHeight, listHeight; // heights in pixels
-let shown = [];          // indices of the examples that the filters leave
-let at = -1;             // place of the open example in `shown`
+let visible = [];        // indices of the examples that the filters leave
+let at = -1;             // place of the open example in `visible`
 let marks = new Map();   // id -> {critique_meaningful, revision_better, note, time, texts}
 let diffMode = "both";
 const haystacks = [];    // an example's texts in lower case, made when they are first searched
@@ -95,31 +95,31 @@ function haystack(i) {
 }
 
 function applyFilters() {
-  const open = at < 0 ? -1 : shown[at];
+  const open = at < 0 ? -1 : visible[at];
   const [status, marked, reason, task, principle] =
     ["status", "marked", "reason", "task", "principle"].map((id) => $(id).value);
   const wanted = Array.from($("search").value.toLowerCase().matchAll(/"([^"]+)"|\S+/g), (m) => m[1] ?? m[0]);
-  shown = [];
+  visible = [];
   examples.forEach((e, i) => {
     if ((!status || STATUS[status](e)) && (!marked || MARKED[marked](e)) &&
         (!reason || e.rejected_because.includes(reason)) && (!task || e.task === task) &&
-        (!principle || principles(e).includes(principle)) && wanted.every((w) => w === e.id || haystack(i).includes(w))) shown.push(i);
+        (!principle || principles(e).includes(principle)) && wanted.every((w) => w === e.id || haystack(i).includes(w))) visible.push(i);
   });
   for (const bar of document.querySelectorAll("#reasons button")) {
     bar.setAttribute("aria-pressed", String(bar.dataset.value === $(bar.dataset.filter).value));
   }
   $("clear").disabled = !(status || marked || reason || task || principle || wanted.length);
-  $("rows").style.height = `${shown.length * rowHeight}px`;
-  at = shown.indexOf(open);
-  if (at < 0) openAt(shown.length ? 0 : -1);
+  $("rows").style.height = `${visible.length * rowHeight}px`;
+  at = visible.indexOf(open);
+  if (at < 0) openAt(visible.length ? 0 : -1);
   else { scrollToRow(); renderRows(); }
   showCount();
 }
 
 function showCount() {
   const { done } = tally();
-  $("count").textContent = `${plural(shown.length, "example")}` +
-    (shown.length < examples.length ? ` of ${examples.length.toLocaleString("en")}` : "") + ` · ${done} fully marked`;
+  $("count").textContent = `${plural(visible.length, "example")}` +
+    (visible.length < examples.length ? ` of ${examples.length.toLocaleString("en")}` : "") + ` · ${done} fully marked`;
 }
 
 // ---- the list: only the rows in sight exist ----
@@ -127,21 +127,21 @@ function showCount() {
 function renderRows() {
   const list = $("list");
   const from = Math.max(0, Math.floor(list.scrollTop / rowHeight) - 4);
-  const to = Math.min(shown.length, from + Math.ceil(listHeight / rowHeight) + 9);
+  const to = Math.min(visible.length, from + Math.ceil(listHeight / rowHeight) + 9);
   const rows = [];
   for (let place = from; place < to; place++) {
-    const e = examples[shown[place]], mark = marks.get(e.id);
-    const said = [mark?.critique_meaningful === true && "critique ✓", mark?.critique_meaningful === false && "critique ✗",
+    const e = examples[visible[place]], mark = marks.get(e.id);
+    const labels = [mark?.critique_meaningful === true && "critique ✓", mark?.critique_meaningful === false && "critique ✗",
       mark?.revision_better && { revision: "revision ✓", first: "first ✓", tie: "tie" }[mark.revision_better]];
     const row = el("div", { role: "option", id: `row-${place}`, class: "row", "aria-selected": place === at,
-      "aria-setsize": shown.length, "aria-posinset": place + 1 },
+      "aria-setsize": visible.length, "aria-posinset": place + 1 },
       el("span", { class: "title", dir: "auto", text: e.instruction }),
       el("span", { class: "meta" },
         el("span", { class: e.kept ? "kept" : "rejected", text: e.kept ? "kept" : e.rejected_because.map(words).join(", ") || "rejected" }),
         el("span", { class: "quiet", text: words(e.task) }),
-        el("span", { class: "said", text: said.filter(Boolean).join(" · ") })));
+        el("span", { class: "labels", text: labels.filter(Boolean).join(" · ") })));
     row.style.top = `${place * rowHeight}px`;
-    row.addEventListener("click", () => { openAt(place); show("example"); });
+    row.addEventListener("click", () => { openAt(place); showView("example"); });
     rows.push(row);
   }
   const empty = examples.length ? "No example fits these filters."
@@ -167,18 +167,18 @@ function openAt(place) {
   showMarks();
   $("example").scrollTop = 0;
   clearTimeout(addressTimer); // browsers refuse an address that changes as fast as a key that is held down
-  addressTimer = setTimeout(() => { if (at >= 0) history.replaceState(null, "", anchor(examples[shown[at]])); }, 300);
+  addressTimer = setTimeout(() => { if (at >= 0) history.replaceState(null, "", anchor(examples[visible[at]])); }, 300);
 }
 
-const step = (by) => { if (shown.length) openAt(Math.min(shown.length - 1, Math.max(0, at + by))); };
+const step = (by) => { if (visible.length) openAt(Math.min(visible.length - 1, Math.max(0, at + by))); };
 
 function nextUnmarked() {
-  const next = shown.findIndex((i, place) => place > at && !isDone(examples[i]));
+  const next = visible.findIndex((i, place) => place > at && !isDone(examples[i]));
   if (next >= 0) openAt(next);
   else notice("No example after this one is left unmarked in the list.");
 }
 
-function show(view) { document.body.dataset.view = view; if (view === "list") { scrollToRow(); renderRows(); } }
+function showView(view) { document.body.dataset.view = view; if (view === "list") { scrollToRow(); renderRows(); } }
 
 // ---- one example ----
 
@@ -188,10 +188,10 @@ function renderExample() {
     box.replaceChildren();
     return;
   }
-  const e = examples[shown[at]];
+  const e = examples[visible[at]];
   const parts = e.revised_answer && diffMode !== "off" ? compare(e.initial_answer, e.revised_answer) : null;
-  const chips = e.kept ? [el("span", { class: "chip go", text: "kept" })]
-    : [el("span", { class: "chip no", text: "rejected" }), ...e.rejected_because.map((r) => el("span", { class: "chip", text: words(r) }))];
+  const chips = e.kept ? [el("span", { class: "chip good", text: "kept" })]
+    : [el("span", { class: "chip bad", text: "rejected" }), ...e.rejected_because.map((r) => el("span", { class: "chip", text: words(r) }))];
   const ends = (e.finish_reasons ?? []).some((r) => r !== "stop") ? [["ended by", e.finish_reasons.join(", ")]] : [];
   const facts = [["task", words(e.task)], ["source", words(e.source)],
     ["tokens", Object.entries(e.tokens).map(([k, n]) => `${k} ${Number(n).toLocaleString("en")}`).join(", ")], ...ends, ["id", e.id]];
@@ -247,8 +247,8 @@ function tree(value, sides = ["the revision", "the first answer"]) {
   const rows = (entries) => el("table", { class: "tree" }, el("tbody", {}, ...entries.map(row)));
   if (!("forward" in value && "backward" in value)) return rows(Object.entries(value));
   const { forward, backward, winner, tokens, prompt_tokens, ...rest } = value;
-  const said = { second: `${sides[0]} wins`, first: `${sides[1]} wins`, tie: "a tie" }[winner] ?? "two orders";
-  return el("div", {}, el("p", { class: "orders" }, el("b", { text: said }), `; probability that ${sides[0]} is better: `,
+  const outcome = { second: `${sides[0]} wins`, first: `${sides[1]} wins`, tie: "a tie" }[winner] ?? "two orders";
+  return el("div", {}, el("p", { class: "orders" }, el("b", { text: outcome }), `; probability that ${sides[0]} is better: `,
     tree(forward), " where it is shown second, ", tree(backward), " where it is shown first"), rows(Object.entries(rest)));
 }
 
@@ -265,9 +265,9 @@ function renderHeader() {
   const line = [["model", facts.model], ["adapter", facts.adapter?.slice(0, 8)], ["seed", facts.seed], ["kept", `${kept.toLocaleString("en")} of ${examples.length.toLocaleString("en")}`]];
   $("facts").replaceChildren(...line.filter(([, v]) => v !== undefined && v !== null)
     .map(([k, v]) => el("div", {}, el("dt", { text: k }), el("dd", { text: v }))));
-  const verdict = facts.gate?.verdict;
-  $("gate").textContent = `Gate: ${verdict ?? "none yet"}`;
-  $("gate").classList.add(verdict === "GO" ? "go" : verdict === "NO-GO" ? "no" : "open");
+  const decision = facts.gate?.verdict;
+  $("gate").textContent = `Gate: ${decision ?? "none yet"}`;
+  $("gate").classList.add(decision === "GO" ? "good" : decision === "NO-GO" ? "bad" : "open");
   const bars = [["status", "kept", kept], ...count(examples.flatMap((e) => e.rejected_because)).map(([r, n]) => ["reason", r, n])];
   $("reasons").replaceChildren(...bars.map(([filter, value, n]) => {
     const fill = el("span", { class: "fill" });
@@ -283,7 +283,7 @@ function about() {
   const { gate, ...facts } = data.facts, t = tally();
   const share = (n, of) => of ? `${n} of ${of} (${Math.round((100 * n) / of)} %)` : "none yet";
   const criteria = (gate?.criteria ?? []).map((c) => el("tr", {},
-    el("td", {}, el("span", { class: c.passed ? "chip go" : "chip no", text: c.passed ? "pass" : "FAIL" })),
+    el("td", {}, el("span", { class: c.passed ? "chip good" : "chip bad", text: c.passed ? "pass" : "FAIL" })),
     el("th", { scope: "row", text: c.name }),
     el("td", { text: c.measured + (c.interval ? `, 95 % interval ${c.interval.map((v) => v.toFixed(2)).join(" to ")}` : "") })));
   $("about-text").replaceChildren(
@@ -300,14 +300,14 @@ function about() {
 function act(key) { // whether the key means something here
   if (key in ANSWERS) {
     const [question, answer] = ANSWERS[key];
-    if (at >= 0 && (question !== "revision_better" || examples[shown[at]].revised_answer)) change({ [question]: answer });
+    if (at >= 0 && (question !== "revision_better" || examples[visible[at]].revised_answer)) change({ [question]: answer });
   } else if (key === "x") change({ critique_meaningful: null, revision_better: null, note: "" });
   else if (key === "j") step(1);
   else if (key === "k") step(-1);
   else if (key === "u") nextUnmarked();
   else if (key === "d") { diffMode = DIFFS[(DIFFS.indexOf(diffMode) + 1) % 3]; renderExample(); }
-  else if (key === "c") { show("example"); $("note").focus(); }
-  else if (key === "/") { show("list"); $("search").focus(); $("search").select(); }
+  else if (key === "c") { showView("example"); $("note").focus(); }
+  else if (key === "/") { showView("list"); $("search").focus(); $("search").select(); }
   else if (key === "e") exportMarks();
   else if (key === "i") about();
   else if (key === "?") showDialog("keys");
@@ -326,8 +326,8 @@ function onKey(event) {
   const moves = { ArrowRight: 1, ArrowLeft: -1, ...(reading ? {} : { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }) };
   if (key in moves) step(moves[key]);
   else if (key === " " && !target.matches("button")) $("example").scrollBy({ top: $("example").clientHeight * (event.shiftKey ? -0.85 : 0.85) });
-  else if (key === "Enter" && browsing) { show("example"); $("example").focus(); }
-  else if (key === "Escape") { show("list"); $("list").focus(); }
+  else if (key === "Enter" && browsing) { showView("example"); $("example").focus(); }
+  else if (key === "Escape") { showView("list"); $("list").focus(); }
   else if (event.repeat && (key in ANSWERS || "xecid?/".includes(key))) return; // held down, only j, k and u go on
   else if (!act(key)) return;
   event.preventDefault();
@@ -340,7 +340,8 @@ document.addEventListener("DOMContentLoaded", () => {
   $("data").textContent = ""; // parsed: the text need not be held twice
   examples = data.examples;
   byId = new Map(examples.map((e) => [e.id, e]));
-  rowHeight = 3.75 * parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const root = getComputedStyle(document.documentElement);
+  rowHeight = parseFloat(root.getPropertyValue("--row")) * parseFloat(root.fontSize);
   showTheme(theme);
   loadMarks();
   renderHeader();
@@ -356,7 +357,7 @@ document.addEventListener("DOMContentLoaded", () => {
   new ResizeObserver(() => { listHeight = $("list").clientHeight; renderRows(); }).observe($("list"));
   for (const button of document.querySelectorAll("#marks [data-key]")) button.addEventListener("click", () => act(button.dataset.key));
   $("note").addEventListener("input", () => change({ note: $("note").value }));
-  $("back").addEventListener("click", () => { show("list"); $("list").focus(); });
+  $("back").addEventListener("click", () => { showView("list"); $("list").focus(); });
   $("export").addEventListener("click", exportMarks);
   $("import").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async () => { importMarks(await $("file").files[0].text()); $("file").value = ""; });
@@ -375,7 +376,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   const wanted = location.hash ? examples.findIndex((e) => anchor(e) === location.hash) : -1;
   applyFilters();
-  if (wanted >= 0) { openAt(wanted); show("example"); }
+  if (wanted >= 0) { openAt(wanted); showView("example"); }
   document.body.dataset.ready = "";
   $("list").focus({ preventScroll: true });
 });
