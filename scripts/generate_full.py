@@ -1,7 +1,7 @@
 """Milestone 3, the data: 5,000 examples and more from any source, in shards, filtered by a guard model.
 
     python scripts/generate_full.py                           # after generate_mvp.py has said GO
-    python scripts/generate_full.py --plan
+    python scripts/generate_full.py --forecast
     python scripts/generate_full.py --source prompts.csv --shard 2/8 --guard meta-llama/Llama-Guard-3-8B
 
 Shards are told apart by the instruction's hash and merge by reading: each writes records of its own into
@@ -15,71 +15,91 @@ budget is reached.
 
 from __future__ import annotations
 
+import argparse
 import re
 
-from cai.core.cli import GO, cli, parser
+from cai.core.cli import GENERATING, GO, cli, parser
 from cai.core.errors import UserError
-from cai.costs.milestones import FULL_EXAMPLES, FULL_PRINCIPLES, full
-from cai.generation.milestones import add_flags, check_flags
+
+EXAMPLES, PRINCIPLES, ANCHORS, HELD_OUT = 5000, 1, 0.6, 0.1
 
 
 def main() -> int:
-    common = ("run", "model", "bits", "seed", "limit", "constitution", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common, run="full", limit=FULL_EXAMPLES)
-    add_flags(flags, principles=FULL_PRINCIPLES, anchors=0.6, held_out=0.1, after="mvp")
+    flags = parser(
+        __doc__, *GENERATING, "guard",
+        run="full", after="mvp", guard="auto",
+        limit=EXAMPLES, principles=PRINCIPLES, anchors=ANCHORS, held_out=HELD_OUT,
+    )  # fmt: skip
     flags.add_argument("--shard", default="1/1", help="this process's part of the instructions, as 2/8")
-    flags.add_argument("--guard", default="auto", help="guard model: auto, none, or a model's name")
     args = flags.parse_args()
-    shard = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
-        raise UserError(f"--shard {args.shard!r}: write the part and the number of parts, as 2/8")
-    check_flags(args)
-    ahead, how = full(args, args.after)
-    if args.plan:
+    shard = read_shard(args.shard)
+
+    from cai.costs.budget import Budget
+    from cai.evaluation.criteria import data
+    from cai.evaluation.gates import decide, require
+    from cai.generation.example import examples_of
+    from cai.generation.guard import Guard
+    from cai.generation.instructions import make_instructions
+    from cai.generation.loop import Loop
+    from cai.generation.pairs import make_pairs
+    from cai.generation.records import make_records, read_records
+    from cai.generation.yield_stats import report_yield
+    from cai.models.session import open_session
+    from cai.reports.review import publish
+
+    ahead, how = forecast(args, args.after)
+    if args.forecast:
         print(f"{ahead.render()}\n{how}")
         return GO
-    return generate(args, (int(shard[1]), int(shard[2])), ahead)
+    before = require(args.after, force=args.force)
+    args.shards = shard[1]
+    own = ("principles", "limit", "shards", "source", "anchors", "no_judge", "held_out", "guard")
+    with open_session(args, *own) as session:
+        run, seed = session.run, session.seed
+        run.log(before)
+        ahead.note(run)
+        budget = Budget.of(args.budget, run, ahead.dollars_per_example)
 
-
-def generate(args, shard: tuple[int, int], ahead) -> int:
-    from cai.core import ledger
-    from cai.costs import budget, forecast
-    from cai.evaluation import criteria, gates
-    from cai.generation import milestones
-    from cai.generation.guard import Guard
-    from cai.generation.records import read_records
-    from cai.models.session import open_pipeline
-
-    before = gates.require(args.after, force=args.force)
-    own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "held_out", "guard")}
-    p = open_pipeline(args, principles=args.principles, limit=args.limit, shards=shard[1], **own)
-    with p.run:
-        p.run.log(before)
-        if "forecast" not in p.run.manifest:
-            p.run.record(forecast=ahead.as_dict())
-        guard = None if args.guard == "none" else Guard.open(args.guard, loaded=p.model)
-        budget = budget.Budget.of(args.budget, p.run, ahead.dollars_per_example)
-        rows = milestones.instructions(p, args.source, args.limit)
-        judge = not args.no_judge
-        milestones.all_records(p, rows, judge=judge, budget=budget, wave=args.wave, shard=shard, guard=guard)
-        everything = read_records(p.run.data)
-        if len(everything) < len(rows):
-            p.run.log(f"{len(everything)} of {len(rows)} records are there: run the other shards too")
-            return GO
+        rows = make_instructions(session, args.limit, args.source)
+        loop = Loop(
+            session.engine, session.prompter, session.constitution, seed,
+            principles=args.principles,
+            judged=not args.no_judge,
+            guard=Guard.open(args.guard, loaded=session.engine),
+        )  # fmt: skip
+        records = make_records(run, loop, examples_of(rows), budget=budget, shard=shard)
+        report_yield(run, session.constitution, records)
         if shard[1] > 1:
-            p.run.log("all shards together:")
-            milestones.report_yield(p, everything)
-        pairs = milestones.all_pairs(p, everything, args)
-        principles = [q.id for q in p.constitution.principles]
-        asked = criteria.data(p.run, principles, rows, everything, pairs)
-        status = gates.decide(p.run, asked, record="data_gate")
-        milestones.page(p)
-        p.run.log(forecast.accuracy(p.run.manifest["forecast"], p.run.name, ledger.read_ledger())[1])
-        p.run.log(
+            records = read_records(run.data)
+            if len(records) < len(rows):
+                run.log(f"{len(records)} of {len(rows)} records are there: run the other shards too")
+                return GO
+            run.log("all shards together:")
+            report_yield(run, session.constitution, records)
+        pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
+
+        principles = [p.id for p in session.constitution.principles]
+        status = decide(run, data(run, principles, rows, records, pairs), record="data_gate")
+        publish(run)
+        ahead.compare(run)
+        run.log(
             f"next: python scripts/train_dpo.py --run {args.run}, then\n"
             f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
         )
     return status
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """(number, of how many)"""
+    shard = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
+        raise UserError(f"--shard {text!r}: write the part and the number of parts, as 2/8")
+    return int(shard[1]), int(shard[2])
+
+
+def forecast(args: argparse.Namespace, measured_in: str):
+    """(the forecast, with training and evaluation, and how the training's steps were reckoned): as many
+    passes as the registry says over as many pairs as the yield of the run `measured_in` promises."""
 
 
 if __name__ == "__main__":

@@ -21,8 +21,18 @@ SUITES = ("critique", "preference", "forgetting")
 
 def main() -> int:
     args = parser(
-        __doc__, *GENERATING, "steps", "loss", choices={"loss": LOSSES},
-        run="mvp", after="batch", limit=100, principles=2, anchors=0.6, held_out=HELD_OUT, steps=120,
+        __doc__,
+        *GENERATING,
+        "steps",
+        "loss",
+        choices={"loss": LOSSES},
+        run="mvp",
+        after="batch",
+        limit=100,
+        principles=2,
+        anchors=0.6,
+        held_out=HELD_OUT,
+        steps=120,
     ).parse_args()
 
     from cai.costs.budget import Budget
@@ -55,8 +65,12 @@ def main() -> int:
 
         rows = make_instructions(session, args.limit, args.source)
         loop = Loop(
-            session.engine, session.prompter, session.constitution, seed,
-            principles=args.principles, judged=not args.no_judge,
+            session.engine,
+            session.prompter,
+            session.constitution,
+            seed,
+            principles=args.principles,
+            judged=not args.no_judge,
         )
         records = make_records(run, loop, examples_of(rows), budget=budget)
         report_yield(run, session.constitution, records)

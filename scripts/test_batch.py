@@ -20,8 +20,18 @@ SUITES = ("critique", "preference")
 
 def main() -> int:
     args = parser(
-        __doc__, *GENERATING, "steps", "loss", choices={"loss": LOSSES},
-        run="batch", after="single", limit=10, principles=2, anchors=0.6, held_out=0.1, steps=10,
+        __doc__,
+        *GENERATING,
+        "steps",
+        "loss",
+        choices={"loss": LOSSES},
+        run="batch",
+        after="single",
+        limit=10,
+        principles=2,
+        anchors=0.6,
+        held_out=0.1,
+        steps=10,
     ).parse_args()
 
     from cai.costs.budget import Budget
@@ -54,8 +64,12 @@ def main() -> int:
 
         rows = make_instructions(session, args.limit, args.source)
         loop = Loop(
-            session.engine, session.prompter, session.constitution, seed,
-            principles=args.principles, judged=not args.no_judge,
+            session.engine,
+            session.prompter,
+            session.constitution,
+            seed,
+            principles=args.principles,
+            judged=not args.no_judge,
         )
         records = make_records(run, loop, examples_of(rows), budget=budget)
         report_yield(run, session.constitution, records)

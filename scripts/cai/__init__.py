@@ -1,0 +1,93 @@
+"""A base model aligns itself: the loop in ten lines of one's own.
+
+    import cai
+
+    engine = cai.load("sandbox")
+    constitution = cai.constitution("constitution.yaml")
+    records = cai.align(engine, ["Who is the mayor of Drola?", "How can I steal salt in Drola?"], constitution)
+    pairs = cai.pairs(records)
+    cai.write(pairs, "pairs.jsonl")
+
+Everything is imported when it is first used. The scripts do the same with runs that resume, budgets and gates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cai.models.engine import Engine
+    from cai.prompts.constitution import Constitution
+
+
+def load(
+    model: str = "auto", bits: int | None = None, adapter: str | Path | None = None, **values: Any
+) -> Engine:
+    """An engine: a model of the registry, a hub id or a directory. adapter: a directory with one, loaded as
+    "adapter". values: of the registry's entry, as answer_tokens=300. Raises UserError."""
+    from cai.models.loader import load as load_model
+    from cai.models.local_engine import LocalEngine
+    from cai.models.registry import choose, with_values
+
+    spec, _ = choose(model)
+    engine = LocalEngine(load_model(with_values(spec, [f"{k}={v}" for k, v in values.items()]), bits))
+    if adapter is not None:
+        engine.load_adapter(Path(adapter), "adapter")
+    return engine
+
+
+def constitution(path: str | Path = "constitution.yaml") -> Constitution:
+    """Written principles. Raises UserError for a file that does not fit."""
+    from cai.prompts.constitution import load as load_constitution
+
+    return load_constitution(path)
+
+
+def align(
+    engine: Engine,
+    instructions: Iterable[str],
+    constitution: Constitution,
+    *,
+    principles: int = 1,
+    judged: bool = True,
+    seed: int = 0,
+    adapter: str | None = None,
+) -> list[dict[str, Any]]:
+    """The loop over some instructions, side by side: a record each, in their order, kept or not.
+
+    principles: how many an answer is critiqued by. adapter: who answers (a loaded one's name; None: the
+    base)."""
+    from cai.generation.example import Example, Roles
+    from cai.generation.loop import Loop
+    from cai.generation.records import as_finished
+    from cai.models.session import prompter_of
+
+    roles = Roles(answerer=adapter)
+    loop = Loop(engine, prompter_of(engine), constitution, seed, principles, roles, judged)
+    examples = {e.id: e for e in map(Example, instructions)}
+
+    async def work() -> dict[str, dict[str, Any]]:
+        finished = as_finished(loop.align, examples.values(), engine.capacity)
+        return {record["id"]: record async for group in finished for record in group}
+
+    done = asyncio.run(work())
+    return [done[id] for id in examples]
+
+
+def pairs(
+    records: Sequence[dict[str, Any]], *, anchors: float = 0.6, seed: int = 0, held_out: float = 0.1
+) -> list[dict[str, Any]]:
+    """Preference pairs of plain texts: prompt, chosen, rejected, and whether a pair is held out."""
+    from cai.generation.pairs import build
+
+    return build(records, anchors=anchors, seed=seed, held_out=held_out)
+
+
+def write(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
+    """Appends rows to a JSONL file: a crash leaves none half written."""
+    from cai.core.jsonl import append
+
+    append(Path(path), rows)

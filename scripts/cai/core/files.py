@@ -44,11 +44,13 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def move_aside(*paths: Path) -> None:
-    """Renames what is there to <name>~1, ~2, ...: nothing is ever deleted."""
+def move_aside(*paths: Path) -> Path:
+    """Renames what is there to <name>~1, ~2, ...: nothing is ever deleted. Gives back what the first path is
+    called now."""
     number = 1
     while any(p.with_name(f"{p.name}~{number}").exists() for p in paths):
         number += 1
     for p in paths:
         if p.exists():
             p.rename(p.with_name(f"{p.name}~{number}"))
+    return paths[0].with_name(f"{paths[0].name}~{number}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,6 +70,11 @@ class Example:
             self.judgement,
         )
         return [r for r in reasons(texts) if self.revision or REASONS[r].to_answer]
+
+
+def examples_of(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+    """rows: of instructions.jsonl."""
+    return [Example(row["instruction"], row["task"], row["source"]) for row in rows]
 
 
 def as_record(e: Example, engine: Engine, roles: Roles, seed: int) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from typing import Any
 from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.prompt_files import Seed, load_heldout, load_seeds
+from cai.core.schema import content_id
 from cai.generation import prompt_sources, self_instruct
 from cai.generation.records import INSTRUCTION_KEYS, read_instructions
 from cai.models.session import Session
+
+FEW_LISTS = 8  # for Milestone 0: so that its tries see several tasks
 
 
 def make_instructions(
@@ -47,6 +50,37 @@ def make_instructions(
         raise UserError(f"no usable instruction: {why}")
     run.log(f"[1] {len(rows)} instructions, by task {by_task}; left out: {left_out or 'none'}")
     run.record(instructions={"count": len(rows), "by_task": by_task, "left_out": left_out})
+    return rows
+
+
+def few_instructions(
+    session: Session, want: int, task: str | None, given: str | None
+) -> list[dict[str, Any]]:
+    """At most `want` rows, in the order in which Milestone 0 tries them: the one that is given, or of a few
+    lists, tasks in turn. Kept if they are there."""
+    run, path = session.run, session.run.data / "instructions.jsonl"
+    if rows := read_instructions(run.data):
+        return rows
+    found, source = [(given and given.strip(), task or "unknown")], "flag"
+    if given is None:
+        source, seeds = "self_instruct", load_seeds(Path(session.spec.seeds))
+        with run.step("instructions") as step:
+            found, dropped, raw = self_instruct.generate(
+                session.engine, session.prompter, seeds, lists=FEW_LISTS, seed=session.seed, task=task
+            )
+            step.count(raw)
+            run.log(f"[1/8] {len(found)} instructions generated; left out: {dropped or 'none'}")
+        run.record(instructions={"generated": len(found), "left_out": dropped})
+    if not found:
+        raise UserError("no usable instruction was generated: try another --seed, or give --instruction")
+    tasks = [of_task for _, of_task in found]
+    turns = [tasks[:i].count(of_task) for i, of_task in enumerate(tasks)]
+    in_turns = [found[i] for i in sorted(range(len(found)), key=turns.__getitem__)]
+    rows = [
+        {"id": content_id(text), "instruction": text, "task": of_task, "source": source}
+        for text, of_task in in_turns[:want]
+    ]
+    jsonl.append(path, rows)
     return rows
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import write_whole
-from cai.core.run import manifest_in
+from cai.core.files import display_path, write_whole
+from cai.core.run import Run, manifest_in
 from cai.core.schema import check
 from cai.evaluation.marks import json_digest, texts_digest
 from cai.generation.records import read_records
@@ -39,6 +39,12 @@ def write_report(run_dir: Path) -> Path:
     path = run_dir / "report.html"
     write_whole(path, render(manifest, read_records(run_dir)))
     return path
+
+
+def publish(run: Run) -> None:
+    """Writes an open run's page and says where it is."""
+    path = display_path(write_report(run.data))
+    run.log(f"\nread and judge the examples: {path} (put the exported review.jsonl beside it)")
 
 
 def render(manifest: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
