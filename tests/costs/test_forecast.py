@@ -264,4 +264,4 @@ def test_a_damaged_ledger_names_its_line(output):
 
 
 def test_bytes_are_said_in_words():
-    assert [text.size(n) for n in (12, 1200, 1.1e9)] == ["12 bytes", "1.2 kB", "1.1 GB"]
+    assert [text.format_bytes(n) for n in (12, 1200, 1.1e9)] == ["12 bytes", "1.2 kB", "1.1 GB"]

@@ -2,7 +2,7 @@ import io
 
 import pytest
 from cai.core.run import Run
-from cai.core.text import span
+from cai.core.text import format_duration
 from cai.generation.progress import Progress
 
 
@@ -86,6 +86,6 @@ def test_a_run_that_was_finished_says_nothing(run):
 
 
 def test_spans():
-    assert [span(s) for s in (0, 48, 99.4, 100, 3599, 6000, 11100)] == [
+    assert [format_duration(s) for s in (0, 48, 99.4, 100, 3599, 6000, 11100)] == [
         "0 s", "48 s", "99 s", "2 min", "60 min", "1 h 40 min", "3 h 05 min",
     ]  # fmt: skip

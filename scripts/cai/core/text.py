@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as a person says them: 48 s, 12 min, 3 h 05 min."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
@@ -13,7 +13,7 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def size(n: float) -> str:
+def format_bytes(n: float) -> str:
     """Bytes as a person says them, in powers of ten."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= one:
@@ -21,7 +21,7 @@ def size(n: float) -> str:
     return f"{n:.0f} bytes"
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     """A table: the first and the last to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from cai.core.run import Run
-from cai.core.text import span
+from cai.core.text import format_duration
 
 LOG_SECONDS = 30
 
@@ -63,7 +63,8 @@ class Progress:
             parts.append(f"{self.kept} kept ({self.kept / self.done:.0%})")
         if self.made:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-            parts.append(f"{span(seconds / self.made * left)} left" if left else f"{span(seconds)}")
+            time_left = f"{format_duration(seconds / self.made * left)} left"
+            parts.append(time_left if left else format_duration(seconds))
         spent = self._dollars()
         if self.run.hourly_rate:
             each = (spent - self.before) / self.made if self.made else None
