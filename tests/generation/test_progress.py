@@ -2,7 +2,6 @@ import io
 
 import pytest
 from cai.core.run import Run
-from cai.core.text import format_duration
 from cai.generation.progress import Progress
 
 
@@ -89,9 +88,3 @@ def test_a_run_that_was_finished_says_nothing(run):
     for out in (io.StringIO(), Terminal()):
         Progress(64, run, done=64, kept=30, out=out).close()
         assert out.getvalue() == "" and log_of(run) == []
-
-
-def test_spans():
-    assert [format_duration(s) for s in (0, 48, 99.4, 100, 3599, 6000, 11100)] == [
-        "0 s", "48 s", "99 s", "2 min", "60 min", "1 h 40 min", "3 h 05 min",
-    ]  # fmt: skip

@@ -23,6 +23,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.core.jsonl import append
+from cai.core.text import printable
 
 PACKAGES = (
     "torch",
@@ -137,8 +138,8 @@ class Run:
 
     def log(self, text: str = "") -> None:
         """To the terminal and to logs/<run>.log."""
-        print(text, flush=True)
-        self.log_only(text)
+        print(printable(text, sys.stdout.encoding), flush=True)
+        self.log_only(printable(text))
 
     def log_only(self, text: str) -> None:
         """To logs/<run>.log alone."""
