@@ -11,8 +11,8 @@ UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """A model's or a file's text for a terminal or a log. What would command a terminal, and what the encoding
-    (None: UTF-8) lacks, such as a lone surrogate, is shown as \\x1b, \\r, \\u202e or \\ud800."""
+    """A model's or a file's text for a terminal or a log. What would command a terminal, and what the
+    encoding (None: UTF-8) lacks, such as a lone surrogate, is shown as \\x1b, \\r, \\u202e or \\ud800."""
     encoding = encoding or "utf-8"
     shown = UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
     return shown.encode(encoding, "backslashreplace").decode(encoding)

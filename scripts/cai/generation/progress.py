@@ -52,8 +52,8 @@ class Progress:
             desc=self.line(),
             bar_format="{desc} {bar}",
             file=self.out,
-            ncols=_columns(),
-            nrows=24,  # of a terminal that does not know its height tqdm would show nothing
+            ncols=80,
+            nrows=24,  # on a terminal that does not know its height tqdm would show nothing
             disable=not self.live or done >= wanted,
         )
 
@@ -63,7 +63,7 @@ class Progress:
         self.made += len(records)
         self.passed += sum(r["kept"] for r in records)
         self.tokens += sum(r["tokens"]["completion"] for r in records)
-        self.bar.ncols = _columns()
+        self.bar.ncols = shutil.get_terminal_size().columns - 1
         self.bar.set_description_str(self.line(), refresh=False)
         self.bar.update(len(records))
         if self.clock() - self.logged >= self.every:
@@ -101,7 +101,3 @@ class Progress:
         if not self.live:
             print(text, file=self.out, flush=True)
         self.run.log_only(text)
-
-
-def _columns() -> int:
-    return max(shutil.get_terminal_size().columns - 1, 20)
