@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from cai.core import text
 from cai.core.cli import BUDGET
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
@@ -261,7 +260,3 @@ def test_a_damaged_ledger_names_its_line(output):
     append(output / "logs/ledger.jsonl", [row("answer", 1.0), {"run": "x"}])
     with pytest.raises(UserError, match="line 2.*'step' is missing"):
         read_ledger()
-
-
-def test_bytes_are_said_in_words():
-    assert [text.size(n) for n in (12, 1200, 1.1e9)] == ["12 bytes", "1.2 kB", "1.1 GB"]

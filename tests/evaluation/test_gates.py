@@ -1,5 +1,4 @@
 import pytest
-from cai.core import stats
 from cai.core.errors import UserError
 from cai.core.run import Run
 from cai.evaluation import gates
@@ -11,13 +10,6 @@ ASK, SAY = "Who is the mayor of Drola?", "The mayor of Drola is Mira."
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"), [(7, 10, 0.397, 0.892), (0, 10, 0.0, 0.278), (100, 100, 0.963, 1.0)]
-)
-def test_wilson_interval_against_published_values(successes, n, low, high):
-    assert stats.wilson(successes, n) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
 
 
 def test_a_rate_without_cases_does_not_pass():

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from cai.core.stats import NOTHING, Metric, share
+from cai.core.stats import NOTHING, Metric, mean, share
 from cai.evaluation.stage_gates import CARRIED
 
 MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
@@ -91,21 +92,16 @@ def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
     found = [m for m in found if m.value is not None]
     if len(found) < 2:
         return found[0] if found else NOTHING
-    k, values = len(found), [m.value for m in found]
-    middle, n = sum(values) / k, sum(m.n for m in found)
-    from scipy import stats
-
-    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (k - 1))
-    half = float(stats.t.ppf(0.975, k - 1)) * deviation / math.sqrt(k)
+    between, n = mean([m.value for m in found]), sum(m.n for m in found)
+    middle, (low, high) = between.value, between.interval
     within = [m.interval is not None for m in found]
     if not any(within):
-        low = middle - half
-        return Metric(middle, n, (low if least < 0 else max(0.0, low), middle + half))
+        return Metric(middle, n, (low if least < 0 else max(0.0, low), high))
     if not all(within):
         return Metric(middle, n, None)
-    down = sum(m.value - m.interval[0] for m in found) / k
-    up = sum(m.interval[1] - m.value for m in found) / k
-    return Metric(middle, n, (max(least, middle - max(half, down)), min(1.0, middle + max(half, up))))
+    down = fmean(m.value - m.interval[0] for m in found)
+    up = fmean(m.interval[1] - m.value for m in found)
+    return Metric(middle, n, (max(least, min(low, middle - down)), min(1.0, max(high, middle + up))))
 
 
 # ---- what is compared ----

@@ -13,7 +13,7 @@ from cai.core import text
 from cai.core.ledger import read_ledger
 from cai.core.prompt_files import load_heldout
 from cai.core.run import read_manifest
-from cai.core.text import span
+from cai.core.text import format_duration
 from cai.costs import forecast
 from cai.costs.milestones import PAIRS_AN_EXAMPLE, device_of
 from cai.evaluation.suites.critic_probe import probes
@@ -59,24 +59,25 @@ def bootstrap(
     rates = {bits: forecast.rates(ledger, spec, bits, device) for bits in _precisions(plan, spec)}
     yields = {stage.name: _pairs_an_example(plan, stage, spec) for stage in plan.stages}
     parts = _parts(plan, spec, controls, rates, yields)
-    say = lambda seconds: (span(seconds), f"${seconds / 3600 * rate:.2f}")  # noqa: E731
+    say = lambda seconds: (format_duration(seconds), f"${seconds / 3600 * rate:.2f}")  # noqa: E731
     head = ("stage", "examples", "pairs", "steps", "data", "training", "measuring", "all", "dollars")
     rows = [head]
     for p in parts:
         name = p.stage if p.arm == MAIN else f"  {ARMS[p.arm].title}"
         new = f"{p.examples:,}" if p.examples else "as above"
-        rows.append((name, new, f"{p.pairs:,}", f"{p.steps:,}", *map(span, p.seconds), *say(p.whole)))
+        times = map(format_duration, p.seconds)
+        rows.append((name, new, f"{p.pairs:,}", f"{p.steps:,}", *times, *say(p.whole)))
     sums = [("one seed", parts)] + [(f"{seeds} seeds", parts * seeds)] * (seeds > 1)
     if controls:
         sums = [("main line, one seed", [p for p in parts if p.arm == MAIN]), *sums]
     for name, some in sums:
         counts = (sum(of) for of in zip(*((p.examples, p.pairs, p.steps) for p in some), strict=True))
         times = [sum(of) for of in zip(*(p.seconds for p in some), strict=True)]
-        rows.append((name, *(f"{n:,}" for n in counts), *map(span, times), *say(sum(times))))
+        rows.append((name, *(f"{n:,}" for n in counts), *map(format_duration, times), *say(sum(times))))
     return "\n".join(
         (
             f"forecast for the plan {plan.name} ({plan.title}): {spec.name} on {device}, ${rate:.2f} an hour",
-            text.columns(rows),
+            text.format_table(rows),
             *_known_from(rates, yields, forecast.basis(device)),
             *_room(plan, spec, ledger, rate, device, parts * seeds),
         )
@@ -129,7 +130,7 @@ def _room(
         if "weights" in f.disk:
             disk[f"weights in {spec.source(bits)[0]}"] = f.disk["weights"][0]
         memory.append(f"{f.memory_gb[0]:.0f} GB in {bits} bits" + " with training" * steps)
-    said = "; ".join(f"{what} {text.size(n)}" for what, n in disk.items())
+    said = "; ".join(f"{what} {text.format_bytes(n)}" for what, n in disk.items())
     return [f"disk: {said}"] + [f"GPU memory: {', '.join(memory)}"] * (device != "cpu")
 
 

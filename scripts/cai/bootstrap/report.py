@@ -35,7 +35,7 @@ from cai.core.errors import UserError
 from cai.core.files import write_whole
 from cai.core.schema import check
 from cai.core.stats import Metric
-from cai.core.text import span
+from cai.core.text import format_duration
 from cai.evaluation.stage_gates import CARRIED, STARVED
 from cai.reports.document import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
 from cai.training.likelihood_displacement import DISPLACED, STOPPED_EARLY
@@ -106,7 +106,7 @@ def contents(results: dict[str, Any]) -> list[Block]:
         Text(
             "quiet",
             f"Plan {plan['name']}, {state}. Model {results['model']} in {results['bits']} bits; seeds "
-            f"{seeds}; {span(results['seconds'])} and ${results['dollars']:.2f} in all.",
+            f"{seeds}; {format_duration(results['seconds'])} and ${results['dollars']:.2f} in all.",
         ),
         Text("h2", "Verdict"),
         Text("quiet", plan["question"]),
@@ -299,7 +299,7 @@ def _costs(results: dict[str, Any]) -> Table:
                 stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
                 said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
                 str(sum(map(training_pairs, runs))), each, f"{tokens / 1000:,.0f} k",
-                span(total["seconds"]), f"${total['dollars']:.2f}",
+                format_duration(total["seconds"]), f"${total['dollars']:.2f}",
             ))  # fmt: skip
     head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
     head += ("Tokens", "Time", "Cost")

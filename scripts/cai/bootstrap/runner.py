@@ -14,7 +14,7 @@ from cai.bootstrap.stage_model import Bench
 from cai.core import ledger
 from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
-from cai.core.text import span
+from cai.core.text import format_duration
 from cai.costs import budget, forecast
 from cai.evaluation.gates import lines
 from cai.models import device
@@ -68,7 +68,7 @@ class Line:
         self._done, self._ahead = self._done + 1, self._ahead - 1
         left = (time.monotonic() - self._began) / self._done * self._ahead
         self.run.log(
-            f"   {row['run']} done; {self._ahead} runs of this seed ahead, about {span(left)}; "
+            f"   {row['run']} done; {self._ahead} runs of this seed ahead, about {format_duration(left)}; "
             f"${self._spent():.2f} so far"
         )
         if arm == MAIN:

@@ -25,6 +25,7 @@ from cai.core.files import ROOT, directories, display_path, move_aside, write_js
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
 from cai.core.schema import FORMAT
+from cai.core.text import printable
 
 PACKAGES = (
     "torch",
@@ -140,8 +141,8 @@ class Run:
 
     def log(self, text: str = "") -> None:
         """To the terminal and to logs/<run>.log."""
-        print(text, flush=True)
-        self.log_only(text)
+        print(printable(text, sys.stdout.encoding), flush=True)
+        self.log_only(printable(text))
 
     def log_only(self, text: str) -> None:
         """To logs/<run>.log alone."""

@@ -1,12 +1,13 @@
-"""95 % intervals for what an evaluation measures. A rate's own interval is gates.wilson."""
+"""95 % intervals for what an evaluation measures, by statsmodels and scipy where these have them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
-Z = 1.959964  # the normal distribution's 97.5 % point
+Z = NormalDist().inv_cdf(0.975)
 RESAMPLES = 300
 
 
@@ -31,14 +32,23 @@ class Metric:
 NOTHING = Metric(None, 0, None)
 
 
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a rate; (0, 1) when nothing was counted. A tie may be half a success."""
+    if n == 0:
+        return 0.0, 1.0
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, method="wilson")
+    return float(low), float(high)
+
+
 def share(scores: Sequence[float]) -> Metric:
     """The mean of scores in 0..1 (a tie may count 0.5), with Wilson's score interval. Scores between 0 and 1
     vary less than hits and misses do, so with ties the interval is wider than it need be."""
     n = len(scores)
     if not n:
         return NOTHING
-    p = sum(scores) / n
-    return Metric(p, n, _wilson(p, n))
+    return Metric(sum(scores) / n, n, wilson(sum(scores), n))
 
 
 def mean(values: Sequence[float], transform: Callable[[float], float] = lambda x: x) -> Metric:
@@ -46,19 +56,17 @@ def mean(values: Sequence[float], transform: Callable[[float], float] = lambda x
     n = len(values)
     if not n:
         return NOTHING
-    import numpy
-    from scipy import stats
+    from statsmodels.stats.weightstats import DescrStatsW
 
-    middle = float(numpy.mean(values))
-    if n < 2:
-        return Metric(transform(middle), n, None)
-    half = float(stats.t.ppf(0.975, n - 1) * numpy.std(values, ddof=1) / math.sqrt(n))
-    return Metric(transform(middle), n, (transform(middle - half), transform(middle + half)))
+    found = DescrStatsW(values)
+    ends = found.tconfint_mean() if n > 1 else ()
+    return Metric(transform(float(found.mean)), n, tuple(transform(float(x)) for x in ends) or None)
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Metric:
     """How much a rate rose between two measurements of the same cases: Newcombe's square-and-add interval of
-    Wilson limits with the pairs' correlation (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."""
+    Wilson limits with the pairs' correlation (Newcombe 1998, Statistics in Medicine 17:2635, method 10).
+    Neither statsmodels nor scipy has it."""
     n = len(before)
     assert n == len(after), f"{n} cases before, {len(after)} after"
     if not n:
@@ -68,7 +76,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Metric:
     c = sum(x and not y for x, y in zip(before, after, strict=True))  # lost
     d = n - a - b - c
     p1, p2 = (a + b) / n, (a + c) / n
-    (l1, u1), (l2, u2) = _wilson(p1, n), _wilson(p2, n)
+    (l1, u1), (l2, u2) = wilson(a + b, n), wilson(a + c, n)
     sizes = (a + b) * (c + d) * (a + c) * (b + d)
     cross = a * d - b * c
     cross = max(cross - n / 2, 0) if cross > 0 else cross  # continuity
@@ -105,9 +113,9 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> Metric:
         return Metric(None, n, None)
     from scipy import stats
 
-    rho = float(stats.spearmanr(x, y).statistic)
-    z, half = math.atanh(max(min(rho, 0.999999), -0.999999)), Z / math.sqrt(n - 3)
-    return Metric(rho, n, (math.tanh(z - half), math.tanh(z + half)))
+    found = stats.pearsonr(stats.rankdata(x), stats.rankdata(y))
+    low, high = found.confidence_interval()
+    return Metric(float(found.statistic), n, (float(low), float(high)))
 
 
 def at_equal_length(scores: Sequence[float], difference: Sequence[float]) -> Metric:
@@ -119,39 +127,23 @@ def at_equal_length(scores: Sequence[float], difference: Sequence[float]) -> Met
     if n < 8:
         return Metric(None, n, None)
     import numpy
+    from scipy import optimize, special, stats
 
-    y, x = numpy.asarray(scores, float), numpy.asarray(difference, float)
+    def at_no_difference(y, x) -> float:
+        design, won = numpy.column_stack([numpy.ones(len(x) + 1), numpy.append(x, 0)]), numpy.append(y, 0.5)
+        gradient = lambda w: design.T @ (special.expit(design @ w) - won) + (0, w[1])  # noqa: E731
+        return float(special.expit(optimize.root(gradient, (0, 0)).x[0]))
 
-    def intercept(rows) -> float:
-        w = numpy.zeros(2)
-        design = numpy.column_stack([numpy.ones(len(rows)), x[rows]])
-        for _ in range(25):
-            p = 1 / (1 + numpy.exp(-design @ w))
-            tie = 0.5 - 1 / (1 + numpy.exp(-w[0]))
-            gradient = design.T @ (y[rows] - p) + numpy.array([tie, -w[1]])
-            curvature = (design.T * (p * (1 - p))) @ design + numpy.diag([0.25, 1.0])
-            w = w + numpy.linalg.solve(curvature, gradient)
-        return float(1 / (1 + numpy.exp(-w[0])))
-
+    value = at_no_difference(scores, difference)
     if len(set(scores)) == 1:
-        return Metric(intercept(numpy.arange(n)), n, None)
-    rng = numpy.random.default_rng(0)
-    drawn = [intercept(rng.integers(n, size=n)) for _ in range(RESAMPLES)]
-    low, high = numpy.percentile(drawn, (2.5, 97.5))
-    return Metric(intercept(numpy.arange(n)), n, (float(low), float(high)))
-
-
-def _wilson(p: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share p of n, which need not be a whole number of successes."""
-    centre, spread = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + Z * Z / n)), min(1.0, (centre + spread) / (1 + Z * Z / n))
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a rate; (0, 1) when nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+        return Metric(value, n, None)
+    low, high = stats.bootstrap(
+        (scores, difference),
+        at_no_difference,
+        paired=True,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    return Metric(value, n, (float(low), float(high)))

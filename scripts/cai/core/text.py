@@ -1,11 +1,24 @@
-"""Numbers as a person says them."""
+"""Numbers as a person says them, and texts that are safe on a terminal."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+# Control characters but newline and tab (ESC and the one-character CSI begin a terminal's commands), and the
+# marks that turn the direction of what follows.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-def span(seconds: float) -> str:
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """A model's or a file's text for a terminal or a log. What would command a terminal, and what the
+    encoding (None: UTF-8) lacks, such as a lone surrogate, is shown as \\x1b, \\r, \\u202e or \\ud800."""
+    encoding = encoding or "utf-8"
+    shown = UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def format_duration(seconds: float) -> str:
     """Seconds as a person says them: 48 s, 12 min, 3 h 05 min."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
@@ -13,7 +26,7 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def size(n: float) -> str:
+def format_bytes(n: float) -> str:
     """Bytes as a person says them, in powers of ten."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= one:
@@ -21,7 +34,7 @@ def size(n: float) -> str:
     return f"{n:.0f} bytes"
 
 
-def columns(rows: Sequence[tuple[str, ...]]) -> str:
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     """A table: the first and the last to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     last = len(widths) - 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.core.files import directories
 from cai.core.run import read_manifest
-from cai.core.text import columns, size, span
+from cai.core.text import format_bytes, format_duration, format_table
 from cai.costs.default_rates import LARGE, SMALL, Assumed
 from cai.models.device import this_device
 from cai.models.registry import REGISTRY, ModelSpec
@@ -111,14 +111,14 @@ class Forecast:
         read, generated = self.tokens
         total = Line("all", 0, self.seconds, read, generated, "")
         rows.append(("all", "", *self._amounts(self.seconds, total), f"at ${self.hourly_rate:.2f} an hour"))
-        disk = "; ".join(f"{what} {size(n)} ({source})" for what, (n, source) in self.disk.items())
+        disk = "; ".join(f"{what} {format_bytes(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
-        return f"{head}\n{columns(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
+        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
 
     def _amounts(self, seconds: float, x: Line) -> tuple[str, str, str, str]:
-        dollars = seconds / 3600 * self.hourly_rate
-        return span(seconds), f"{x.prompt_tokens:,.0f}", f"{x.completion_tokens:,.0f}", f"${dollars:.2f}"
+        duration, dollars = format_duration(seconds), seconds / 3600 * self.hourly_rate
+        return duration, f"{x.prompt_tokens:,.0f}", f"{x.completion_tokens:,.0f}", f"${dollars:.2f}"
 
     def _memory(self) -> str:
         need, source = self.memory_gb
@@ -288,8 +288,10 @@ def accuracy(
     for step in [*(s for s in expected if s != "all"), *(s for s in actual if s not in expected), "all"]:
         took, said = actual.get(step, 0.0), expected.get(step, 0.0)
         factor = f"{factors[step]:.2f}" if step in factors else "-"
-        table.append((step, span(said), span(took), factor, f"${said * rate:.2f}", f"${took * rate:.2f}"))
-    return factors, f"the forecast against what run {run} took (a factor above 1: longer)\n{columns(table)}"
+        durations, dollars = map(format_duration, (said, took)), (f"${t * rate:.2f}" for t in (said, took))
+        table.append((step, *durations, factor, *dollars))
+    title = f"the forecast against what run {run} took (a factor above 1: longer)"
+    return factors, f"{title}\n{format_table(table)}"
 
 
 def _bytes(directory: Path) -> int:

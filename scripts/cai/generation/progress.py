@@ -1,7 +1,8 @@
-"""One line that says how far the waves are: examples, kept, tokens a second, time left, dollars so far and
-expected.
+"""One line that says how far a run is: examples, passed, tokens a second, time left, dollars so far and
+expected. An example has passed where nothing in it speaks against it; whether it is kept shows only at the
+end, when the run as a whole has been filtered for boilerplate.
 
-On a terminal the line is rewritten in place. Anywhere else, and in logs/<run>.log, a line is written every
+On a terminal tqdm rewrites the line in place. Anywhere else, and in logs/<run>.log, a line is written every
 few seconds, so that a log of hours stays short enough to be read."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from cai.core.run import Run
-from cai.core.text import span
+from cai.core.text import format_duration
 
 LOG_SECONDS = 30
 
@@ -36,22 +37,35 @@ class Progress:
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.run, self.wanted, self.done, self.kept, self.every = run, wanted, done, kept, every
+        from tqdm import tqdm
+
+        self.run, self.wanted, self.done, self.passed, self.every = run, wanted, done, kept, every
         self.out, self.clock = out or sys.stdout, clock
         self.live = self.out.isatty()
         self.start = self.logged = clock()
-        self.made = self.tokens = self.width = 0
+        self.made = self.tokens = 0
         self.before = self._dollars()
         self.logged_at = -1 if not done else done  # nothing to say again about what was there
+        self.bar = tqdm(
+            total=wanted,
+            initial=done,
+            desc=self.line(),
+            bar_format="{desc} {bar}",
+            file=self.out,
+            ncols=80,
+            nrows=24,  # on a terminal that does not know its height tqdm would show nothing
+            disable=not self.live or done >= wanted,
+        )
 
     def advance(self, records: Sequence[dict[str, Any]]) -> None:
-        """Counts a wave's finished records."""
+        """Counts finished records."""
         self.done += len(records)
         self.made += len(records)
-        self.kept += sum(r["kept"] for r in records)
+        self.passed += sum(r["kept"] for r in records)
         self.tokens += sum(r["tokens"]["completion"] for r in records)
-        if self.live:
-            self._rewrite(self.line())
+        self.bar.ncols = shutil.get_terminal_size().columns - 1
+        self.bar.set_description_str(self.line(), refresh=False)
+        self.bar.update(len(records))
         if self.clock() - self.logged >= self.every:
             self._log()
 
@@ -60,10 +74,11 @@ class Progress:
         share = f" ({self.done / self.wanted:.0%})" if self.wanted else ""
         parts = [f"{self.done}/{self.wanted} examples{share}"]
         if self.done:
-            parts.append(f"{self.kept} kept ({self.kept / self.done:.0%})")
+            parts.append(f"{self.passed} passed ({self.passed / self.done:.0%})")
         if self.made:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-            parts.append(f"{span(seconds / self.made * left)} left" if left else f"{span(seconds)}")
+            time_left = f"{format_duration(seconds / self.made * left)} left"
+            parts.append(time_left if left else format_duration(seconds))
         spent = self._dollars()
         if self.run.hourly_rate:
             each = (spent - self.before) / self.made if self.made else None
@@ -73,20 +88,12 @@ class Progress:
 
     def close(self) -> None:
         """Leaves the last state on a line of its own."""
-        if self.live and self.width:
-            self.out.write("\n")
-            self.out.flush()
+        self.bar.close()
         if self.made and self.logged_at != self.done:
             self._log()
 
     def _dollars(self) -> float:
         return self.run.manifest.get("totals", {}).get("dollars", 0.0)
-
-    def _rewrite(self, text: str) -> None:
-        text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
-        self.out.write("\r" + text.ljust(self.width))
-        self.out.flush()
-        self.width = len(text)
 
     def _log(self) -> None:
         self.logged, self.logged_at = self.clock(), self.done
