@@ -24,5 +24,5 @@ for milestone in test_single.py test_batch.py generate_mvp.py; do
   printf '\n== %s %s\n' "$milestone" "$*"
   .venv/bin/python "scripts/$milestone" "$@" || { status=$? && break; }
 done
-PYTHONPATH=scripts .venv/bin/python -m cai.evaluation.gates single batch mvp
+.venv/bin/python scripts/runs.py single batch mvp
 exit "$status"
