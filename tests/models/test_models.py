@@ -203,7 +203,7 @@ def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path
 
     monkeypatch.setattr(loader, "load", lambda spec: SimpleNamespace(spec=spec, revision="of these weights"))
     monkeypatch.setattr(measure, "Measurement", Measurement)
-    monkeypatch.setattr("cai.engine.LocalEngine", lambda model: None)
+    monkeypatch.setattr("cai.models.local_engine.LocalEngine", lambda model: None)
     for name, made in {"table": [], "details": "", "render": ""}.items():
         monkeypatch.setattr(measure, name, lambda *args, made=made: made)
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))
@@ -233,7 +233,7 @@ def test_unsloth_is_imported_in_one_place_only():
         for p in (ROOT / "scripts").rglob("*.py")
         if "import unsloth" in p.read_text() or "from unsloth" in p.read_text()
     }
-    assert importers == {"models.py"}
+    assert importers == {"model.py"}
 
 
 def test_no_code_from_a_hub_and_no_pickles():

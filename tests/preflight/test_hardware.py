@@ -24,7 +24,7 @@ def no_machine(tmp_path, monkeypatch):
     for name in CACHE_VARIABLES:
         monkeypatch.setenv(name, "")  # as good as unset, and restored whatever a test sets
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(hardware, "VOLUME", tmp_path / "no-volume")
+    monkeypatch.setattr(device, "VOLUME", tmp_path / "no-volume")
     disk(monkeypatch, 500)
 
 
@@ -39,7 +39,7 @@ def smi(tmp_path, *rows, header="CUDA Version: 13.0", status=0):
 
 def disk(monkeypatch, free_gb):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage(10**12, 0, free_gb * 1e9))
+    monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage(10**12, 0, free_gb * 1e9))
 
 
 def by_name(rows):
@@ -116,7 +116,7 @@ def test_the_cache_settles_on_the_volume_unless_the_user_chose(tmp_path, monkeyp
     monkeypatch.setenv("RUNPOD_POD_ID", "pod")
     device.settle_cache()
     assert os.environ["HF_HOME"] == "" and hardware.cache_row().status == WARN
-    monkeypatch.setattr(hardware, "VOLUME", tmp_path)
+    monkeypatch.setattr(device, "VOLUME", tmp_path)
     device.settle_cache()
     assert os.environ["HF_HOME"] == str(tmp_path / "huggingface")
     assert hardware.cache_row().status == OK and "outlives" in hardware.cache_row().found

@@ -70,10 +70,10 @@ def write(directory: Path) -> tuple[Path, Path]:
     Raises UserError for results that are not there or do not fit their schema."""
     results = read(directory)
     blocks = contents(results)
-    plots = directory / "plots"
-    plots.mkdir(exist_ok=True)
+    pictures = directory / "plots"
+    pictures.mkdir(exist_ok=True)
     for name in plots.there(results):
-        write_whole(plots / f"{name}.png", plots.render(results, name, "light", "png"))
+        write_whole(pictures / f"{name}.png", plots.render(results, name, "light", "png"))
     page, notes = directory / "report.html", directory / "report.md"
     write_whole(notes, as_markdown(blocks).encode("utf-8", "replace"))
     write_whole(page, as_html(f"{results['plan']['name']}: report", blocks).encode("utf-8", "replace"))

@@ -1,7 +1,8 @@
 """What machine this is: Python, packages, GPU, disk, model cache, and whether a model fits.
 
-Standard library only, so that set-up can ask it before anything is installed. `python -m cai.hardware` prints
-the table (exit status 2 when a row failed); setup_environment.sh uses its other flags.
+Standard library only, so that set-up can ask it before anything is installed.
+`python -m cai.preflight.hardware` prints the table (exit status 2 when a row failed); setup_environment.sh uses
+its other flags.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 from cai.core.cli import BAD_INPUT, GO, cli
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.models.device import GB, VOLUME, _run, cache_dir, cached, disk_free, gpus, machine_kind, settle_cache
+from cai.models import device
+from cai.models.device import GB, _run, cache_dir, cached, disk_free, gpus, machine_kind, settle_cache
 from cai.models.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, ModelSpec, resolve
 from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
@@ -90,10 +92,10 @@ def driver_row(driver: str) -> Row:
 
 def cache_row() -> Row:
     place = cache_dir()
-    if place.is_relative_to(VOLUME):
+    if place.is_relative_to(device.VOLUME):
         return Row("model cache", OK, f"{place}: on the volume, which outlives the pod's container")
-    if VOLUME.is_dir() or os.environ.get("RUNPOD_POD_ID"):
-        do = f"attach a volume and export HF_HOME={VOLUME}/huggingface"
+    if device.VOLUME.is_dir() or os.environ.get("RUNPOD_POD_ID"):
+        do = f"attach a volume and export HF_HOME={device.VOLUME}/huggingface"
         return Row("model cache", WARN, f"{place}: on the container's disk, lost when the pod stops", do)
     return Row("model cache", OK, str(place))
 
