@@ -81,18 +81,6 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     return Model(spec, model, tokenizer, bits, revision)
 
 
-def merge(spec: ModelSpec, adapter: Path, target: Path) -> None:
-    """Merges an adapter into 16-bit weights and saves them. Never into 4-bit ones: rounding would eat the
-    update."""
-    loaded = load(spec, 16)
-    loaded.load_adapter(adapter, "merged")
-    whole = loaded.model.merge_and_unload()
-    import torch
-
-    whole.to(torch.bfloat16).save_pretrained(str(target), safe_serialization=True)
-    loaded.tokenizer.save_pretrained(str(target))
-
-
 def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
     """(directory, revision) of the weights: a local directory as it is, a hub repository from the cache or
     the network."""

@@ -1,8 +1,8 @@
 """What machine this is: Python, packages, GPU, disk, model cache, and whether a model fits.
 
 Standard library only, so that set-up can ask it before anything is installed.
-`python -m cai.preflight.hardware` prints the table (exit status 2 when a row failed); setup_environment.sh uses
-its other flags.
+`python -m cai.preflight.hardware` prints the table (exit status 2 when a row failed); setup_environment.sh
+uses its other flags.
 """
 
 from __future__ import annotations
