@@ -7,11 +7,13 @@ import pytest
 import torch
 from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
-from cai.models import loader, model, registry
+from cai.generation import guard
+from cai.models import device, loader, model, registry
 from cai.models.engine import Sampling
 from cai.models.local_engine import LocalEngine
 
 SANDBOX = registry.REGISTRY["sandbox"]
+TEST_GPU = device.Gpu("Test GPU", "580.1", 8e9, 8e9, (8, 0))
 PROMPT = "Instruction: Who is kind?\nResponse:"
 
 
@@ -56,12 +58,35 @@ def test_names_resolve_to_registry_directory_or_hub_id(tmp_path):
 
 
 def test_auto_is_the_sandbox_without_a_gpu_and_the_32b_with_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "gpus", lambda: ([], "no nvidia-smi on this machine"))
     assert registry.choose("auto") == (SANDBOX, "the default without a CUDA GPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Test GPU")
+    assert (device.hourly_rate(None), guard.default_guard(device.this_device())) == (0.0, "sandbox")
+    monkeypatch.setattr(device, "gpus", lambda: ([TEST_GPU], ""))
     spec, why = registry.choose("auto")
     assert spec.name == "Qwen/Qwen2.5-32B" and "Test GPU" in why
+    assert device.hourly_rate(None) == 1.74 and device.hourly_rate(2.0) == 2.0
+    assert "Llama-Guard" in guard.default_guard(device.this_device())
+    for hidden, name in (("", "cpu"), ("-1", "cpu"), ("-1,0", "cpu"), ("0", "Test GPU"), ("1,0", "Test GPU")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert device.this_device() == name, hidden
+        assert (registry.choose("auto")[0] is SANDBOX) == (name == "cpu")
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_and_not_replaced_by_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "gpus", lambda: ([TEST_GPU], ""))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    def fetch(*args):
+        raise UserError("as far as the weights")
+
+    monkeypatch.setattr(loader, "fetch", fetch)
+    with pytest.raises(UserError, match=r"lists a GPU \(Test GPU\), but torch .*bash setup_environment.sh"):
+        loader.load(SANDBOX)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as the sentence says: the CPU, on purpose
+    with pytest.raises(UserError, match="as far as the weights"):
+        loader.load(SANDBOX)
 
 
 @pytest.mark.parametrize("bits", [5, 0, 32])

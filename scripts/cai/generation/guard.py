@@ -16,6 +16,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.generation.filters import verdict
+from cai.models.device import this_device
 from cai.models.engine import Completion, Sampling
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
@@ -26,6 +27,11 @@ from cai.prompts.markers import CHANGE, KEEP, STOPS
 from cai.prompts.templates import Prompter
 
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "meta-llama/Llama-Guard-3-8B", "sandbox"
+
+
+def default_guard(device: str) -> str:
+    """The guard that "auto" means on a device, as this_device() names it."""
+    return DEFAULT_ELSEWHERE if device == "cpu" else DEFAULT_ON_GPU
 
 
 VERDICT_TOKENS = 48  # "unsafe" and the codes of all categories
@@ -88,9 +94,7 @@ class Guard:
         elsewhere). loaded: a model that is in memory already, used (without its adapters) if it is the
         one."""
         if name == "auto":
-            import torch
-
-            name = DEFAULT_ON_GPU if torch.cuda.is_available() else DEFAULT_ELSEWHERE
+            name = default_guard(this_device())
         spec = resolve(name) if name in REGISTRY else resolve(name, instruct=True)
         return cls(loaded if loaded and loaded.spec == spec else load(spec))
 

@@ -13,6 +13,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.run import Run
 from cai.generation.loop import Loop
+from cai.models.device import hourly_rate
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
@@ -20,9 +21,6 @@ from cai.models.registry import ModelSpec, choose
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
-
-GPU_DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
-
 
 # The registry's values that the rows depend on: a rerun with others would mix two experiments.
 SPEC_SETTINGS = (
@@ -98,13 +96,6 @@ def open_pipeline(args: argparse.Namespace, *, principles: int = 1, **settings: 
         run.__exit__()
         raise
     return Pipeline(run, spec, constitution, model, loop)
-
-
-def hourly_rate(asked: float | None) -> float:
-    """Dollars per hour: what was asked for, else a rented GPU's price, else nothing for one's own machine."""
-    import torch
-
-    return asked if asked is not None else GPU_DOLLARS_PER_HOUR if torch.cuda.is_available() else 0.0
 
 
 def is_given(flag: str) -> bool:
