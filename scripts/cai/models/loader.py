@@ -14,7 +14,7 @@ from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, _quiet, _unsloth
 from cai.models.registry import ModelSpec
 
-# What a checkpoint may bring: weights as safetensors, configuration and tokenizer as text; no pickles or code.
+# What a checkpoint may bring: safetensors, and text for configuration and tokenizer; no pickles, no code.
 SAFE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
