@@ -120,7 +120,7 @@ if [ "$python" != .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$run
   : >"$LOG"
   if [ "$kind" = cuda ]; then
     must_install "the CUDA set (several GB, some minutes)" -r requirements.txt
-    .venv/bin/python -c 'import torch; assert torch.cuda.is_available()' 2>>"$LOG" ||
+    env -u CUDA_VISIBLE_DEVICES .venv/bin/python -c 'import torch; assert torch.cuda.is_available()' 2>>"$LOG" ||
       fail "nvidia-smi answers but torch sees no GPU ($(tail -n 1 "$LOG")): it needs a driver for CUDA 13 (580 or newer);" \
         "rent a machine that has one"
   else

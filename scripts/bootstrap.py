@@ -67,7 +67,8 @@ def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, control
     from cai.bootstrap.plan import check
     from cai.bootstrap.runner import Line
     from cai.bootstrap.stage_model import Bench
-    from cai.models.session import hourly_rate, input_file
+    from cai.models.device import hourly_rate
+    from cai.models.session import input_file
     from cai.prompts.constitution import load as load_constitution
 
     constitution = load_constitution(input_file(args.constitution, "--constitution"))

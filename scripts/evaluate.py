@@ -91,11 +91,12 @@ def open_subject(run: Run, args):
 
     if not any(SUITES[name].models for name in args.suite):
         return Subject.open(run, limit=args.limit)
+    from cai.models.device import hourly_rate
     from cai.models.loader import load
     from cai.models.local_engine import LocalEngine
     from cai.models.model import check_adapter
     from cai.models.registry import resolve
-    from cai.models.session import chat_renderer, hourly_rate
+    from cai.models.session import chat_renderer
     from cai.prompts.templates import Prompter
 
     made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest

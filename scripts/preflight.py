@@ -60,7 +60,7 @@ def main() -> int:
         raise UserError(f"--new-tokens {args.new_tokens}: must be at least 1")
     shape = shape_of(args.shape) if args.shape else None
     device.settle_cache()
-    cuda, asked = device.machine_kind() == "cuda", args.model != "auto"
+    cuda, asked = device.this_device() != "cpu", args.model != "auto"
 
     report = Report(gpus=[asdict(g) for g in device.gpus()[0]])
     report.head("machine")

@@ -32,7 +32,9 @@ def main() -> int:
     for name in args.runs:
         manifest = read_manifest(name)
         if manifest is None:
-            raise UserError(f"there is no run {name!r}: look for its name in {display_path(directories('')[0])}/")
+            raise UserError(
+                f"there is no run {name!r}: look for its name in {display_path(directories('')[0])}/"
+            )
         gate = manifest.get("gate", {"decision": "no decision", "criteria": []})
         print("\n".join([f"{gate['decision']} for {name}", *lines(gate["criteria"])]))
         found = directories(name)[0] / "report.html"

@@ -131,8 +131,9 @@ def open_run(name: str, source: str) -> Run:
 
 
 def train_and_tell(run: Run, args, spec, settings, pairs, held_out, start) -> int:
+    from cai.models.device import hourly_rate
     from cai.models.loader import load
-    from cai.models.session import device_name, hourly_rate
+    from cai.models.session import device_name
     from cai.training.dpo import train
     from cai.training.likelihood_displacement import DISPLACED
 

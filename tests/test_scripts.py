@@ -226,7 +226,7 @@ def test_m0_with_the_chat_template_of_an_instruct_model(tmp_path):
 @pytest.mark.slow
 def test_benchmark_engine(tmp_path):
     chosen = ("--model", "sandbox", "--limit", "48", "--batch-sizes", "1", "32")
-    done = script("benchmark_engine.py", *chosen, output=tmp_path)
+    done = script("benchmark.py", "engine", *chosen, output=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "logs/benchmark-engine.json").read_text())
     for rows in (found["lists"], found["answers"]):

@@ -28,11 +28,11 @@ case "$*" in
     echo "$*" >>"$NOTES"
     [ -z "${FAKE_KILL:-}" ] || kill -9 "$PPID"
     case "$*" in ${FAKE_FAIL:-nothing}) echo "ERROR: no such thing"; exit 1 ;; esac ;;
-  *cai.hardware*--kind) echo "${FAKE_KIND:-cpu}" ;;
-  *cai.hardware*--versions*) exit "${FAKE_MISFIT:-0}" ;;
-  *cai.hardware*--torch-suits*) exit "${FAKE_OTHER_TORCH:-0}" ;;
-  *cai.hardware*--before-install*) exit "${FAKE_NO_SPACE:-0}" ;;
-  *cai.hardware*) echo "table $*"; exit "${FAKE_NOT_READY:-0}" ;;
+  *cai.preflight.hardware*--kind) echo "${FAKE_KIND:-cpu}" ;;
+  *cai.preflight.hardware*--versions*) exit "${FAKE_MISFIT:-0}" ;;
+  *cai.preflight.hardware*--torch-suits*) exit "${FAKE_OTHER_TORCH:-0}" ;;
+  *cai.preflight.hardware*--before-install*) exit "${FAKE_NO_SPACE:-0}" ;;
+  *cai.preflight.hardware*) echo "table $*"; exit "${FAKE_NOT_READY:-0}" ;;
   *) echo "ran $*"; exit "${FAKE_STATUS:-0}" ;;
 esac
 """
@@ -82,7 +82,7 @@ def test_a_cpu_machine_gets_torchs_cpu_build_first_and_unsloth_without_its_neigh
     assert done.returncode == 0, done.stderr
     assert done.notes == CPU_CALLS
     assert done.stdout.splitlines()[-1].startswith("ready: ")
-    assert "table -m cai.hardware" in done.stdout
+    assert "table -m cai.preflight.hardware" in done.stdout
 
 
 def test_the_second_time_nothing_is_installed(checkout):
@@ -195,7 +195,7 @@ def test_help_names_every_flag(checkout):
 def test_speedrun_goes_through_the_milestones_and_ends_with_their_gates(checkout):
     flags = ["--model", "sandbox", "--seed", "3", "--bits=4"]
     done = run(checkout, "scripts/speedrun.sh", *flags)
-    assert done.returncode == 0 and "table -m cai.hardware --model sandbox --bits 4" in done.stdout
+    assert done.returncode == 0 and "table -m cai.preflight.hardware --model sandbox --bits 4" in done.stdout
     ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ran ")]
     scripts = ("test_single.py", "test_batch.py", "generate_mvp.py")
     gates = ["-m", "cai.evaluation.gates", "single", "batch", "mvp"]

@@ -120,7 +120,7 @@ def test_disk_is_measured_where_an_earlier_run_lies(output):
 def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
     assert read_ledger() == []
     ticks = itertools.count(0, 2.5)
-    monkeypatch.setattr("cai.run.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("cai.core.run.time.perf_counter", lambda: next(ticks))
     with Run.open("mvp", {"bits": 16, "principles": 2}) as run:
         run.record(model="sandbox", device="cpu")
         run.hourly_rate = 3600.0
@@ -248,7 +248,8 @@ def test_a_budget_of_a_run_goes_on_from_what_the_run_has_cost():
 
 def test_a_script_that_reaches_its_budget_has_a_status_of_its_own():
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); from cai.run import BudgetReached, cli\n"
+        "import sys; sys.path.insert(0, 'scripts'); from cai.core.cli import cli\n"
+        "from cai.core.errors import BudgetReached\n"
         "def main(): raise BudgetReached('enough')\ncli(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -195,15 +195,17 @@ def test_rows_near_an_evaluation_prompt_are_told():
 
 def test_the_benchmark_finds_the_same_by_both_ways(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/benchmark_dedupe.py", "--limit", "400"],
+        [sys.executable, ROOT / "scripts/benchmark.py", "dedup", "--limit", "400"],
         capture_output=True,
         text=True,
         env={"CAI_OUTPUT": str(tmp_path), "PATH": ""},
     )
     assert done.returncode == 0, done.stderr
     assert "400 texts" in done.stdout and "different findings: 0 of 300" in done.stdout
-    assert [p.name for p in tmp_path.rglob("*.json")] == ["benchmark-dedupe.json"]
+    assert [p.name for p in tmp_path.rglob("*.json")] == ["benchmark-dedup.json"]
     bad = subprocess.run(
-        [sys.executable, ROOT / "scripts/benchmark_dedupe.py", "--limit", "3"], capture_output=True, text=True
+        [sys.executable, ROOT / "scripts/benchmark.py", "dedup", "--limit", "3"],
+        capture_output=True,
+        text=True,
     )
     assert bad.returncode == 2 and "at least 100" in bad.stderr

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cai.core.errors import UserError
-from cai.core.files import ROOT
-from cai.models import loader, model, registry
+from cai.core.files import ROOT, sha256_file
+from cai.generation import guard
+from cai.models import device, loader, model, registry
 from cai.models.engine import Sampling
 from cai.models.local_engine import LocalEngine
 
 SANDBOX = registry.REGISTRY["sandbox"]
+TEST_GPU = device.Gpu("Test GPU", "580.1", 8e9, 8e9, (8, 0))
 PROMPT = "Instruction: Who is kind?\nResponse:"
 
 
@@ -56,12 +58,35 @@ def test_names_resolve_to_registry_directory_or_hub_id(tmp_path):
 
 
 def test_auto_is_the_sandbox_without_a_gpu_and_the_32b_with_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "gpus", lambda: ([], "no nvidia-smi on this machine"))
     assert registry.choose("auto") == (SANDBOX, "the default without a CUDA GPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "Test GPU")
+    assert (device.hourly_rate(None), guard.default_guard(device.this_device())) == (0.0, "sandbox")
+    monkeypatch.setattr(device, "gpus", lambda: ([TEST_GPU], ""))
     spec, why = registry.choose("auto")
     assert spec.name == "Qwen/Qwen2.5-32B" and "Test GPU" in why
+    assert device.hourly_rate(None) == 1.74 and device.hourly_rate(2.0) == 2.0
+    assert "Llama-Guard" in guard.default_guard(device.this_device())
+    for hidden, name in (("", "cpu"), ("-1", "cpu"), ("-1,0", "cpu"), ("0", "Test GPU"), ("1,0", "Test GPU")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert device.this_device() == name, hidden
+        assert (registry.choose("auto")[0] is SANDBOX) == (name == "cpu")
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_and_not_replaced_by_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "gpus", lambda: ([TEST_GPU], ""))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    def fetch(*args):
+        raise UserError("as far as the weights")
+
+    monkeypatch.setattr(loader, "fetch", fetch)
+    with pytest.raises(UserError, match=r"lists a GPU \(Test GPU\), but torch .*bash setup_environment.sh"):
+        loader.load(SANDBOX)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as the sentence says: the CPU, on purpose
+    with pytest.raises(UserError, match="as far as the weights"):
+        loader.load(SANDBOX)
 
 
 @pytest.mark.parametrize("bits", [5, 0, 32])
@@ -168,7 +193,7 @@ def test_an_adapter_of_another_base_or_a_changed_file_is_refused(fresh, tmp_path
     with pytest.raises(UserError, match=r"belongs to sandbox"):
         model.check_adapter(tmp_path / "a", registry.REGISTRY["Qwen/Qwen2.5-0.5B"])
     with pytest.raises(UserError, match=r"belongs to sandbox \(revision"):
-        model.check_adapter(tmp_path / "a", SANDBOX, "another revision")
+        model.check_adapter(tmp_path / "a", SANDBOX, ("models/sandbox", "another revision"))
     with open(tmp_path / "a/adapter_model.safetensors", "ab") as f:
         f.write(b"x")
     with pytest.raises(UserError, match="its hash differs"):
@@ -177,15 +202,63 @@ def test_an_adapter_of_another_base_or_a_changed_file_is_refused(fresh, tmp_path
         model.check_adapter(tmp_path, SANDBOX)
 
 
+READY, FULL = "unsloth/Qwen2.5-32B-bnb-4bit", "Qwen/Qwen2.5-32B"
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "outcome"),
+    [
+        ((READY, "a"), (READY, "a"), "silent"),
+        ((FULL, "a"), (FULL, "a"), "silent"),
+        ((READY, "a"), (READY, "b"), "refused"),  # the 4-bit weights of another commit
+        ((FULL, "a"), (FULL, "b"), "refused"),
+        ((READY, None), (READY, "b"), "refused"),
+        ((READY, "a"), (FULL, "b"), "named"),
+        ((FULL, "a"), (READY, "b"), "named"),
+        (("/moved/here", "a"), (FULL, "a"), "silent"),  # a directory's revision is the hash of its weights
+        (("somebody/else", "a"), (READY, "b"), "refused"),
+        ((READY, "a"), None, "silent"),  # before the weights are loaded
+    ],
+)
+def test_an_adapters_base_is_compared_with_the_weights_that_are_loaded(
+    tmp_path, capsys, trained, used, outcome
+):
+    spec = registry.REGISTRY["Qwen/Qwen2.5-32B"]
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    fact = {"model": spec.name, "repo": trained[0], "revision": trained[1], "bits": 4}
+    fact["sha256"] = sha256_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "base.json").write_text(json.dumps(fact))
+    if outcome == "refused":
+        with pytest.raises(UserError, match="give the model it was trained on"):
+            model.check_adapter(tmp_path, spec, used)
+        return
+    assert model.check_adapter(tmp_path, spec, used) == fact
+    said = capsys.readouterr().err
+    assert (READY in said and FULL in said) if outcome == "named" else said == ""
+
+
+def test_an_adapter_records_the_repository_that_was_really_loaded(fresh, tmp_path):
+    fresh.spec = dataclasses.replace(SANDBOX, repo_4bit="some/ready-4bit")
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    for bits, repo in ((16, "models/sandbox"), (4, "some/ready-4bit")):
+        fresh.bits = bits
+        fresh.save_adapter(tmp_path / repo)
+        fact = json.loads((tmp_path / repo / "base.json").read_text())
+        assert (fact["repo"], fact["revision"]) == (repo, fresh.revision)
+
+
 def test_merging_goes_into_16_bit_weights(fresh, tmp_path):
     fresh.add_adapter(r=4, alpha=8, seed=0)
     shake(fresh, "default", 0.1)
-    expected = logits(fresh, "default")
-    fresh.save_adapter(tmp_path / "a")
-    loader.merge(SANDBOX, tmp_path / "a", tmp_path / "whole")
+    expected, plain = logits(fresh, "default"), logits(fresh, None)
+    fresh.save_merged(tmp_path / "whole")
     merged = loader.load(registry.resolve(str(tmp_path / "whole")))
     assert not merged.adapters and merged.bits == 16
-    assert (logits(merged) - expected).abs().mean() < 0.1 * (logits(fresh, None) - expected).abs().mean()
+    assert (logits(merged) - expected).abs().mean() < 0.1 * (plain - expected).abs().mean()
+    merged.bits = 4
+    with pytest.raises(UserError, match="loaded in 4 bits"):
+        merged.save_merged(tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()
 
 
 def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path, capsys):
@@ -203,7 +276,7 @@ def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path
 
     monkeypatch.setattr(loader, "load", lambda spec: SimpleNamespace(spec=spec, revision="of these weights"))
     monkeypatch.setattr(measure, "Measurement", Measurement)
-    monkeypatch.setattr("cai.engine.LocalEngine", lambda model: None)
+    monkeypatch.setattr("cai.models.local_engine.LocalEngine", lambda model: None)
     for name, made in {"table": [], "details": "", "render": ""}.items():
         monkeypatch.setattr(measure, name, lambda *args, made=made: made)
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))
@@ -233,7 +306,7 @@ def test_unsloth_is_imported_in_one_place_only():
         for p in (ROOT / "scripts").rglob("*.py")
         if "import unsloth" in p.read_text() or "from unsloth" in p.read_text()
     }
-    assert importers == {"models.py"}
+    assert importers == {"model.py"}
 
 
 def test_no_code_from_a_hub_and_no_pickles():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from cai.core.files import ROOT
-from cai.models import device
+from cai.models import device, fit
 from cai.models.registry import REGISTRY
 from cai.preflight import checkup, hardware, packages
 from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN
@@ -24,7 +24,8 @@ def no_machine(tmp_path, monkeypatch):
     for name in CACHE_VARIABLES:
         monkeypatch.setenv(name, "")  # as good as unset, and restored whatever a test sets
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(hardware, "VOLUME", tmp_path / "no-volume")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "VOLUME", tmp_path / "no-volume")
     disk(monkeypatch, 500)
 
 
@@ -39,11 +40,39 @@ def smi(tmp_path, *rows, header="CUDA Version: 13.0", status=0):
 
 def disk(monkeypatch, free_gb):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage(10**12, 0, free_gb * 1e9))
+    monkeypatch.setattr(device.shutil, "disk_usage", lambda path: usage(10**12, 0, free_gb * 1e9))
 
 
 def by_name(rows):
     return {row.what: row for row in rows}
+
+
+def test_hidden_gpus_are_named_and_the_cpus_memory_counts(tmp_path, monkeypatch):
+    smi(tmp_path, A100)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    rows = by_name(hardware.report())
+    assert rows["gpu in use"].status == WARN and "CUDA_VISIBLE_DEVICES" in rows["gpu in use"].found
+    assert "main memory" in rows["memory for model"].found and "sandbox" in rows["memory for model"].found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    rows = by_name(hardware.report())
+    assert "gpu in use" not in rows and "Qwen/Qwen2.5-32B" in rows["memory for model"].found
+    assert device.machine_kind() == "cuda"  # the packages are the machine's, hidden or not
+
+
+def test_a_download_goes_on_from_what_the_cache_has_and_another_commit_is_none_of_it(tmp_path, monkeypatch):
+    spec = REGISTRY["Qwen/Qwen2.5-0.5B"]
+    place = device.cache_dir() / "models--Qwen--Qwen2.5-0.5B"
+    (place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (place / "snapshots" / ("0" * 40) / "model.safetensors").write_text("x")
+    whole = fit.disk_fit(spec, 16).need
+    assert whole == pytest.approx(0.49 * 2 * 1.05)
+    (place / "blobs").mkdir()
+    with open(place / "blobs/1.incomplete", "wb") as f:
+        f.truncate(400_000_000)
+    assert fit.disk_fit(spec, 16).need == pytest.approx(whole - 0.4)
+    (place / "blobs/1.incomplete").unlink()
+    (place / "snapshots" / ("0" * 40)).rename(place / "snapshots" / spec.revision)
+    assert fit.disk_fit(spec, 16).need == 0
 
 
 def test_a_machine_without_nvidia_smi_is_a_cpu_machine():
@@ -116,7 +145,7 @@ def test_the_cache_settles_on_the_volume_unless_the_user_chose(tmp_path, monkeyp
     monkeypatch.setenv("RUNPOD_POD_ID", "pod")
     device.settle_cache()
     assert os.environ["HF_HOME"] == "" and hardware.cache_row().status == WARN
-    monkeypatch.setattr(hardware, "VOLUME", tmp_path)
+    monkeypatch.setattr(device, "VOLUME", tmp_path)
     device.settle_cache()
     assert os.environ["HF_HOME"] == str(tmp_path / "huggingface")
     assert hardware.cache_row().status == OK and "outlives" in hardware.cache_row().found

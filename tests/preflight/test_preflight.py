@@ -12,7 +12,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device
 from cai.preflight import hardware, random_weights
-from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN
+from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row
 from cai.preflight.random_weights import SHAPES
 
 SCRIPT = ROOT / "scripts/preflight.py"
@@ -64,7 +64,8 @@ def test_the_whole_preflight_measures_a_tiny_shape_and_runs_milestone_0(offline,
 
 
 def test_without_a_gpu_the_32b_is_not_checked(preflight, offline, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(hardware, "gpus", lambda: ([], "no nvidia-smi on this machine"))
+    for module in (hardware, device):
+        monkeypatch.setattr(module, "gpus", lambda: ([], "no nvidia-smi on this machine"))
     monkeypatch.setattr(hardware, "misfits", lambda kind: [])
     monkeypatch.setattr(hardware, "torch_suits", lambda kind: True)
     assert in_process(preflight, monkeypatch, "--shape", "Qwen/Qwen2.5-32B", "--skip-sandbox") == 0
@@ -77,8 +78,8 @@ def test_without_a_gpu_the_32b_is_not_checked(preflight, offline, monkeypatch, t
 
 def test_a_model_that_was_asked_for_and_does_not_fit_fails(preflight, offline, monkeypatch, capsys):
     gpu = device.Gpu("small", "580.1", 8e9, 8e9, (8, 0))
-    monkeypatch.setattr(hardware, "gpus", lambda: ([gpu], ""))
-    monkeypatch.setattr(hardware, "machine_kind", lambda: "cpu")
+    monkeypatch.setattr(device, "visible_gpus", lambda: [gpu])
+    monkeypatch.setattr(preflight, "torch_row", lambda: Row("torch", OK, "as if"))
     assert in_process(preflight, monkeypatch, "--model", "Qwen/Qwen2.5-32B", "--skip-sandbox") == 2
     assert "fail: memory for model" in capsys.readouterr().out
 

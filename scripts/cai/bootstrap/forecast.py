@@ -18,8 +18,8 @@ from cai.costs import forecast
 from cai.costs.milestones import PAIRS_AN_EXAMPLE, device_of
 from cai.evaluation.suites.critic_probe import probes
 from cai.evaluation.test_sets import measured, tests
+from cai.models.device import hourly_rate as hourly_rate_of
 from cai.models.registry import ModelSpec
-from cai.models.session import GPU_DOLLARS_PER_HOUR
 from cai.training.settings import LEAST_STEPS
 
 USED = ("loading", "instructions", "answer", "critique", "revision", "judge", "training")  # by a plan
@@ -55,7 +55,7 @@ def bootstrap(
     it went to the judge. A large model on a machine without a GPU is forecast for an A100."""
     ledger = read_ledger()
     device = device_of(spec, ledger)
-    rate = hourly_rate if hourly_rate is not None else GPU_DOLLARS_PER_HOUR if device != "cpu" else 0.0
+    rate = hourly_rate_of(hourly_rate, device)
     rates = {bits: forecast.rates(ledger, spec, bits, device) for bits in _precisions(plan, spec)}
     yields = {stage.name: _pairs_an_example(plan, stage, spec) for stage in plan.stages}
     parts = _parts(plan, spec, controls, rates, yields)

@@ -10,9 +10,8 @@ from cai.core.ledger import read_ledger
 from cai.core.run import read_manifest
 from cai.costs import forecast as costs
 from cai.generation import guard
-from cai.models.device import machine_kind, this_device
-from cai.models.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, ModelSpec, resolve
-from cai.models.session import GPU_DOLLARS_PER_HOUR
+from cai.models.device import hourly_rate, this_device
+from cai.models.registry import ModelSpec, choose
 from cai.training.settings import PASSES, default_steps
 
 FULL_EXAMPLES, FULL_PRINCIPLES = 5000, 1  # milestone 3's defaults
@@ -24,14 +23,12 @@ PAIRS_AN_EXAMPLE = 0.8  # to train on, revisions and anchors; assumed, on the hi
 def forecast(args: argparse.Namespace, steps: int) -> costs.Forecast:
     """What a milestone of these flags will take, from the last measured rates."""
     spec = spec_of(args)
-    ledger, rate = read_ledger(), args.hourly_rate
+    ledger = read_ledger()
     device = device_of(spec, ledger)
     own = {"generated": not args.source, "judge": not args.no_judge, "guard": guard_of(args, device)}
-    if rate is None:
-        rate = 0.0 if device == "cpu" else GPU_DOLLARS_PER_HOUR
     return costs.forecast(
         spec, args.bits or spec.bits, args.limit, principles=args.principles, steps=steps,
-        ledger=ledger, hourly_rate=rate, device=device, **own,
+        ledger=ledger, hourly_rate=hourly_rate(args.hourly_rate, device), device=device, **own,
     )  # fmt: skip
 
 
@@ -62,8 +59,7 @@ def after_mvp(args: argparse.Namespace) -> str:
 
 
 def spec_of(args: argparse.Namespace) -> ModelSpec:
-    default = DEFAULT_ON_GPU if machine_kind() == "cuda" else DEFAULT_ELSEWHERE
-    return resolve(default if args.model == "auto" else args.model)
+    return choose(args.model)[0]
 
 
 def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
@@ -77,8 +73,4 @@ def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
 
 def guard_of(args: argparse.Namespace, device: str) -> ModelSpec | None:
     """The guard that --guard means on a device, None where the script has no such flag."""
-
-    name = getattr(args, "guard", "none")
-    if name == "auto":
-        name = guard.DEFAULT_ELSEWHERE if device == "cpu" else guard.DEFAULT_ON_GPU
-    return None if name == "none" else resolve(name)
+    return guard.guard_spec(getattr(args, "guard", "none"), device)

@@ -16,7 +16,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.generation.filters import critique_verdict
-from cai.models.device import machine_kind
+from cai.models.device import this_device
 from cai.models.engine import Engine, Sampling, TooLong, sampling
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
@@ -156,13 +156,13 @@ class Guard:
         return text
 
 
-def guard_spec(name: str) -> ModelSpec | None:
-    """The guard that --guard means: of the registry, a directory or a hub id; "auto": Llama Guard 3 on a CUDA
-    GPU, the sandbox elsewhere; None for "none"."""
+def guard_spec(name: str, device: str | None = None) -> ModelSpec | None:
+    """The guard that --guard means on a device (this one): of the registry, a directory or a hub id; "auto":
+    Llama Guard 3 on a CUDA GPU, the sandbox elsewhere; None for "none"."""
     if name == "none":
         return None
     if name == "auto":
-        name = DEFAULT_ON_GPU if machine_kind() == "cuda" else DEFAULT_ELSEWHERE
+        name = DEFAULT_ELSEWHERE if (device or this_device()) == "cpu" else DEFAULT_ON_GPU
     return resolve(name) if name in REGISTRY else resolve(name, instruct=True)
 
 

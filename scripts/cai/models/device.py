@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, disk, the model cache. Standard library only."""
+"""Which machine this is: GPUs, disk, the model cache, what an hour costs. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from cai.core.cli import DOLLARS_PER_HOUR
 
 GB = 1e9
 BF16_CAPABILITY = (8, 0)  # Ampere
@@ -34,7 +36,7 @@ def gpus() -> tuple[list[Gpu], str]:
     if shutil.which("nvidia-smi") is None:
         return [], "no nvidia-smi on this machine"
     fields = "name,driver_version,memory.total,memory.free,compute_cap"
-    status, text = _run("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    status, text = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     if status:
         said = text.strip().splitlines() or [f"exit status {status}"]
         return [], f"nvidia-smi is here but does not answer: {said[-1]}"
@@ -53,6 +55,32 @@ def _gpu(cells: list[str]) -> Gpu:
 def machine_kind() -> str:
     """ "cuda" where nvidia-smi lists a GPU, else "cpu": which set of packages belongs here."""
     return "cuda" if gpus()[0] else "cpu"
+
+
+def gpus_hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES leaves no GPU: CUDA reads its list up to the first number that is none."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() in ("", "-1")
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that this process may use."""
+    return [] if gpus_hidden() else gpus()[0]
+
+
+def this_device() -> str:
+    """The GPU's name, or "cpu", found without loading torch. The default model, guard and hourly rate follow
+    from it, and the ledger's rates are looked up by it."""
+    found = visible_gpus()
+    return found[0].name if found else "cpu"
+
+
+def hourly_rate(asked: float | None, device: str | None = None) -> float:
+    """Dollars per hour: what was asked for, else a rented GPU's price, else nothing for one's own machine.
+
+    device: a name as this_device() gives it, this machine's if there is none."""
+    if asked is not None:
+        return asked
+    return 0.0 if (device or this_device()) == "cpu" else DOLLARS_PER_HOUR
 
 
 # ---- disk and the model cache ----
@@ -76,10 +104,21 @@ def settle_cache() -> None:
         os.environ["HF_HOME"] = str(VOLUME / "huggingface")
 
 
-def cached(repo: str) -> bool:
-    """Whether the cache holds weights of a hub repository, with no download of them cut short."""
-    place = cache_dir() / f"models--{repo.replace('/', '--')}"
-    return any(place.glob("snapshots/*/*.safetensors")) and not any(place.glob("blobs/*.incomplete"))
+def cached(repo: str, revision: str | None = None) -> bool:
+    """Whether the cache holds weights of a hub repository, with no download of them cut short.
+
+    revision: a commit; None, and the name of a branch or tag, stand for any."""
+    place, commit = _place(repo), revision if re.fullmatch(r"[0-9a-f]{40}", revision or "") else "*"
+    return any(place.glob(f"snapshots/{commit}/*.safetensors")) and not any(place.glob("blobs/*.incomplete"))
+
+
+def cached_bytes(repo: str) -> int:
+    """What the cache holds of a hub repository, parts of files included: a download goes on from there."""
+    return sum(path.stat().st_size for path in _place(repo).glob("blobs/*"))
+
+
+def _place(repo: str) -> Path:
+    return cache_dir() / f"models--{repo.replace('/', '--')}"
 
 
 def disk_free(path: Path) -> float:
@@ -89,17 +128,10 @@ def disk_free(path: Path) -> float:
     return shutil.disk_usage(path).free
 
 
-def _run(*command: str) -> tuple[int, str]:
+def output_of(*command: str) -> tuple[int, str]:
     """(exit status, output) of a short command; a driver that hangs counts as one that does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
     return done.returncode, done.stdout + done.stderr
-
-
-def this_device() -> str:
-    """The GPU's name, or "cpu": as the ledger has it, found without loading torch."""
-
-    found, _ = gpus()
-    return found[0].name if found else "cpu"

@@ -1,21 +1,20 @@
-"""Models: loading, adapters, saving, merging. The only importer of unsloth.
+"""Loads a model through Unsloth: what is checked before, where its weights come from, and what came up.
 
 The same code runs on CPU and GPU. Weights are safetensors only, and code from a hub is never run.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
-from cai.models.device import GB, settle_cache
+from cai.models.device import cache_dir, settle_cache, visible_gpus
+from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, _quiet, _unsloth
 from cai.models.registry import ModelSpec
 
-# What a checkpoint may bring: weights as safetensors, configuration and tokenizer as text; no pickles or
-# code.
+# What a checkpoint may bring: safetensors, and text for configuration and tokenizer; no pickles, no code.
 SAFE_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -43,10 +42,16 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     import torch
 
     cuda = torch.cuda.is_available()
+    if not cuda and (listed := visible_gpus()):
+        raise UserError(
+            f"nvidia-smi lists a GPU ({listed[0].name}), but torch {torch.__version__} cannot use it: "
+            "run bash setup_environment.sh, which checks driver and packages, "
+            "or set CUDA_VISIBLE_DEVICES=-1 to work on the CPU"
+        )
     if bits == 8 and not cuda:
         raise UserError(
-            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): use --bits 4 or "
-            "--bits 16"
+            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): "
+            "use --bits 4 or --bits 16"
         )
     if cuda:
         check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
@@ -71,26 +76,14 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     found = _bits_of(model)
     if found != bits:  # Unsloth's CPU backend falls back to 16 bits with a printed line; we do not
         raise UserError(
-            f"--bits {bits}: the weights came up in {found} bits, so bitsandbytes does not work on this "
-            "machine: "
-            f"rerun with --bits 16, or repair bitsandbytes (bash setup_environment.sh)"
+            f"--bits {bits}: the weights came up in {found} bits, "
+            "so bitsandbytes does not work on this machine: "
+            "rerun with --bits 16, or repair bitsandbytes (bash setup_environment.sh)"
         )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model(spec, model, tokenizer, bits, revision)
-
-
-def merge(spec: ModelSpec, adapter: Path, target: Path) -> None:
-    """Merges an adapter into 16-bit weights and saves them. Never into 4-bit ones: rounding would eat the
-    update."""
-    loaded = load(spec, 16)
-    loaded.load_adapter(adapter, "merged")
-    whole = loaded.model.merge_and_unload()
-    import torch
-
-    whole.to(torch.bfloat16).save_pretrained(str(target), safe_serialization=True)
-    loaded.tokenizer.save_pretrained(str(target))
 
 
 def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
@@ -102,13 +95,13 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         return local, _check_directory(local)
     if spec.repo.startswith("models/"):
         raise UserError(
-            f"{local} is missing: restore it (git checkout -- {repo}), or build it with python "
-            "scripts/make_sandbox.py"
+            f"{local} is missing: restore it (git checkout -- {repo}), "
+            "or build it with python scripts/make_sandbox.py"
         )
     import httpx
 
     settle_cache()  # before huggingface_hub is imported
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -118,8 +111,7 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         RevisionNotFoundError,
     )
 
-    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
-        check_disk(spec, bits)
+    check_disk(spec, bits)
     try:
         path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(SAFE_FILES)))
     except GatedRepoError:
@@ -132,14 +124,14 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.ConnectError, httpx.ConnectTimeout):
         raise UserError(
-            f"{repo} is not in the cache and the model hub cannot be reached: connect this machine to the "
-            "network, "
-            f"copy the model here and give --model its directory, or use --model sandbox"
+            f"{repo} is not in the cache and the model hub cannot be reached: "
+            "connect this machine to the network, copy the model here and give --model its directory, "
+            "or use --model sandbox"
         ) from None
     except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
         raise UserError(
-            f"downloading {repo} failed ({type(error).__name__}): rerun the same command, the download goes "
-            "on"
+            f"downloading {repo} failed ({type(error).__name__}): "
+            "rerun the same command, the download goes on"
         ) from None
     _check_directory(path, hashed=False)
     return path, path.name  # snapshots/<commit>
@@ -147,30 +139,23 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
 
 def check_disk(spec: ModelSpec, bits: int) -> None:
     """Raises UserError when the model cache's disk is too small for the download."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    place = Path(HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free, need = shutil.disk_usage(place).free / GB, spec.download_gb(bits) * 1.05
-    if free < need:
+    fit = disk_fit(spec, bits)
+    if not fit.ok:
         raise UserError(
-            f"{spec.name} in {bits} bits needs {need:.0f} GB in the model cache {HF_HUB_CACHE}, where "
-            f"{free:.0f} GB are "
-            f"free: set HF_HOME to a larger disk (on RunPod: export HF_HOME=/workspace/huggingface)"
+            f"{spec.name} in {bits} bits needs {fit.need:.0f} GB in the model cache {cache_dir()}, where "
+            f"{fit.free:.0f} GB are free: "
+            "set HF_HOME to a larger disk (on RunPod: export HF_HOME=/workspace/huggingface)"
         )
 
 
 def check_gpu_memory(spec: ModelSpec, bits: int, free_bytes: int) -> None:
     """Raises UserError when the weights do not fit into the free GPU memory."""
-    need, free = spec.memory_gb(bits), free_bytes / GB
-    if spec.parameters and free < need:
-        smaller = [b for b in (4, 8) if b < bits and spec.memory_gb(b) <= free]
-        way_out = f"use --bits {max(smaller)}" if smaller else "choose a smaller --model or a larger GPU"
+    fit = memory_fit(spec, bits, free_bytes, gpu=True)
+    if not fit.ok:
+        way_out = f"use --bits {fit.smaller}" if fit.smaller else "choose a smaller --model or a larger GPU"
         raise UserError(
-            f"{spec.name} in {bits} bits needs about {need:.0f} GB of GPU memory, {free:.0f} GB are free: "
-            f"{way_out}, "
-            f"and see with nvidia-smi whether another process holds memory"
+            f"{spec.name} in {bits} bits needs about {fit.need:.0f} GB of GPU memory, {fit.free:.0f} GB are "
+            f"free: {way_out}, and see with nvidia-smi whether another process holds memory"
         )
 
 
@@ -179,8 +164,8 @@ def _check_directory(path: Path, *, hashed: bool = True) -> str | None:
     weights = sorted(path.glob("*.safetensors"))
     if not (path / "config.json").is_file() or not weights:
         raise UserError(
-            f"{path} is no model directory: it needs config.json and *.safetensors (pickled weights are not "
-            "loaded)"
+            f"{path} is no model directory: it needs config.json and *.safetensors "
+            "(pickled weights are not loaded)"
         )
     return sha256_file(weights[0]) if hashed and len(weights) == 1 else None
 

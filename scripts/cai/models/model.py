@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +35,21 @@ class Model:
     tokenizer: Any  # pads on the left
     bits: int
     revision: str | None  # the commit of a hub model, the weights' sha256 of a directory
-    adapters: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # name -> hash ("" while it is being trained)
+    # name -> hash ("" while it is being trained)
+    adapters: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def device(self):
         return self.model.device
 
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """(repository or directory, revision) of the weights that were really loaded."""
+        return self.spec.source(self.bits)[0], self.revision
+
     def describe(self) -> str:
-        dtype = str(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).removeprefix(
-            "torch."
-        )
+        computed = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        dtype = str(computed).removeprefix("torch.")
         return (
             f"{self.spec.name} ({self.spec.kind}), {self.bits} bits, computed in {dtype}, on {self.device}, "
             f"revision {(self.revision or 'unknown')[:12]}"
@@ -80,7 +84,7 @@ class Model:
     def load_adapter(self, path: Path, name: str) -> None:
         """Loads a saved adapter under a name. Raises UserError if it is missing, not safetensors, or of
         another base."""
-        fact = check_adapter(path, self.spec, self.revision)
+        fact = check_adapter(path, self.spec, self.source)
         if name in self.adapters:
             raise UserError(f"an adapter named {name!r} is loaded already: {', '.join(self.adapters)}")
         from peft import PeftModel
@@ -133,10 +137,11 @@ class Model:
         if self.spec.kind == "base":
             self.tokenizer.chat_template = TRAINING_CHAT_TEMPLATE
         self.tokenizer.save_pretrained(str(scratch))
+        repo, revision = self.source
         fact = {
             "model": self.spec.name,
-            "repo": self.spec.repo,
-            "revision": self.revision,
+            "repo": repo,
+            "revision": revision,
             "bits": self.bits,
             "sha256": sha256_file(scratch / "adapter_model.safetensors"),
         }
@@ -148,10 +153,27 @@ class Model:
         self.adapters["default"] = fact["sha256"]
         return fact["sha256"]
 
+    def save_merged(self, path: Path) -> None:
+        """Writes the weights with the loaded adapter merged into them, and the tokenizer; the model is of no
+        use afterwards. Only in 16 bits: the rounding of fewer would eat the update."""
+        if self.bits != 16:
+            raise UserError(f"{self.spec.name} is loaded in {self.bits} bits: merge an adapter in 16 bits")
+        import torch
 
-def check_adapter(path: Path, spec: ModelSpec, revision: str | None = None) -> dict[str, Any]:
+        whole = self.model.merge_and_unload()
+        whole.to(torch.bfloat16).save_pretrained(str(path), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(path))
+
+
+def check_adapter(
+    path: Path, spec: ModelSpec, source: tuple[str, str | None] | None = None
+) -> dict[str, Any]:
     """The facts of a saved adapter (base.json). Raises UserError if it is missing, damaged, or of another
-    base."""
+    base.
+
+    source: (repository, revision) of the weights that it is to be used on, if they are known: the revision
+    must be the one it was trained on. Only a model's ready 4-bit and its 16-bit repository have commits that
+    say nothing about each other; between these two an adapter is accepted, with a note."""
     weights = path / "adapter_model.safetensors"
     try:
         fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
@@ -166,15 +188,19 @@ def check_adapter(path: Path, spec: ModelSpec, revision: str | None = None) -> d
         raise UserError(
             f"{weights} is not the file that was saved (its hash differs): train the adapter again"
         )
-    if fact.get("model") != spec.name or (
-        fact.get("bits")
-        and revision
-        and spec.repo_4bit is None
-        and fact.get("revision") not in (None, revision)
-    ):
+    trained, used = (fact.get("repo"), fact.get("revision")), source or (spec.repo, None)
+    other_precision = trained[0] != used[0] and {trained[0], used[0]} == {spec.repo, spec.repo_4bit}
+    same_weights = source is None or other_precision or trained[1] == used[1]
+    if fact.get("model") != spec.name or not same_weights:
         raise UserError(
-            f"the adapter {path} belongs to {fact.get('model')} (revision {str(fact.get('revision'))[:12]}), "
-            f"not to {spec.name} (revision {str(revision)[:12]}): give the model it was trained on"
+            f"the adapter {path} belongs to {fact.get('model')} (revision {str(trained[1])[:12]}), "
+            f"not to {spec.name} (revision {str(used[1])[:12]}): give the model it was trained on"
+        )
+    if source and other_precision:
+        print(
+            f"note: the adapter {path} was trained on {trained[0]} (revision {str(trained[1])[:12]}), "
+            f"and is used on {used[0]} (revision {str(used[1])[:12]}): the same model in another precision",
+            file=sys.stderr,
         )
     return fact
 
@@ -183,9 +209,8 @@ def _unsloth():
     """Unsloth patches trl, peft and transformers when it is imported, so it comes before them, and only
     here."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # on a CPU it warns of a faster kernel that Unsloth must not use
+    # On a CPU it warns of a faster kernel that Unsloth must not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with _quiet():
         import unsloth
 

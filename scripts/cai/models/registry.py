@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
+from cai.models.device import this_device
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,7 @@ def choose(name: str, *, instruct: bool = False) -> tuple[ModelSpec, str]:
     """(spec, why) for a --model value; "auto" looks for a CUDA GPU."""
     if name != "auto":
         return resolve(name, instruct=instruct), "asked for by --model"
-    import torch
-
-    if torch.cuda.is_available():
-        return REGISTRY[DEFAULT_ON_GPU], f"the default with a CUDA GPU ({torch.cuda.get_device_name()})"
+    device = this_device()
+    if device != "cpu":
+        return REGISTRY[DEFAULT_ON_GPU], f"the default with a CUDA GPU ({device})"
     return REGISTRY[DEFAULT_ELSEWHERE], "the default without a CUDA GPU"

@@ -7,11 +7,11 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.core.cli import DOLLARS_PER_HOUR, is_given
+from cai.core.cli import is_given
 from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.run import Run
-from cai.models.device import machine_kind
+from cai.models.device import hourly_rate
 from cai.models.engine import Engine
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
@@ -107,11 +107,6 @@ def prompter_of(engine: Engine) -> Prompter:
 def prompt_settings() -> dict[str, str]:
     """Hashes of every prompt text, for a run's settings."""
     return {"prompts": fingerprint(), "exemplars": hash_texts(exemplar_texts())}
-
-
-def hourly_rate(asked: float | None) -> float:
-    """Dollars per hour: what was asked for, else a rented GPU's price, else nothing for one's own machine."""
-    return asked if asked is not None else DOLLARS_PER_HOUR if machine_kind() == "cuda" else 0.0
 
 
 def input_file(path: str, flag: str) -> Path:

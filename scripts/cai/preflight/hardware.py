@@ -1,7 +1,8 @@
 """What machine this is: Python, packages, GPU, disk, model cache, and whether a model fits.
 
-Standard library only, so that set-up can ask it before anything is installed. `python -m cai.hardware` prints
-the table (exit status 2 when a row failed); setup_environment.sh uses its other flags.
+Standard library only, so that set-up can ask it before anything is installed.
+`python -m cai.preflight.hardware` prints the table (exit status 2 when a row failed); setup_environment.sh
+uses its other flags.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 from cai.core.cli import BAD_INPUT, GO, cli
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.models.device import GB, VOLUME, _run, cache_dir, cached, disk_free, gpus, machine_kind, settle_cache
-from cai.models.registry import DEFAULT_ELSEWHERE, DEFAULT_ON_GPU, ModelSpec, resolve
+from cai.models import device
+from cai.models.device import GB, cache_dir, cached, disk_free, gpus, machine_kind, output_of, settle_cache
+from cai.models.fit import disk_fit, memory_fit
+from cai.models.registry import ModelSpec, choose, resolve
 from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
 
@@ -31,7 +34,7 @@ INSTALL_GB = {"cpu": 3, "cuda": 17}
 
 def cuda_version() -> tuple[int, int] | None:
     """The newest CUDA that the driver runs, as nvidia-smi's header says it."""
-    said = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", _run("nvidia-smi")[1])
+    said = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", output_of("nvidia-smi")[1])
     return (int(said[1]), int(said[2])) if said else None
 
 
@@ -70,6 +73,9 @@ def gpu_rows() -> list[Row]:
     else:
         do = "choose an A100, H100, L40S or newer"
         rows.append(Row("bf16", WARN, "no: it begins with compute capability 8.0", do))
+    if device.gpus_hidden():
+        do = "unset it to use them"
+        rows.append(Row("gpu in use", WARN, "none: CUDA_VISIBLE_DEVICES hides all, so the CPU is used", do))
     return [*rows, driver_row(found[0].driver)]
 
 
@@ -87,10 +93,10 @@ def driver_row(driver: str) -> Row:
 
 def cache_row() -> Row:
     place = cache_dir()
-    if place.is_relative_to(VOLUME):
+    if place.is_relative_to(device.VOLUME):
         return Row("model cache", OK, f"{place}: on the volume, which outlives the pod's container")
-    if VOLUME.is_dir() or os.environ.get("RUNPOD_POD_ID"):
-        do = f"attach a volume and export HF_HOME={VOLUME}/huggingface"
+    if device.VOLUME.is_dir() or os.environ.get("RUNPOD_POD_ID"):
+        do = f"attach a volume and export HF_HOME={device.VOLUME}/huggingface"
         return Row("model cache", WARN, f"{place}: on the container's disk, lost when the pod stops", do)
     return Row("model cache", OK, str(place))
 
@@ -111,23 +117,23 @@ def runs_row() -> Row:
 def model_rows(spec: ModelSpec, bits: int, *, must_fit: bool) -> list[Row]:
     """Disk for the download, memory for the weights. must_fit: too little of either fails, else it warns."""
     short = FAIL if must_fit else WARN
-    repo, _ = spec.source(bits)
+    repo, revision = spec.source(bits)
     what = f"{spec.name} in {bits} bits"
     if any((ROOT / repo).glob("*.safetensors")):
         disk = Row("disk for model", OK, f"{what}: here already, {repo}")
     elif repo.startswith("models/"):
         do = f"git checkout -- {repo}, or python scripts/make_sandbox.py"
         disk = Row("disk for model", short, f"{what}: {repo} is not in this checkout", do)
-    elif cached(repo):
+    elif cached(repo, revision):
         disk = Row("disk for model", OK, f"{what}: {repo} is in the cache already")
     elif not spec.parameters:
         disk = Row("disk for model", UNCHECKED, f"{what}: its size is not in the registry")
     else:
-        need, free = spec.download_gb(bits) * 1.05, disk_free(cache_dir()) / GB
+        fit = disk_fit(spec, bits)
         smaller = ", or ask for --bits 4" if bits > 4 and spec.repo_4bit else ""
         do = f"free some space, or set HF_HOME to a larger disk (RunPod: enlarge the volume){smaller}"
-        found = f"{what}: {repo}, {need:.0f} GB to fetch, {free:.0f} GB free in {cache_dir()}"
-        disk = Row("disk for model", OK if free >= need else short, found, "" if free >= need else do)
+        found = f"{what}: {repo}, {fit.need:.0f} GB to fetch, {fit.free:.0f} GB free in {cache_dir()}"
+        disk = Row("disk for model", OK if fit.ok else short, found, "" if fit.ok else do)
     if not spec.parameters:
         return [disk, Row("memory for model", UNCHECKED, f"{what}: its size is not in the registry")]
     return [disk, memory_row(spec, bits, short)]
@@ -135,19 +141,18 @@ def model_rows(spec: ModelSpec, bits: int, *, must_fit: bool) -> list[Row]:
 
 def memory_row(spec: ModelSpec, bits: int, short: str) -> Row:
     """The model's weights against the freest GPU, or against the main memory where there is no GPU."""
-    found, _ = gpus()
+    found = device.visible_gpus()
     if found:
-        need, free, kind = spec.memory_gb(bits), max(gpu.free for gpu in found) / GB, "GPU memory free"
-        smaller = [b for b in (8, 4) if b < bits and spec.memory_gb(b) <= free]
-        do = f"use --bits {smaller[0]}" if smaller else "use a smaller --model or a larger GPU"
-        do += "; nvidia-smi shows who holds memory"
-    else:  # there, 16-bit weights compute in float32
-        need, kind = spec.memory_gb(bits) * (2 if bits == 16 else 1), "main memory"
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
-        do = "use a smaller --model or rent a GPU"
-    text = f"{spec.name} in {bits} bits: about {need:.0f} GB, {free:.0f} GB of {kind}"
-    if free < need:
-        return Row("memory for model", short, text, do)
+        free, kind = max(gpu.free for gpu in found), "GPU memory free"
+    else:
+        free, kind = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "main memory"
+    fit = memory_fit(spec, bits, free, gpu=bool(found))
+    text = f"{spec.name} in {bits} bits: about {fit.need:.0f} GB, {fit.free:.0f} GB of {kind}"
+    if not fit.ok and found:
+        do = f"use --bits {fit.smaller}" if fit.smaller else "use a smaller --model or a larger GPU"
+        return Row("memory for model", short, text, f"{do}; nvidia-smi shows who holds memory")
+    if not fit.ok:
+        return Row("memory for model", short, text, "use a smaller --model or rent a GPU")
     if not found and spec.parameters > 1:
         return Row("memory for model", WARN, text, "it fits, but expect minutes an answer on a CPU")
     return Row("memory for model", OK, text)
@@ -155,8 +160,7 @@ def memory_row(spec: ModelSpec, bits: int, short: str) -> Row:
 
 def report(spec: ModelSpec | None = None, bits: int | None = None, *, must_fit: bool = False) -> list[Row]:
     """The whole table for this machine, with its default model unless one is given."""
-    kind = machine_kind()
-    spec = spec or resolve(DEFAULT_ON_GPU if kind == "cuda" else DEFAULT_ELSEWHERE)
+    kind, spec = machine_kind(), spec or choose("auto")[0]
     machine = [python_row(), packages_row(kind), *gpu_rows(), cache_row(), runs_row()]
     return machine + model_rows(spec, bits or spec.bits, must_fit=must_fit)
 

@@ -208,7 +208,7 @@ def _facts(
         "model": model.spec.name,
         "bits": model.bits,
         "revision": model.revision,
-        "from": check_adapter(start, model.spec, model.revision)["sha256"] if start else None,
+        "from": check_adapter(start, model.spec, model.source)["sha256"] if start else None,
         "pairs": digest(pairs),
         "held_out": digest(held_out),
     }

@@ -1,0 +1,120 @@
+"""How fast the parts are, measured in one run; each by its name, with flags of its own (engine --help).
+
+    python scripts/benchmark.py engine       # batches against one prompt at a time, of the default model
+    python scripts/benchmark.py engine --model sandbox --bits 4 --limit 256 --batch-sizes 1 16 64 128
+    python scripts/benchmark.py dedup        # near duplicates among 50,000 texts: index against every pair
+    python scripts/benchmark.py dedup --limit 5000
+
+engine has two workloads, as the pipeline has them: lists of instructions, which run to their limit, and
+answers, which stop early, so that a batch waits for its longest row. It prints generated tokens/s for each
+batch size, the ratio to the first one, and how many texts are the same as there. dedup compares every pair
+for a sample of the texts only, by the same rapidfuzz routine, and reckons the time of the whole from that;
+both must find the same near duplicates. Its seconds are those of one core at work, so that what else runs on
+the machine counts little. Writes logs/benchmark-<name>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from cai.core.cli import cli, parser
+from cai.core.errors import UserError
+from cai.core.files import directories, display_path, write_json
+
+SAMPLE = 300  # texts that are compared with every text before them
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    kinds = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
+
+    def add(name: str, *common: str, **defaults: Any) -> argparse.ArgumentParser:
+        shared = [parser("", *common, **defaults)]
+        return kinds.add_parser(name, parents=shared, add_help=False, allow_abbrev=False)
+
+    of_engine = add("engine", "model", "bits", "seed", "limit", limit=128)
+    of_engine.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 128], help="rows at once"
+    )
+    add("dedup", "seed", "limit", limit=50_000)
+    # One more benchmark: its flags here, a function below, its name in BENCHMARKS.
+    args = flags.parse_args()
+    BENCHMARKS[args.what](args)
+
+
+def engine(args: argparse.Namespace) -> None:
+    if min(args.batch_sizes) < 1 or args.limit < 1:
+        raise UserError("--batch-sizes and --limit must be at least 1")
+
+    from cai.models.loader import load
+    from cai.models.registry import choose
+    from cai.models.session import device_name
+    from cai.preflight.benchmarks import batch_rates, workloads
+
+    spec, why = choose(args.model)
+    print(f"model: {spec.name} - {why}", flush=True)
+    model = load(spec, args.bits)
+    print(f"       {model.describe()}")
+    found = {"model": spec.name, "bits": model.bits, "device": device_name(model)}
+    for name, prompts, sampling in workloads(model, args.limit):
+        print(f"{name}\n  batch   rows   tokens  seconds  tokens/s  ratio  same text")
+        found[name] = []
+        for row in batch_rates(model, prompts, sampling, args.batch_sizes, args.seed):
+            found[name].append(row)
+            counts = f"{row['batch']:>7} {row['rows']:>6} {row['tokens']:>8} {row['seconds']:>8.2f}"
+            rate = f"{row['tokens_per_second']:>9.0f} {row['ratio']:>6.1f}"
+            print(f"{counts} {rate}  {row['same_text']} of {row['compared']}", flush=True)
+    save("engine", found)
+
+
+def dedup(args: argparse.Namespace) -> None:
+    if args.limit < 100:
+        raise UserError(f"--limit {args.limit}: must be at least 100")
+
+    from cai.core.prompt_files import load_seeds
+    from cai.generation.dedup import ROUGE_L
+    from cai.preflight.benchmarks import compare_pairs, index_texts, synthetic_texts
+
+    seeds = [s.instruction for s in load_seeds(Path("data/prompts/seeds.jsonl"))]
+    texts = synthetic_texts(seeds, args.limit, random.Random(args.seed))
+    words = sum(len(t.split()) for t in texts) / len(texts)
+    print(f"{len(texts)} texts, {words:.1f} words each", flush=True)
+
+    near, seconds = index_texts(texts)
+    kept = near.count(None)
+    print(
+        f"index: {seconds:.1f} s, {len(texts) / seconds:.0f} texts/s; "
+        f"{kept} kept, {len(texts) - kept} near duplicates (ROUGE-L >= {ROUGE_L})",
+        flush=True,
+    )
+    sample = sorted(random.Random(args.seed).sample(range(len(texts)), min(SAMPLE, len(texts))))
+    pairs = compare_pairs(texts, near, sample)
+    differ = sum(pairs.found[i] != near[i] for i in sample)
+    print(
+        f"every pair: {pairs.per_second / 1e6:.2f} million pairs/s over {len(sample)} texts; "
+        f"all {pairs.all / 1e6:.0f} million pairs would take {pairs.seconds:.0f} s\n"
+        f"ratio: {pairs.seconds / seconds:.0f}; different findings: {differ} of {len(sample)}"
+    )
+    result = {"texts": len(texts), "kept": kept, "seconds": round(seconds, 2)}
+    result |= {"texts_per_second": round(len(texts) / seconds, 1)}
+    result |= {"every_pair_seconds": round(pairs.seconds, 1), "ratio": round(pairs.seconds / seconds, 1)}
+    save("dedup", result | {"sample": len(sample), "different": differ})
+    if differ:
+        raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
+
+
+BENCHMARKS = {"engine": engine, "dedup": dedup}
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    path = directories("benchmark")[2] / f"benchmark-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    print(f"wrote {display_path(path)}")
+
+
+if __name__ == "__main__":
+    cli(main)

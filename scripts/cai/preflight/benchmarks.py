@@ -1,0 +1,145 @@
+"""What scripts/benchmark.py measures: the engine by batch size; near duplicates by index and every pair."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai.core.prompt_files import load_seeds
+from cai.core.schema import row_seed
+from cai.generation.dedup import ROUGE_L, Deduper, character, words
+from cai.models.engine import Sampling
+from cai.models.local_engine import LocalEngine
+from cai.models.model import Model
+from cai.models.session import chat_renderer
+from cai.prompts.markers import STOPS
+from cai.prompts.templates import Prompter
+
+# ---- the engine ----
+
+FEW = 48  # rows that a small batch size is measured on: it is slow, and its rate needs no more
+
+
+def workloads(model: Model, limit: int) -> list[tuple[str, list[str], Sampling]]:
+    """(name, prompts, sampling) of the pipeline's two kinds of generation."""
+    spec = model.spec
+    prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
+    seeds = [s.instruction for s in load_seeds(Path(spec.seeds))]
+    rolls = [itertools.islice(itertools.cycle(seeds), i, None) for i in range(spec.list_shots)]
+    lists = [prompter.instructions(some) for some in itertools.islice(zip(*rolls, strict=False), limit)]
+    answers = [prompter.answer(s) for s in itertools.islice(itertools.cycle(seeds), limit)]
+    return [
+        ("lists", lists, Sampling(0.7, spec.instruction_tokens)),
+        ("answers", answers, Sampling(0.7, spec.answer_tokens, STOPS["answer"])),
+    ]
+
+
+def batch_rates(
+    model: Model, prompts: Sequence[str], sampling: Sampling, sizes: Sequence[int], seed: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each batch size: tokens a second, the ratio to the first, and how many texts are as there."""
+    seeds = [row_seed(seed, str(i), "benchmark") for i in range(len(prompts))]
+    LocalEngine(model, max_batch=8).complete(prompts[:8], sampling, seeds[:8])  # sets things up
+    first, texts = 0.0, []
+    for size in sizes:
+        count = min(len(prompts), max(FEW, size))
+        engine = LocalEngine(model, max_batch=size)
+        start = time.perf_counter()
+        done = engine.complete(prompts[:count], sampling, seeds[:count])
+        seconds = time.perf_counter() - start
+        tokens = sum(c.tokens for c in done)
+        rate = round(tokens / seconds, 1)
+        first, texts = first or rate, texts or [c.text for c in done]
+        yield {
+            "batch": size,
+            "rows": count,
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": rate,
+            "same_text": sum(a == c.text for a, c in zip(texts, done, strict=False)),
+            "compared": min(len(texts), count),
+            "ratio": round(rate / first, 2),
+        }
+
+
+# ---- near duplicates ----
+
+VOCABULARY = 30_000
+COPIES = 0.1  # share of texts that are changed copies
+REPLACED = (0.3, 0.9)  # share of a seed's words that are replaced, drawn for each text
+
+
+def synthetic_texts(seeds: list[str], count: int, rng: random.Random) -> list[str]:
+    """Seed instructions, most of whose words are replaced by words of a large vocabulary with the frequencies
+    of natural language (Zipf); some texts are copies of an earlier one with a word or two changed."""
+    vocabulary = [f"w{i}" for i in range(VOCABULARY)]
+    weights = list(itertools.accumulate(1 / (rank + 10) for rank in range(VOCABULARY)))
+    drawn = iter(())
+    texts: list[str] = []
+    while len(texts) < count:
+        copy = bool(texts) and rng.random() < COPIES
+        said = (rng.choice(texts) if copy else rng.choice(seeds)).split()
+        share = 1.5 / len(said) if copy else rng.uniform(*REPLACED)
+        for i in range(len(said)):
+            if rng.random() < share:
+                word = next(drawn, None)
+                if word is None:
+                    drawn = iter(rng.choices(vocabulary, cum_weights=weights, k=100_000))
+                    word = next(drawn)
+                said[i] = word
+        texts.append(" ".join(said))
+    return texts
+
+
+def index_texts(texts: Sequence[str]) -> tuple[list[str | None], float]:
+    """(for each text the one before it that it is near to, seconds of the processor)."""
+    deduper = Deduper()
+    start = time.process_time()
+    near = [deduper.add(text) for text in texts]
+    return near, time.process_time() - start
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """found: text number -> the first kept text before it that it is near to. all: the pairs that comparing
+    every text would take; seconds: what they would take at per_second."""
+
+    found: dict[int, str | None]
+    per_second: float
+    all: int
+
+    @property
+    def seconds(self) -> float:
+        return self.all / self.per_second
+
+
+def compare_pairs(texts: Sequence[str], near: Sequence[str | None], sample: Sequence[int]) -> PairComparison:
+    """Compares each text of the sample with every kept text before it. near: as index_texts gives it."""
+    import numpy as np
+    from rapidfuzz import process
+    from rapidfuzz.distance import Indel
+
+    kept = [i for i, found in enumerate(near) if found is None]
+    start = time.process_time()
+    numbers: dict[str, int] = {}
+    coded = ["".join(character(numbers.setdefault(w, len(numbers))) for w in words(t)) for t in texts]
+    earlier_texts = [coded[i] for i in kept]
+    lengths = np.array([len(c) for c in earlier_texts])
+    found, pairs = {}, 0
+    for i in sample:
+        before = bisect.bisect_left(kept, i)
+        earlier = earlier_texts[:before]
+        [distances] = process.cdist([coded[i]], earlier, scorer=Indel.distance, dtype=np.int32)
+        whole = lengths[:before] + len(coded[i])
+        hits = np.flatnonzero(100 * (whole - distances) >= round(100 * ROUGE_L) * whole)
+        found[i] = texts[kept[hits[0]]] if len(hits) else None
+        pairs += before
+    spent = time.process_time() - start
+    every = sum(bisect.bisect_left(kept, i) for i in range(len(texts)))
+    return PairComparison(found, pairs / spent, every)
