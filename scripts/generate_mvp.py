@@ -13,9 +13,9 @@ budget is reached.
 from __future__ import annotations
 
 from cai.core.cli import cli
-from cai.costs.milestones import after_mvp
 from cai.evaluation.criteria import m2
 from cai.generation.milestones import milestone
+from generate_full import next_milestone
 
 STEPS = 120
 HELD_OUT = 0.25  # a tenth of the few pairs that a hundred examples make would decide nothing
@@ -32,7 +32,7 @@ def main() -> int:
         held_out=HELD_OUT,
         suites=SUITES,
         criteria=m2,
-        following=after_mvp,
+        following=next_milestone,
     )
 
 

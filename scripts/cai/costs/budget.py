@@ -10,6 +10,12 @@ from cai.core.errors import BudgetReached, UserError
 SAFETY = 1.1  # the next wave may be longer than any so far
 
 
+def check_budget(dollars: float | None) -> None:
+    """Raises UserError for a --budget that is none."""
+    if dollars is not None and not (math.isfinite(dollars) and dollars > 0):
+        raise UserError(f"--budget {dollars}: give dollars above 0, or leave the flag out")
+
+
 class Budget:
     """Stops a run before it passes a number of dollars; it is no setting of the run, so a rerun may have
     another.
@@ -19,8 +25,7 @@ class Budget:
     ledger."""
 
     def __init__(self, dollars: float | None, spent: Callable[[], float], per_example: float = 0.0):
-        if dollars is not None and not (math.isfinite(dollars) and dollars > 0):
-            raise UserError(f"--budget {dollars}: give dollars above 0, or leave the flag out")
+        check_budget(dollars)
         self.dollars, self.spent, self.per_example = dollars, spent, per_example
         self._wave: tuple[int, float] | None = None  # of the wave let through: examples, spent before it
         self._measured = 0.0

@@ -14,9 +14,8 @@ from cai.core.errors import UserError
 from cai.core.files import display_path
 from cai.core.ledger import read_ledger
 from cai.core.prompt_files import load_heldout
-from cai.costs.budget import Budget
-from cai.costs.forecast import accuracy
-from cai.costs.milestones import forecast
+from cai.costs.budget import Budget, check_budget
+from cai.costs.forecast import accuracy, milestone_forecast
 from cai.evaluation import gates
 from cai.evaluation.model_pair import Subject
 from cai.evaluation.suites import evaluate
@@ -86,7 +85,7 @@ def milestone(
     args = flags.parse_args()
     check_flags(args)
     if args.plan:
-        print(forecast(args, args.steps).render())
+        print(milestone_forecast(args, args.steps).render())
         return 0
     return run(args, suites, criteria, following)
 
@@ -105,7 +104,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--held-out {args.held_out}: a share above 0, and at most 0.5")
     if getattr(args, "steps", 1) < 1:
         raise UserError(f"--steps {args.steps}: at least one step is needed")
-    Budget(args.budget, lambda: 0.0)
+    check_budget(args.budget)
 
 
 def instructions(
@@ -271,7 +270,7 @@ def run(args: argparse.Namespace, suites: Sequence[str], criteria, following=Non
     """A whole milestone: generate, train, measure, gate."""
 
     before = gates.require(args.after, force=args.force)
-    ahead = forecast(args, args.steps)
+    ahead = milestone_forecast(args, args.steps)
     own = {k: getattr(args, k) for k in ("source", "anchors", "no_judge", "held_out", "steps", "loss")}
     p = open_pipeline(args, principles=args.principles, limit=args.limit, **own)
     with p.run:
