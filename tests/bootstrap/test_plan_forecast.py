@@ -29,7 +29,7 @@ stages:
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-    monkeypatch.setattr("cai.costs.milestones.this_device", lambda: "cpu")
+    monkeypatch.setattr("cai.models.device.this_device", lambda: "cpu")
     return tmp_path
 
 

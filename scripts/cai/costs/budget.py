@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from cai.core.errors import BudgetReached
+from cai.core.run import Run
 
 SAFETY = 1.1  # the next example may be longer than those so far
 T = TypeVar("T")
@@ -22,6 +23,11 @@ class Budget:
         self.dollars, self.spent, self.per_example = dollars, spent, per_example
         self._before, self._done, self._running = spent(), 0, 0
         self._reached = ""
+
+    @classmethod
+    def of(cls, dollars: float | None, run: Run, per_example: float = 0.0) -> Budget:
+        """For an open run, whose run.json has what it has cost."""
+        return cls(dollars, lambda: run.dollars, per_example)
 
     def affordable(self, items: Iterable[T]) -> Affordable[T]:
         """The items that may be begun: each with those in flight must fit what is left. What does not fit
