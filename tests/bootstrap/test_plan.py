@@ -147,13 +147,13 @@ def test_a_plans_principles_are_those_of_stages_that_name_none(plan):
 
 
 def test_as_many_shots_as_every_page_has_exemplars(plan):
-    own = plan(OWN.replace("examples: 200", f"examples: 200\n        shots: {plan.EXEMPLARS}"))
+    own = plan(OWN.replace("examples: 200", f"examples: 200\n        shots: {plans.EXEMPLARS}"))
     prompter = Prompter(own.stages[0].shots)
     [principle] = load_constitution(ROOT / "constitution.yaml").pick(0, 1)
     assert prompter.answer("Q") and prompter.critique("Q", "A", principle)
     assert prompter.revision("Q", "A", []) and prompter.judge("Q", "A", "B", principle)
     with pytest.raises(AssertionError, match="exemplars"):
-        Prompter(plan.EXEMPLARS + 1).judge("Q", "A", "B", principle)
+        Prompter(plans.EXEMPLARS + 1).judge("Q", "A", "B", principle)
 
 
 # ---- beside the constitution ----

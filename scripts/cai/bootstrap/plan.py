@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,10 +17,10 @@ from cai.core.files import ROOT, display_path
 from cai.core.schema import TASK_TYPES  # what `tasks: all` stands for: the skills are no part of it
 from cai.evaluation.guardrails import Limits
 from cai.evaluation.test_sets import ALL_TASKS
-from cai.models.registry import REGISTRY
+from cai.models.registry import REGISTRY, ModelSpec
 from cai.prompts.constitution import Constitution, kind, read_yaml
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
-from cai.training.settings import LOSSES
+from cai.training.settings import LEAST_STEPS, LOSSES
 
 PLANS = ROOT / "specs" / "plans"
 
@@ -63,11 +64,11 @@ class Gate:
 @dataclass(frozen=True)
 class Stage:
     """examples: in all. principles: ids, () for all; per_answer: how many an answer is critiqued by. passes:
-    over the pairs, so max(10, ceil(passes * pairs / pairs a step)) steps. anchors: for each revision pair.
+    over the pairs, so see steps. anchors: for each revision pair.
     bits: of the weights in training, generate_bits: in generation (None: the same); None: the model's own,
     as with shots. least_pairs: with fewer the predecessor is measured as it is, and goes on if it passes the
-    gate; at the first stage, or where the gate asks nothing, the plan stops. on_limit: what a sentinel beyond
-    its limit does."""
+    gate; at the first stage, or where the gate asks nothing, the plan stops. on_limit: what happens
+    to a stage beyond a limit."""
 
     name: str
     title: str
@@ -86,6 +87,11 @@ class Stage:
     gate: Gate = Gate()
     limits: Limits = Limits()
     on_limit: str = "stop"
+
+    def steps(self, pairs: int, spec: ModelSpec) -> int:
+        """Of training on so many pairs."""
+        a_step = spec.batch_size * spec.gradient_accumulation
+        return max(LEAST_STEPS, math.ceil(self.passes * pairs / a_step))
 
 
 @dataclass(frozen=True)

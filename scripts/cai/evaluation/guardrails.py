@@ -1,5 +1,5 @@
-"""Sentinels: what a stage must not cost, measured after every stage against limits that stop a plan or roll
-the stage back.
+"""Guardrail metrics: what a stage must not cost, measured after every stage against limits that stop a plan
+or roll the stage back.
 
 They read what the forgetting suite, the probes and the stage's own files have; they ask no model anything.
 """
@@ -49,21 +49,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentinel. rule: how value and limit must stand for it to be `ok`. value: None where nothing was
-    measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
+    """One guardrail metric. rule: how value and limit must stand for it to be `ok`. value: None where nothing
+    was measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
 
     name: str
     value: float | None
     limit: float
     ok: bool
     look_at: str
-    rule: str = AT_MOST
-    key: str = ""  # of older results
+    rule: str
+    key: str
 
 
 def again(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """A finding's row by the limits of now."""
-    if row["value"] is None or not row.get("key"):
+    if row["value"] is None:
         return dict(row)
     limit = getattr(limits, row["key"])
     return {**row, "limit": limit, "ok": _within(row["value"], limit, row["rule"])}
@@ -78,7 +78,7 @@ def watch(
     answers: Mapping[str, Sequence[dict[str, Any]]],
     training: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
-    """All sentinels of a stage, in a fixed order.
+    """All guardrail metrics of a stage, in a fixed order.
 
     summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
     metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |

@@ -265,7 +265,7 @@ function renderHeader() {
   const line = [["model", facts.model], ["adapter", facts.adapter?.slice(0, 8)], ["seed", facts.seed], ["kept", `${kept.toLocaleString("en")} of ${examples.length.toLocaleString("en")}`]];
   $("facts").replaceChildren(...line.filter(([, v]) => v !== undefined && v !== null)
     .map(([k, v]) => el("div", {}, el("dt", { text: k }), el("dd", { text: v }))));
-  const verdict = facts.gate?.verdict;
+  const verdict = facts.gate?.decision;
   $("gate").textContent = `Gate: ${verdict ?? "none yet"}`;
   $("gate").classList.add(verdict === "GO" ? "go" : verdict === "NO-GO" ? "no" : "open");
   const bars = [["status", "kept", kept], ...count(examples.flatMap((e) => e.rejected_because)).map(([r, n]) => ["reason", r, n])];
@@ -287,7 +287,7 @@ function about() {
     el("th", { scope: "row", text: c.name }),
     el("td", { text: c.measured + (c.interval ? `, 95 % interval ${c.interval.map((v) => v.toFixed(2)).join(" to ")}` : "") })));
   $("about-text").replaceChildren(
-    el("h3", { text: `Gate: ${gate?.verdict ?? "none yet"}` }), el("table", {}, el("tbody", {}, ...criteria)),
+    el("h3", { text: `Gate: ${gate?.decision ?? "none yet"}` }), el("table", {}, el("tbody", {}, ...criteria)),
     el("h3", { text: "Your marks" }), tree({
       "fully marked": share(t.done, examples.length), "critique meaningful": share(t.yes, t.yes + t.no),
       "revision better": share(t.revision, t.revision + t.tie + t.first), tie: t.tie, "first answer better": t.first }),
