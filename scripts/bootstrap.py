@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-from cai.bootstrap.controls import CONTROLS, MAIN
+from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import GO, NO_GO, cli, parser
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import directories, display_path, write_json
@@ -97,8 +97,7 @@ def finish(run: Run, runner) -> int:
     for sentence in (*found.reasons, *found.caveats):
         run.log(f"  {sentence}")
     run.log(f"report: {display_path(page)}")
-    passed = all(r["gate"]["decision"] == "GO" for r in runner.rows() if r["arm"] == MAIN)
-    return GO if passed and not runner.stopped else NO_GO
+    return GO if runner.passed else NO_GO
 
 
 if __name__ == "__main__":

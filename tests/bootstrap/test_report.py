@@ -12,8 +12,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from cai.bootstrap import plan as plans
 from cai.bootstrap import forecast, plots, report
+from cai.bootstrap import plan as plans
 from cai.bootstrap.analysis import as_good, conclude, signed
 from cai.bootstrap.comparisons import (
     MEASURES,

@@ -106,6 +106,11 @@ class Runner:
                 found.append(row)
         return sorted(found, key=lambda r: (r["seed"], stages.index(r["stage"]), arms.index(r["arm"])))
 
+    @property
+    def passed(self) -> bool:
+        """Whether every gate of the main line said GO, for all seeds that were run."""
+        return not self.stopped and all(r["gate"]["decision"] == GO for r in self.rows() if r["arm"] == MAIN)
+
     def results(self) -> dict[str, Any]:
         """What the report is made of (cai.bootstrap.report)."""
         rows = self.rows()

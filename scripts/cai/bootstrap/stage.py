@@ -22,6 +22,7 @@ from cai.core.files import ROOT, directories, display_path, move_aside, sha256_f
 from cai.core.prompt_files import Seed, load_seeds
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, TASK_TYPES
+from cai.evaluation import test_sets
 from cai.evaluation.guardrails import fresh_answers, watch
 from cai.evaluation.model_pair import Subject
 from cai.evaluation.suites import evaluate
@@ -43,9 +44,6 @@ from cai.prompts.markers import CHANGE
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.training.dpo import train
 from cai.training.settings import Settings
-
-TESTS = "data/prompts/tests.jsonl"
-
 
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
 
@@ -338,9 +336,9 @@ def trained(checkpoints: Path) -> bool:
     return manifest["status"] != "begun" and sha256_file(weights) == manifest["result"]["adapter"]
 
 
-def inputs(spec: ModelSpec) -> list[str]:
+def inputs(spec: ModelSpec) -> list[str | Path]:
     """The files that stages and what they are measured on are made of."""
-    return [TESTS, spec.heldout, spec.neutral, spec.seeds, spec.skill_seeds]
+    return [test_sets.PATH, spec.heldout, spec.neutral, spec.seeds, spec.skill_seeds]
 
 
 def seeds(spec: ModelSpec) -> list[Seed]:

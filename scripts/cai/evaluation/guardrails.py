@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from cai.core.checked import checked, number
 from cai.core.jsonl import read
 from cai.evaluation.model_pair import BARE
 from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
@@ -24,7 +25,10 @@ AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
 LEAST_ANSWERS = 5  # answers that a typical length needs
 
 
-@dataclass(frozen=True)
+NotNegative = number(0)
+
+
+@checked
 class Limits:
     """Base: the model without an adapter, however many stages lie between.
 
@@ -36,15 +40,15 @@ class Limits:
     watch on the chosen texts' likelihood stopped.
     """
 
-    perplexity: float = 1.5
-    distinct_2: float = 0.7
-    repeated_endings: float = 0.25
-    clean_stops: float = 0.9
-    refusals: float = 0.1
-    exemplars: float = 0.01
-    length: float = 3.0
-    critic: float = 0.4
-    displacement: float = 0.0
+    perplexity: NotNegative = 1.5
+    distinct_2: NotNegative = 0.7
+    repeated_endings: NotNegative = 0.25
+    clean_stops: number(0, 1) = 0.9
+    refusals: NotNegative = 0.1
+    exemplars: NotNegative = 0.01
+    length: number(1) = 3.0
+    critic: NotNegative = 0.4
+    displacement: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
