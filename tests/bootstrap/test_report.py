@@ -630,6 +630,10 @@ def test_numbers_that_were_not_measured(tmp_path):
         (lambda r: r.pop("plan"), "'plan' is missing"),
         (lambda r: r["runs"][2].pop("gate"), "run 3: the key 'gate' is missing"),
         (lambda r: r["runs"][0].update(arm="mine"), "run 1: .*arm 'mine'"),
+        (lambda r: r.pop("format"), "'format' is missing.*run the plan's command again"),
+        (lambda r: r["runs"][1].update(kept="3"), "run 2: kept '3': "),
+        (lambda r: r["runs"][1].update(rolled_back=1), "run 2: rolled_back 1: "),
+        (lambda r: r["runs"][1]["average"].pop("base"), "run 2: the key 'average.base' is missing"),
         (lambda r: r["runs"][0].update(stage="later"), "run 1: stage 'later'"),
     ],
 )
