@@ -99,8 +99,8 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def forecast(args: argparse.Namespace, measured_in: str):
-    """(what the data, their training and evaluation will take, how the training's steps were reckoned): passes
-    over as many pairs as the yield of the run `measured_in` promises."""
+    """(what the data, their training and evaluation will take, how the training's steps were reckoned): by the
+    pairs that the yield of the run `measured_in` promises."""
     from cai.core.ledger import read_ledger
     from cai.core.run import read_manifest
     from cai.costs.default_rates import PAIRS_AN_EXAMPLE

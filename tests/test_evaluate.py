@@ -130,12 +130,12 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     done = gate(tmp_path, "--suite", "critique")  # which needs no model: the two others were measured before
     assert done.returncode in (0, 3) and "model:" not in done.stdout, done.stderr
     found = json.loads(path.read_text())["gate"]
-    assert (found["verdict"] == "GO") == (done.returncode == 0)
-    assert found["verdict"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
+    assert (found["decision"] == "GO") == (done.returncode == 0)
+    assert found["decision"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
     names = [c["name"] for c in found["criteria"]]
     assert len(names) == 6 and names[-1] == "harmful requests refused more often"
     assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
-    assert f"{found['verdict']} for tiny" in done.stdout
+    assert f"{found['decision']} for tiny" in done.stdout
 
     mark = {
         "critique_meaningful": None,

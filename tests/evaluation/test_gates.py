@@ -48,7 +48,7 @@ def test_one_failure_makes_the_gate_a_no_go_that_says_what_to_look_at(capsys):
             and "look at: data/a/records.jsonl" in out
             and "95 % interval 0.30 to 0.95" in out
         )
-        assert run.manifest["gate"]["verdict"] == "NO-GO"
+        assert run.manifest["gate"]["decision"] == "NO-GO"
         assert gates.decide(run, [criterion(True)]) == 0 and "GO for a" in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ def test_another_record_leaves_the_gate_that_the_next_milestone_reads(capsys):
         gates.decide(run, [criterion(True)])
         assert gates.decide(run, [criterion(False)], record="data_gate") == 3
         assert "Data gate" in capsys.readouterr().out
-        assert run.manifest["gate"]["verdict"] == "GO" and run.manifest["data_gate"]["verdict"] == "NO-GO"
+        assert run.manifest["gate"]["decision"] == "GO" and run.manifest["data_gate"]["decision"] == "NO-GO"
 
 
 def test_the_gates_of_runs_are_printed_again_with_the_last_page(capsys, monkeypatch):

@@ -18,7 +18,7 @@ from cai.core.schema import SKILLS
 from cai.evaluation import code_execution, test_sets
 from cai.evaluation.model_pair import Subject
 from cai.evaluation.suites import evaluate
-from cai.evaluation.test_sets import ALL_TASKS, Test, direction, load, right_share, success, verdicts
+from cai.evaluation.test_sets import ALL_TASKS, Test, label_accuracy, load, right_share, success, verdicts
 from cai.generation.dedup import Deduper, EvaluationPrompts
 from cai.generation.filters import is_exemplar
 from cai.generation.instruction_filters import Screen, unfit
@@ -325,7 +325,7 @@ def test_the_sandboxs_tests_are_its_test_split_and_judged_by_its_truth():
     assert not seeds & set(test_sets.test_instructions(SANDBOX))
 
 
-def test_direction_and_first_answers_by_hand():
+def test_label_accuracy_and_first_answers_by_hand():
     rng = random.Random(2)
     item = world.draw("factual_qa", rng, ("test",))
     good, bad = item.good(rng), item.say(item.misconception, rng)
@@ -335,13 +335,13 @@ def test_direction_and_first_answers_by_hand():
 
     pairs = [pair(good, bad), pair(bad, good), pair(good, good), pair(bad, bad)]
     pairs += [pair(good, bad, kind="anchor"), pair(good, bad, "What is the river of Paris?")]
-    found = direction(pairs, SANDBOX)
+    found = label_accuracy(pairs, SANDBOX)
     assert (found.value, found.n) == (0.25, 4) and found.interval is not None
-    assert direction(pairs, REAL) is None and direction([], SANDBOX).value is None
+    assert label_accuracy(pairs, REAL) is None and label_accuracy([], SANDBOX).value is None
     record = {"instruction": item.instruction, "initial_answer": bad, "kept": True}
     rows = [{**record, "preference_pair": preference_pair(item.instruction, good, bad)}]
     rows += [{**record, "initial_answer": good, "kept": False, "preference_pair": {}}]
-    assert (direction(rows, SANDBOX).value, direction(rows, SANDBOX).n) == (1, 1)
+    assert (label_accuracy(rows, SANDBOX).value, label_accuracy(rows, SANDBOX).n) == (1, 1)
     rows += [{**record, "instruction": "What is the river of Paris?"}]
     assert (right_share(rows, SANDBOX).value, right_share(rows, SANDBOX).n) == (0.5, 2)
     assert right_share(rows, REAL) is None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.bootstrap.comparisons import ARMS, BASE_HELPER, FROM_BASE, MAIN, SHUFFLED
+from cai.bootstrap.controls import ARMS, MAIN
 from cai.bootstrap.plan import Plan, Stage
 from cai.core import text
 from cai.core.prompt_files import load_heldout
@@ -18,7 +17,6 @@ from cai.costs.forecast import Forecast, Units, add_units, forecast, memory_gb, 
 from cai.evaluation.suites.critic_probe import probes
 from cai.evaluation.test_sets import measured, tests
 from cai.models.registry import ModelSpec
-from cai.training.settings import LEAST_STEPS
 
 USED = ("loading", "instructions", "answer", "critique", "revision", "judge", "training")  # by a plan
 
@@ -120,18 +118,17 @@ def _parts(
     controls: Sequence[str],
     yields: Mapping[str, tuple[float, str]],
 ) -> list[_Part]:
-    """Every arm of every stage of one seed, as line.Line takes them."""
+    """Every arm of every stage of one seed, as runner.Runner takes them."""
     parts, before, base_known = [], 0, set()
     for number, stage in enumerate(plan.stages):
         train, generate = _bits(stage, spec)
         own = round(yields[stage.name][0] * stage.examples)
         for arm in (MAIN, *controls):
-            if not number and arm in (BASE_HELPER, FROM_BASE):
+            if not number and ARMS[arm].needs_predecessor:
                 continue  # the same as main at the first stage
-            pairs = own + before * (arm == FROM_BASE)
-            per_step = spec.batch_size * spec.gradient_accumulation
-            steps = max(LEAST_STEPS, math.ceil(stage.passes * pairs / per_step))
-            data = _data(stage, arm)
+            pairs = own + before * ARMS[arm].from_base
+            steps = stage.steps(pairs, spec)
+            data: dict[str, float] = dict(ARMS[arm].units(stage.examples, stage.per_answer))
             if data and generate != train:
                 data["loading"] = 1
             # A training needs a model without adapters: it is loaded anew.
@@ -139,21 +136,10 @@ def _parts(
             models = 1 if (train, stage.shots) in base_known else 2
             base_known.add((train, stage.shots))
             work = ({generate: data}, {train: training}, {train: _measuring(plan, spec, models)})
-            new = stage.examples if arm in (MAIN, BASE_HELPER) else 0
+            new = stage.examples if ARMS[arm].own_examples else 0
             parts.append(_Part(stage.name, arm, new, pairs, steps, work))
         before += own
     return parts
-
-
-def _data(stage: Stage, arm: str) -> dict[str, float]:
-    """Units of the steps that make an arm's data."""
-    n, each = stage.examples, stage.per_answer
-    judged = {"revision": n, "judge": n * (each + 1)}
-    if arm == SHUFFLED:
-        return judged
-    if arm in (MAIN, BASE_HELPER):
-        return {"instructions": n, "answer": n, "critique": n * each, **judged}
-    return {}
 
 
 def _measuring(plan: Plan, spec: ModelSpec, models: int) -> dict[str, float]:

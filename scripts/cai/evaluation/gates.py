@@ -62,7 +62,7 @@ def decide(run: Run, criteria: Sequence[Criterion], record: str = "gate") -> int
     run.log(
         "\n".join([f"\n{record.replace('_', ' ').capitalize()}", *lines(table), f"{verdict} for {run.name}"])
     )
-    run.record(**{record: {"verdict": verdict, "criteria": table}})
+    run.record(**{record: {"decision": verdict, "criteria": table}})
     return GO if verdict == "GO" else NO_GO
 
 
@@ -80,7 +80,7 @@ def require(name: str, *, force: bool) -> str:
     """The verdict of an earlier run's gate, as a sentence. Raises UserError unless it is GO or `force` is
     set."""
     gate: dict[str, Any] = (read_manifest(name) or {}).get("gate", {})
-    found = gate.get("verdict", "no verdict yet")
+    found = gate.get("decision", "no verdict yet")
     if found != "GO" and not force:
         raise UserError(
             f"the gate of run {name!r} says: {found}. Look at data/{name}/ and run that milestone again, or "
@@ -94,8 +94,8 @@ def main() -> None:
     flags.add_argument("runs", nargs="+", help="names of runs")
     page = None
     for name in flags.parse_args().runs:
-        gate = (read_manifest(name) or {}).get("gate", {"verdict": "no verdict", "criteria": []})
-        print("\n".join([f"{gate['verdict']} for {name}", *lines(gate["criteria"])]))
+        gate = (read_manifest(name) or {}).get("gate", {"decision": "no verdict", "criteria": []})
+        print("\n".join([f"{gate['decision']} for {name}", *lines(gate["criteria"])]))
         found = directories(name)[0] / "report.html"
         page = found if found.exists() else page
     if page:

@@ -191,7 +191,7 @@ def _passes(test: Test, answer: str) -> bool:
 # ---- pairs and first answers, where the truth is known ----
 
 
-def direction(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
+def label_accuracy(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
     """The share of revision pairs that teach what is true: chosen is right and rejected is not. rows: pairs,
     or records, of which the kept ones count.
 
@@ -213,7 +213,7 @@ def direction(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
 
 
 def right_share(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
-    """The share of records whose first answer is right, kept or not; as `direction` else."""
+    """The share of records whose first answer is right, kept or not; as `label_accuracy` else."""
     if not of_sandbox(spec):
         return None
 

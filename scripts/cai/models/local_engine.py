@@ -70,14 +70,10 @@ class LocalEngine:
     spec = property(lambda self: self._model.spec)
     revision = property(lambda self: self._model.revision)
     bits = property(lambda self: self._model.bits)
+    device = property(lambda self: self._model.device_name)
     adapters = property(lambda self: self._model.adapters)
     capacity = property(lambda self: IN_FLIGHT * self.max_batch)
     end_of_text = property(lambda self: self._model.tokenizer.eos_token)
-
-    @property
-    def device(self) -> str:
-        cuda = self._model.device.type == "cuda"
-        return self._torch.cuda.get_device_name(self._model.device) if cuda else "cpu"
 
     def load_adapter(self, path: Path, name: str) -> None:
         self._model.load_adapter(path, name)
