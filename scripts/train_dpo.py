@@ -77,7 +77,10 @@ def read_flags():
     flags.add_argument("--from", dest="start", metavar="RUN", help="go on from this run's adapter")
     flags.add_argument("--every", type=int, help="steps between measurements and checkpoints")
     flags.add_argument(
-        "--tracker", default="none", choices=("none", *TRACKERS), help="wandb is offline unless logged in"
+        "--tracker",
+        default="none",
+        choices=("none", *TRACKERS),
+        help="an experiment tracker; wandb is offline unless logged in",
     )
     args = flags.parse_args()
     if args.run == args.start:
