@@ -159,25 +159,7 @@ def open_run(name: str, source: str) -> Run:
 
 
 def tell(run: Run, result) -> None:
-    """The table at the end. likelier: chosen has more log-probability a token; it needs no reference."""
-    from cai.core.stats import wilson
-
-    run.log(
-        f"\n{result.status}: the adapter of step {result.step} of {result.steps} is kept; "
-        f"{result.trained_on} pairs trained on, {result.held_out} held out, {result.seconds:.0f} s\n"
-        f"{'':20}{'n':>5}{'loss':>9}{'margin':>9}  "
-        f"{'accuracy (95 %)':<20}{'likelier':>9}{'chosen':>10}{'rejected':>10}"
-    )
-    for name in result.after:
-        for when, x in (("before", result.before[name]), ("after", result.after[name])):
-            low, high = wilson(round(x["accuracy"] * x["n"]), x["n"])
-            accuracy = (
-                "as its reference" if when == "before" else f"{x['accuracy']:.2f} ({low:.2f} to {high:.2f})"
-            )
-            run.log(
-                f"{name.replace('_', ' ') + ', ' + when:20}{x['n']:>5}{x['loss']:>9.4f}{x['margin']:>+9.3f}  "
-                f"{accuracy:<20}{x['likelier']:>9.2f}{x['chosen']:>10.2f}{x['rejected']:>10.2f}"
-            )
+    run.log(f"\n{result.table()}")
     here = display_path(run.checkpoints)
     run.log(
         f"wrote {here}/ (adapter, tokenizer, training.json, training.jsonl, curves.png), "

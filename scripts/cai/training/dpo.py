@@ -22,6 +22,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import display_path, write_json
 from cai.core.jsonl import read
+from cai.core.stats import wilson
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.session import Session
@@ -50,6 +51,26 @@ class Result:
     after: dict[str, dict[str, float]]
     forecast: dict[str, float]
     taken: int = 0
+
+    def table(self) -> str:
+        """What training changed, in lines. likelier needs no reference: see Preference."""
+        lines = [
+            f"{self.status}: the adapter of step {self.step} of {self.steps} is kept; "
+            f"{self.trained_on} pairs trained on, {self.held_out} held out, {self.seconds:.0f} s",
+            f"{'':20}{'n':>5}{'loss':>9}{'margin':>9}  "
+            f"{'accuracy (95 %)':<20}{'likelier':>9}{'chosen':>10}{'rejected':>10}",
+        ]
+        for name in self.after:
+            for when, x in (("before", self.before[name]), ("after", self.after[name])):
+                low, high = wilson(round(x["accuracy"] * x["n"]), x["n"])
+                accuracy = f"{x['accuracy']:.2f} ({low:.2f} to {high:.2f})"
+                lines.append(
+                    f"{name.replace('_', ' ') + ', ' + when:20}"
+                    f"{x['n']:>5}{x['loss']:>9.4f}{x['margin']:>+9.3f}  "
+                    f"{'as its reference' if when == 'before' else accuracy:<20}"
+                    f"{x['likelier']:>9.2f}{x['chosen']:>10.2f}{x['rejected']:>10.2f}"
+                )
+        return "\n".join(lines)
 
 
 def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: Settings) -> Result:
