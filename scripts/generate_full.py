@@ -99,8 +99,8 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def forecast(args: argparse.Namespace, measured_in: str):
-    """(what the data, their training and evaluation will take, how the training's steps were reckoned): by the
-    pairs that the yield of the run `measured_in` promises."""
+    """(what the data, their training and evaluation will take, how the training's steps were reckoned): as
+    many as the yield of the run `measured_in` promises pairs for."""
     from cai.core.ledger import read_ledger
     from cai.core.run import read_manifest
     from cai.costs.default_rates import PAIRS_AN_EXAMPLE
@@ -116,7 +116,7 @@ def forecast(args: argparse.Namespace, measured_in: str):
         each = (pairs["count"] - pairs["held_out"]) / examples
         source = f"measured in run {measured_in}, n {examples}"
     expected = round(each * args.limit)
-    steps = default_steps(expected, spec.batch_size * spec.gradient_accumulation)
+    steps = default_steps(spec, expected)
     how = (
         f"training: {steps:,} steps, {spec.passes:g} passes over about {expected:,} pairs, "
         f"{each:.2f} an example ({source})"
