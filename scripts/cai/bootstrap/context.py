@@ -90,7 +90,7 @@ def adapter_of(result: Mapping[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class ResolvedRoles:
-    """hashes: of the adapters, in the place of names. named: which stages they are. paths: hash -> directory."""
+    """hashes: of the adapters, in place of names. named: whose they are. paths: hash -> directory."""
 
     hashes: Roles
     named: dict[str, str]

@@ -37,13 +37,8 @@ class Runner:
         shared_model: SharedModel,
         dollars: float | None,
     ):
-        self.run, self.plan, self.spec, self.constitution, self.shared_model = (
-            run,
-            plan,
-            spec,
-            constitution,
-            shared_model,
-        )
+        self.run, self.plan, self.spec = run, plan, spec
+        self.constitution, self.shared_model = constitution, shared_model
         rates = forecast.rates(
             ledger.read_ledger(), spec, plan.stages[0].bits or spec.bits, device.this_device()
         )
