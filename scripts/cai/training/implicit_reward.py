@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cai.models.local_engine import LocalEngine
+from cai.models.engine import Engine, Score, logprobs_all
+from cai.prompts.training_format import training_pair
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Preference:
 
 
 def preference(
-    engine: LocalEngine,
+    engine: Engine,
     pairs: Sequence[dict[str, str]],
     beta: float,
     adapter: str | None,
@@ -41,11 +42,11 @@ def preference(
     return prefer(scores(engine, pairs, adapter), scores(engine, pairs, reference), beta)
 
 
-def scores(engine: LocalEngine, pairs: Sequence[dict[str, str]], adapter: str | None) -> list:
-    """The Scores of all chosen texts, then of all rejected ones."""
-    end = engine.model.tokenizer.eos_token
-    texts = [p["chosen"] + end for p in pairs] + [p["rejected"] + end for p in pairs]
-    return engine.logprobs([p["prompt"] for p in pairs] * 2, texts, adapter)
+def scores(engine: Engine, pairs: Sequence[dict[str, str]], adapter: str | None) -> list[Score]:
+    """The Scores of all chosen texts, then of all rejected ones, each in the training format."""
+    some = [training_pair(p) for p in pairs]
+    texts = [p[side] + engine.end_of_text for side in ("chosen", "rejected") for p in some]
+    return logprobs_all(engine, [p["prompt"] for p in some] * 2, texts, adapter)
 
 
 def prefer(policy: Sequence, base: Sequence, beta: float) -> Preference:
