@@ -22,7 +22,7 @@ from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import ANSWER, HARMLESS
 from cai.sandbox.world import SKILLS, TASKS, Item, draw, parse
 
-T_LIST = 0.8  # of lists of instructions: warmer than the pipeline's, which shows faults of form sooner
+T_LIST = 0.8  # the temperature of lists; all else is drawn as the pipeline draws it
 
 
 @dataclass(frozen=True)
