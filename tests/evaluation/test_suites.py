@@ -415,7 +415,7 @@ def test_a_persons_marks_outrank_the_judge_on_revisions_and_may_change(scripted,
 def test_a_worse_revision_that_the_filters_took_speaks_for_them(scripted, tmp_path):
     pair = scripted()
     some = [r["id"] for r in pair.records[:2]]
-    rejected = [{**r, "kept": r["id"] != some[0]} for r in pair.records]
+    rejected = [{**r, "rejected_because": ["loop"] * (r["id"] == some[0])} for r in pair.records]
     mark(tmp_path / "data/tiny", **{some[0]: "first", some[1]: "revision"})
     found = evaluate(dataclasses.replace(pair, records=rejected), ["preference"])["preference"]
     assert metric(found, MARKED) == share([1]).row()
@@ -462,11 +462,14 @@ def test_every_number_has_n_and_interval_and_stands_in_the_table(scripted):
                 assert row["interval"][0] <= row["value"] <= row["interval"][1], (name, key)
 
 
+OTHER = {"format": schema.FORMAT, "run": "other", "settings": {"data": "tiny"}}
+
+
 def test_a_run_that_was_trained_on_anothers_pairs_is_measured_on_these(scripted, tmp_path):
     """As train_dpo.py --data tiny --run other leaves it."""
     scripted()
     (tmp_path / "data/other").mkdir()
-    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    write_json(tmp_path / "data/other/run.json", OTHER)
     write_json(tmp_path / "training.json", {"settings": {"loss": "dpo", "beta": 0.7}})
     with Run.reopen("other") as run:
         run.checkpoints.mkdir(parents=True)
@@ -487,7 +490,7 @@ def test_it_takes_the_held_out_share_and_the_marks_of_the_run_that_made_the_pair
     source["settings"]["held_out"] = share_held_out
     write_json(tmp_path / "data/tiny/run.json", source)
     (tmp_path / "data/other").mkdir()
-    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    write_json(tmp_path / "data/other/run.json", OTHER)
     with Run.reopen("other") as run:
         pair = ModelPair.open(run, Scripted(), PROMPTER)
         clear, near = pair.heldout()

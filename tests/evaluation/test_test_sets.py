@@ -19,7 +19,7 @@ from cai.evaluation.suites import evaluate
 from cai.evaluation.test_sets import ALL_TASKS, Test, grades, label_accuracy, load, right_share, success
 from cai.generation.dedup import Deduper, EvaluationPrompts
 from cai.generation.filters import is_exemplar
-from cai.generation.instruction_filters import Screen, unfit
+from cai.generation.instruction_filters import InstructionFilter, unfit
 from cai.generation.judge import REFUSAL, Judgement
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import BETTER
@@ -279,10 +279,10 @@ def test_the_same_tests_come_each_time_and_all_of_them_are_barred(spec):
     assert {t.id for t in few} != {t.id for t in test_sets.tests(spec, names, 3, seed=1)}
     assert {t.instruction for t in many} == set(test_sets.test_instructions(spec))
     assert len({t.id for t in many}) == len(many) >= 20 * len(ALL_TASKS)
-    screen = Screen([], 1.0, barred=test_sets.test_instructions(spec))
+    filter_ = InstructionFilter([], 1.0, barred=test_sets.test_instructions(spec))
     longer = [t.instruction for t in few if unfit(t.instruction) is None]
     assert len(longer) > len(few) / 2
-    assert {screen.take(text, True)[0] for text in longer} == {"evaluation_prompt"}
+    assert {filter_.take(text, True)[0] for text in longer} == {"evaluation_prompt"}
 
 
 def test_unknown_tasks_and_numbers_are_refused():
