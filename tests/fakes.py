@@ -1,31 +1,48 @@
-"""An engine that answers from a script, so that the loop can be tested without a model."""
+"""An engine that answers from a script, so that what asks engines can be tested without a model."""
 
 from __future__ import annotations
 
 from cai.models.engine import Completion, Sampling, Score
 from cai.models.registry import REGISTRY
+from cai.prompts.markers import END_OF_TEXT
 
 
 class FakeEngine:
-    """answers: prompt -> text. likely: (prompt, text) -> log-probability. Remembers what it was asked."""
+    """answers: prompt -> text. Remembers what it was asked: `asked` to complete, `scored` as continuations
+    and options. A fake with another taste overrides write, likelihood or preference."""
 
-    name, revision, bits, device, end_of_text, chat = "fake", "r", 16, "cpu", "<|endoftext|>", None
+    name, revision, bits, device, capacity, end_of_text, chat = "fake", "r", 16, "cpu", 64, END_OF_TEXT, None
 
-    def __init__(self, answers, finish="stop", spec=REGISTRY["sandbox"], likely=None, adapters=()):
+    def __init__(self, answers=None, finish="stop", spec=REGISTRY["sandbox"], adapters=None):
         self.answers, self.finish, self.spec = answers, finish, spec
-        self.likely = likely or (lambda prompt, text: -float(len(text)))
-        self.adapters = {name: f"hash of {name}" for name in adapters}
-        self.capacity, self.usage = 8, {}
+        self.adapters, self.usage = dict(adapters or {}), {}
         self.asked: list[tuple[str, Sampling, int, str | None]] = []
+        self.scored: list[tuple[str, str, str | None]] = []
 
     async def complete(self, prompt, sampling, seed, adapter=None):
         self.asked.append((prompt, sampling, seed, adapter))
-        text = self.answers(prompt)
+        text = self.write(prompt, adapter)
         return Completion(text, len(text.split()), len(prompt.split()), self.finish, "<eos>")
 
     async def choose(self, prompt, options, adapter=None):
-        return {option: self.likely(prompt, option) for option in options}
+        self.scored += [(prompt, option, adapter) for option in options]
+        return {option: self.preference(prompt, option, adapter) for option in options}
 
     async def logprobs(self, prompt, continuation, adapter=None):
-        found = self.likely(prompt, continuation)
-        return Score(found, (found,))
+        self.scored.append((prompt, continuation, adapter))
+        total = self.likelihood(prompt, continuation, adapter)
+        return Score(total, (total / 2, total / 2))
+
+    def load_adapter(self, path, name):
+        self.adapters[name] = path.name
+
+    def write(self, prompt, adapter):
+        return self.answers(prompt)
+
+    def likelihood(self, prompt, continuation, adapter):
+        """The log-probability of a continuation: the longer, the less likely."""
+        return -float(len(continuation))
+
+    def preference(self, prompt, option, adapter):
+        """The log-probability of a single word as the next one."""
+        return self.likelihood(prompt, option, adapter)

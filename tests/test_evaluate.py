@@ -65,7 +65,7 @@ def test_its_numbers_follow_from_its_rows(evaluated):
     assert found["n"] == len(held) > 4
     assert found["value"] == pytest.approx(sum(r["margin"] > 0 for r in held) / len(held), abs=1e-4)
     judged = [r for r in rows if r["id"].startswith("judgement/bare/")]
-    assert metrics["fresh answers: win rate"]["n"] == len(judged) == 16
+    assert metrics["on-policy completions: win rate"]["n"] == len(judged) == 16
     assert all(r["score"] == 0.5 for r in judged if r["base"] == r["trained"])
     assert all(r["judgement"] is not None for r in judged if r["base"] != r["trained"])
 
@@ -169,7 +169,7 @@ def test_bad_input_is_a_sentence(tmp_path, monkeypatch):
     done = evaluate(tmp_path, "--run", "untrained")
     assert done.returncode == 2 and "train one first" in done.stderr
     done = evaluate(tmp_path, "--run", "untrained", "--limit", "0")
-    assert done.returncode == 2 and "--limit 0: must be at least 1" in done.stderr
+    assert done.returncode == 2 and "--limit 0: at least one example is needed" in done.stderr
     with open(tmp_path / "data/untrained/pairs.jsonl", "a") as f:
         f.write(
             '{"id": "x", "prompt": "p", "chosen": "c", "rejected": "r", "kind": "revision", "task": "t"}\n'

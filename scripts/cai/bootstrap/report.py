@@ -31,7 +31,7 @@ from cai.bootstrap.stage_gates import CARRIED, GO, STARVED
 from cai.core.files import write_whole
 from cai.core.stats import Metric
 from cai.core.text import format_duration
-from cai.reports.pages import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
+from cai.reports.document import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
 from cai.training.likelihood_displacement import DISPLACED, STOPPED_EARLY
 from cai.training.settings import FINISHED
 

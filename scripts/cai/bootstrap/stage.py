@@ -22,12 +22,10 @@ from cai.core.prompt_files import Seed, load_seeds
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, TASK_TYPES, row_seed
 from cai.evaluation import test_sets
-from cai.evaluation.guardrails import fresh_answers, watch
-from cai.evaluation.model_pair import Subject
-from cai.evaluation.suites import evaluate
-from cai.evaluation.suites.critic_probe import measure
+from cai.evaluation.guardrails import on_policy_answers, watch
+from cai.evaluation.model_pair import ModelPair
+from cai.evaluation.suites import critic_probe, evaluate, task_success
 from cai.evaluation.suites.task_success import ALL, REQUEST_NAMES, TEN
-from cai.evaluation.suites.task_success import measure as succeed
 from cai.evaluation.test_sets import REQUESTS, label_accuracy, measured, right_share, test_instructions
 from cai.generation.example import Example, Roles, examples_of
 from cai.generation.filters import critique_verdict, kept_ids
@@ -269,24 +267,29 @@ class StageRun:
         c = self.context
         name = c.shared_model.carrying(c.bits, {digest: checkpoints}, self.run)[digest]
         session = self.session(c.seed)
-        subject = Subject(
-            self.run, list(pairs), list(done), session.engine, session.prompter, c.spec, c.seed,
-            adapter=name, digest=digest, revision=session.engine.revision,
+        pair = ModelPair(
+            self.run,
+            list(pairs),
+            list(done),
+            session.engine,
+            session.prompter,
+            c.seed,
+            adapter=name,
             shared=self.run.data.parent / BASE_ROWS,
-        )  # fmt: skip
+        )
         asked = measured(c.spec, c.plan.tasks)
-        found, _ = succeed(subject, subject.rows("success"), asked, c.plan.tests)
+        found, _ = task_success.measure(pair, pair.results("success"), asked, c.plan.tests)
         self.run.log("success at held-out test instructions, base to trained")
         for task in asked:
             key = REQUEST_NAMES.get(task, task)
             two = [found[f"{key}, {who}"] for who in ("base", "trained")]
             self.run.log(f"  {key:26}{two[0].value:5.2f} to {two[1].value:4.2f}   n {two[0].n}")
-        forgetting = evaluate(subject, ["forgetting"])["forgetting"]
-        probed = measure(subject, subject.rows("probes"), c.constitution)
+        forgetting = evaluate(pair, ["forgetting"])["forgetting"]
+        probed = critic_probe.measure(pair, pair.results("probes"), c.constitution)
         probes = {who: {part: m.row() for part, m in parts.items()} for who, parts in probed.items()}
         guardrails = watch(
             {"forgetting": forgetting}, probes, pairs, c.stage.limits,
-            answers=fresh_answers(subject), training=ended,
+            answers=on_policy_answers(pair), training=ended,
         )  # fmt: skip
         both = lambda key: {w: found[f"{key}, {w}"].row() for w in ("base", "trained")}  # noqa: E731
         safety = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai.core.checked import checked, number
 from cai.core.jsonl import read
-from cai.evaluation.model_pair import BARE
+from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
 from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
@@ -84,8 +84,8 @@ def watch(
 
     summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
     metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
-    "trained": rows with answer and finish_reason}, as `fresh_answers` gives them. training: its status, step
-    and steps; None where nothing was trained.
+    "trained": rows with answer and finish_reason}, as `on_policy_answers` gives them. training: its status,
+    step and steps; None where nothing was trained.
     """
     of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
     chosen = [p["chosen"] for p in pairs]
@@ -172,13 +172,11 @@ def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> F
     return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
 
 
-def fresh_answers(subject: Any) -> dict[str, list[dict[str, Any]]]:
+def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
     """{"base", "trained": rows} of the forgetting suite in the bare format, of this very adapter and setup.
-
-    subject: suites.subject.Subject, whose suite "forgetting" has run."""
-
-    rows = read(subject.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
-    rows = [r for r in rows if r["setup"] == subject.setup and r.get("format") == BARE]
+    The suite has run."""
+    rows = read(pair.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
+    rows = [r for r in rows if r["setup"] == pair.setup and r.get("format") == BARE]
     return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
 
 

@@ -79,7 +79,7 @@ class ModelSpec:
 
 def _qwen(name: str, revision: str, parameters: float, **more: Any) -> ModelSpec:
     kind = "instruct" if name.endswith("-Instruct") else "base"
-    return ModelSpec(name, name, revision, kind, parameters, **more)
+    return ModelSpec(name, name, revision, kind, parameters=parameters, **more)
 
 
 REGISTRY: dict[str, ModelSpec] = {
