@@ -69,7 +69,7 @@ def test_a_run_name_is_no_path(name):
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(output):
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); from cai.run import Run; r = Run.open('a', "
+        "import sys; sys.path.insert(0, 'scripts'); from cai.core.run import Run; r = Run.open('a', "
         "{'model': 'sandbox', 'seed': 0});"
         "print('open', flush=True); sys.stdin.read()"
     )
