@@ -291,6 +291,30 @@ def test_as_finished_waits_for_those_in_flight_when_nothing_more_may_begin():
     assert asyncio.run(main()) == [1, 2, 3]
 
 
+def test_as_finished_gives_what_has_ended_when_it_is_cancelled():
+    async def main():
+        gate, got = asyncio.Event(), []
+
+        async def work(n):
+            await (gate if n < 3 else asyncio.Event()).wait()
+            return n
+
+        async def consume():
+            async for group in as_finished(work, range(4), 4):
+                got.extend(group)
+
+        consumer = asyncio.ensure_future(consume())
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.0)
+        gate.set()
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+        assert got == [0, 1, 2]
+
+    asyncio.run(main())
+
+
 def test_as_finished_with_nothing_to_do():
     async def main():
         return [n async for group in as_finished(None, [], 8) for n in group]
@@ -395,8 +419,8 @@ def test_what_was_spent_before_the_loop_is_no_examples_cost(make, monkeypatch):
     clock = Costing(monkeypatch)
 
     def after_much(run):
-        budget = Budget.of(160, run, 4.0)
-        run.bill({"instructions": Usage(1.0)}, 60.0, {})
+        budget = Budget.of(172, run, 4.0)
+        run.bill({"instructions": Usage(1.0)}, 80.0, {})
         return budget
 
     assert len(make("a", clock.engine(answers, capacity=1), budget=after_much)[0]) == N
