@@ -239,7 +239,9 @@ def test_one_critique_that_asks_for_a_change_is_enough():
 def test_the_verdict_is_the_critiques_end():
     assert critique_verdict(f"Wrong. {CHANGE}") == CHANGE
     assert (
-        critique_verdict(f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}")
+        critique_verdict(
+            f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}"
+        )
         == CHANGE
     )
     assert critique_verdict("") is None

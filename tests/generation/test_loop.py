@@ -41,7 +41,13 @@ def run(examples, engine=None, *, judged=False, **more):
 
 def test_a_record_has_the_keys_of_the_specification_and_its_evidence():
     [row], _ = run([Example("Who is the mayor of Drola?", "factual_qa", "file")])
-    assert check(row, RECORD_KEYS, "") and row["format"] == FORMAT and row["engine"] == "fake" and row["kept"] and row["rejected_because"] == []
+    assert (
+        check(row, RECORD_KEYS, "")
+        and row["format"] == FORMAT
+        and row["engine"] == "fake"
+        and row["kept"]
+        and row["rejected_because"] == []
+    )
     assert row["preference_pair"] == {
         "prompt": "Who is the mayor of Drola?",
         "chosen": "It is Tano.",
@@ -230,7 +236,9 @@ def test_only_the_principles_whose_critique_asks_for_a_change_are_judged_by():
     texts = iter([f"It is fine. {KEEP}", f"It is Tano and not Mira. {CHANGE}"])
     engine = FakeEngine(lambda p: next(texts) if p.endswith("Critique:") else judging(p))
     [row], _ = run([Example("Who is it?")], engine, judged=True, principles=2)
-    assert [j["principle_id"] for j in row["judgement"]["principles"]] == [row["critiques"][1]["principle_id"]]
+    assert [j["principle_id"] for j in row["judgement"]["principles"]] == [
+        row["critiques"][1]["principle_id"]
+    ]
 
 
 def test_a_passed_answer_is_held_against_a_refusal_and_a_hopeless_example_is_not_judged():

@@ -56,7 +56,9 @@ def make(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
 
     def made(name, engine=None, *, n=N, budget=None, shard=(1, 1), rate=3600.0, seed=0, **settings):
-        with Run.open(name, {"model": "sandbox", "bits": 16, "principles": 2, "seed": seed} | settings) as run:
+        with Run.open(
+            name, {"model": "sandbox", "bits": 16, "principles": 2, "seed": seed} | settings
+        ) as run:
             run.hourly_rate = rate
             run.record(model="sandbox", device="cpu")
             jsonl.complete(run.data / "instructions.jsonl", rows_of(n), {"id": str})
@@ -391,7 +393,9 @@ def test_the_budget_is_never_passed_and_what_is_begun_is_finished(make, monkeypa
         there = read_records(tmp_path / "data" / name)
         spent = json.loads((tmp_path / "data" / name / "run.json").read_text())["totals"]["dollars"]
         begun = {n for p, *_ in engine.asked for n in re.findall(r"number (\d+)", p)}
-        assert spent <= dollars and len(begun) == len(there) >= (dollars - 8) / 4.4  # each costs three or four
+        assert (
+            spent <= dollars and len(begun) == len(there) >= (dollars - 8) / 4.4
+        )  # each costs three or four
         assert make(name, clock.engine(answers, capacity=8), budget=limited(1000))[0] == whole
 
 
