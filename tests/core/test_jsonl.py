@@ -71,7 +71,8 @@ def test_a_full_disk_takes_back_what_was_half_written(tmp_path, monkeypatch):
 def test_a_process_killed_while_it_appends_loses_only_what_it_had_not_finished(tmp_path):
     path = tmp_path / "x.jsonl"
     code = (
-        "import sys; sys.path.insert(0, 'scripts')\nfrom pathlib import Path\nfrom cai.core.jsonl import append\n"
+        "import sys; sys.path.insert(0, 'scripts')\n"
+        "from pathlib import Path\nfrom cai.core.jsonl import append\n"
         f"n = 0\nwhile True:\n    append(Path({str(path)!r}), [{{'id': str(n), 'pad': 'x' * 5000}}]); "
         "print(n, flush=True); n += 1"
     )
