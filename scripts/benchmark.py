@@ -2,12 +2,15 @@
 
     python scripts/benchmark.py engine       # batches against one prompt at a time, of the default model
     python scripts/benchmark.py engine --model sandbox --bits 4 --limit 256 --batch-sizes 1 16 64 128
+    python scripts/benchmark.py loop         # the loop against the engine alone, and one example at a time
     python scripts/benchmark.py dedup        # near duplicates among 50,000 texts: index against every pair
     python scripts/benchmark.py dedup --limit 5000
 
 engine has two workloads, as the pipeline has them: lists of instructions, which run to their limit, and
 answers, which stop early, so that a batch waits for its longest row. It prints generated tokens/s for each
-batch size, the ratio to the first one, and how many texts are the same as there. dedup compares every pair
+batch size, the ratio to the first one, and how many texts are the same as there. loop runs examples with as
+many in flight as the engine has room for, then the engine on the very same requests, each sort at one go:
+what is lost is the loop's. dedup compares every pair
 for a sample of the texts only, by the same rapidfuzz routine, and reckons the time of the whole from that;
 both must find the same near duplicates. Its seconds are those of one core at work, so that what else runs on
 the machine counts little. Writes logs/benchmark-<name>.json.
@@ -39,6 +42,7 @@ def main() -> None:
     of_engine.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 128], help="rows at once"
     )
+    add("loop", "model", "bits", "seed", "limit", limit=600)
     add("dedup", "seed", "limit", limit=50_000)
     # One more benchmark: its flags here, a function below, its name in BENCHMARKS.
     args = flags.parse_args()
@@ -50,16 +54,17 @@ def engine(args: argparse.Namespace) -> None:
         raise UserError("--batch-sizes and --limit must be at least 1")
 
     from cai.models.loader import load
+    from cai.models.local_engine import LocalEngine
     from cai.models.registry import choose
-    from cai.models.session import device_name
     from cai.preflight.benchmarks import batch_rates, workloads
 
     spec, why = choose(args.model)
     print(f"model: {spec.name} - {why}", flush=True)
     model = load(spec, args.bits)
     print(f"       {model.describe()}")
-    found = {"model": spec.name, "bits": model.bits, "device": device_name(model)}
-    for name, prompts, sampling in workloads(model, args.limit):
+    engine = LocalEngine(model)
+    found = {"model": spec.name, "bits": model.bits, "device": engine.device}
+    for name, prompts, sampling in workloads(engine, args.limit):
         print(f"{name}\n  batch   rows   tokens  seconds  tokens/s  ratio  same text")
         found[name] = []
         for row in batch_rates(model, prompts, sampling, args.batch_sizes, args.seed):
@@ -68,6 +73,27 @@ def engine(args: argparse.Namespace) -> None:
             rate = f"{row['tokens_per_second']:>9.0f} {row['ratio']:>6.1f}"
             print(f"{counts} {rate}  {row['same_text']} of {row['compared']}", flush=True)
     save("engine", found)
+
+
+def loop(args: argparse.Namespace) -> None:
+    from cai.models.loader import load
+    from cai.models.local_engine import LocalEngine
+    from cai.models.registry import choose
+    from cai.preflight.benchmarks import loop_rates
+
+    spec, why = choose(args.model)
+    print(f"model: {spec.name} - {why}", flush=True)
+    engine = LocalEngine(load(spec, args.bits))
+    found = loop_rates(engine, args.limit, args.seed)
+    print(
+        f"{found['examples']} examples, {found['requests']} requests, {found['in_flight']} in flight, "
+        f"batches of up to {found['max_batch']}\n"
+        f"loop: {found['loop_seconds']} s; the engine on the same requests: {found['engine_seconds']} s; "
+        f"one example at a time: {found['one_at_a_time_seconds']} s (of {min(40, found['examples'])})\n"
+        f"loop / engine: {found['loop_to_engine']:.2f}; "
+        f"loop / one at a time: {found['loop_to_one_at_a_time']:.1f}"
+    )
+    save("loop", {"model": spec.name, "bits": engine.bits, "device": engine.device, **found})
 
 
 def dedup(args: argparse.Namespace) -> None:
@@ -106,7 +132,7 @@ def dedup(args: argparse.Namespace) -> None:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
 
-BENCHMARKS = {"engine": engine, "dedup": dedup}
+BENCHMARKS = {"engine": engine, "loop": loop, "dedup": dedup}
 
 
 def save(name: str, result: dict[str, Any]) -> None:

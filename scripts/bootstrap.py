@@ -6,25 +6,22 @@
     python scripts/bootstrap.py --plan mine.yaml --resume
 
 A stage makes its data, trains from its predecessor's adapter, is measured on held-out test instructions, and
-passes a gate before the next one begins. Controls branch off the main line at each stage: base_helper (a: the
-base model helps instead of the predecessor), from_base (b: trained from the base on all data so far),
-shuffled_critiques (c), random_pairs (d). Reads specs/plans/<plan>.yaml or a file of your own, and the
-constitution. Writes data/<plan>/<stage>[.seed<n>][.<control>]/, checkpoints/ alike, data/<plan>/results.json,
-report.html and report.md. Killed at any moment, the same command goes on; more seeds or controls can be added
-later. Exit status: 0 every stage passed, 3 a gate or a sentinel said NO-GO, 2 bad input, 4 the budget is
-reached.
+passes a gate before the next one begins. Controls branch off the main line at each stage and differ from it
+in one thing. Reads specs/plans/<plan>.yaml or a file of your own, and the constitution. Writes
+data/<plan>/<stage>[.seed<n>][.<control>]/, checkpoints/ alike, data/<plan>/results.json, report.html and
+report.md. Killed at any moment, the same command goes on; more seeds or controls can be added later. Exit
+status: 0 every stage passed, 3 a gate or a guardrail metric said NO-GO, 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import GO, NO_GO, cli, parser
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.run import Run
-
-CONTROLS = ("base_helper", "from_base", "shuffled_critiques", "random_pairs")
 
 
 def main() -> int:
@@ -36,7 +33,7 @@ def main() -> int:
         nargs="+",
         default=["none"],
         choices=("all", "none", *CONTROLS),
-        help="which arms to run",
+        help="; ".join(f"{name} {c.letter}: {c.differs}" for name, c in CONTROLS.items()),
     )
     flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="the whole plan once for each")
     flags.add_argument("--plan-cost", action="store_true", help="print the forecast and do nothing")
@@ -49,7 +46,7 @@ def main() -> int:
 
     spec, why = choose(args.model)
     plan = load(args.plan).scaled(spec.name)
-    controls = CONTROLS if "all" in args.controls else tuple(c for c in CONTROLS if c in args.controls)
+    controls = tuple(c for c in CONTROLS if c in args.controls or "all" in args.controls)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 on are needed")
     if args.plan_cost:
@@ -65,8 +62,8 @@ def main() -> int:
 
 def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, controls: tuple[str, ...]) -> int:
     from cai.bootstrap.plan import check
-    from cai.bootstrap.runner import Line
-    from cai.bootstrap.stage_model import Bench
+    from cai.bootstrap.runner import Runner
+    from cai.bootstrap.stage_model import SharedModel
     from cai.models.device import hourly_rate
     from cai.models.session import input_file
     from cai.prompts.constitution import load as load_constitution
@@ -79,30 +76,29 @@ def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, control
         run.hourly_rate = hourly_rate(args.hourly_rate)
         run.log(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
         run.record(model=spec.name, plan=plan.hash, first_seed=run.manifest.get("first_seed", args.seeds[0]))
-        line = Line(run, plan, spec, constitution, Bench(spec, run), args.budget)
+        runner = Runner(run, plan, spec, constitution, SharedModel(spec, run), args.budget)
         try:
             for seed in args.seeds:
-                line.follow(seed, controls, force=args.force)
+                runner.follow(seed, controls, force=args.force)
         except BudgetReached as reached:  # the report is of what there is
-            line.stopped = "; ".join(filter(None, (line.stopped, f"budget: {reached}")))
-            write_json(run.data / "results.json", line.results())
-            finish(run, line)
+            runner.stopped = "; ".join(filter(None, (runner.stopped, f"budget: {reached}")))
+            write_json(run.data / "results.json", runner.results())
+            finish(run, runner)
             raise
-        return finish(run, line)
+        return finish(run, runner)
 
 
-def finish(run: Run, line) -> int:
-    from cai.bootstrap.analysis import verdict
+def finish(run: Run, runner) -> int:
+    from cai.bootstrap.analysis import conclude
     from cai.bootstrap.report import write
 
     page, _ = write(run.data)
-    found = verdict(line.results())
+    found = conclude(runner.results())
     run.log(f"\n{found.headline}")
     for sentence in (*found.reasons, *found.caveats):
         run.log(f"  {sentence}")
     run.log(f"report: {display_path(page)}")
-    passed = all(r["gate"]["verdict"] == "GO" for r in line.rows() if r["arm"] == "main")
-    return GO if passed and not line.stopped else NO_GO
+    return GO if runner.passed else NO_GO
 
 
 if __name__ == "__main__":

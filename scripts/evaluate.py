@@ -9,61 +9,61 @@ Reads data/<run>/{run.json,records*.jsonl,pairs.jsonl} and the adapter in checkp
 is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and 95 % interval) and
 <suite>.jsonl (every answer and verdict, as it is made). Stopped at any moment, the same command goes on.
 
-Suites: preference (implicit rewards on pairs; fresh answers judged in both orders), critique (how many mean
-something), forgetting (perplexity, clean stops, variety, refusals), truth (the sandbox only: what is right),
-success (held-out test instructions of every task).
-
---gate decides about a run that train_dpo.py has trained, by its suites preference and forgetting, from this
-call or an earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and
-MT-Bench are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input.
+--gate decides about a run that train_dpo.py has trained, by the suites that it needs, from this call or an
+earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and MT-Bench
+are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input.
 """
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from typing import Any
 
+from cai.core import ledger
 from cai.core.cli import GO, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path, move_aside
 from cai.core.run import Run, read_manifest
+from cai.costs import forecast
+from cai.evaluation import criteria, gates
+from cai.evaluation.model_pair import ModelPair
+from cai.evaluation.result_store import TRAINED
+from cai.evaluation.suites import DECIDING, SUITES, evaluate, load_summary, marks_hash
+from cai.models.device import hourly_rate
+from cai.models.model import check_adapter
+from cai.models.registry import SETTABLE, resolve
+from cai.models.session import load_engine, prompter_of
 
-NAMES = ("preference", "critique", "forgetting", "truth", "success")  # as cai.suites registers them
-DECIDING = ("preference", "forgetting")  # what the gate needs
+ABOUT = "\n".join(f"  {suite.name:12}{suite.about}" for suite in SUITES.values())
 
 
 def main() -> int:
-    flags = parser(__doc__, "run", "limit", "hourly-rate", run="mvp")
-    flags.add_argument("--suite", nargs="+", choices=NAMES, default=["preference"], help="what to measure")
+    flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", "run", "limit", "hourly-rate", run="mvp")
+    flags.add_argument("--suite", nargs="+", choices=SUITES, default=["preference"], help="what to measure")
     flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
-    flags.add_argument("--gate", action="store_true", help="say GO or NO-GO (Milestone 3, see above)")
+    flags.add_argument("--gate", action="store_true", help=f"say GO or NO-GO, by {' and '.join(DECIDING)}")
     args = flags.parse_args()
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
     with Run.reopen(args.run) as run:
-        known = measured(run, args) if args.gate else {}
+        summaries = earlier_summaries(run, args) if args.gate else {}
         if args.fresh:
             move_aside(run.data / "evaluation")
-        subject = open_subject(run, args)
-        from cai.evaluation.suites import evaluate
-
-        known |= evaluate(subject, list(dict.fromkeys(args.suite)))
-        status = decide(run, known) if args.gate else GO
+        summaries |= evaluate(open_pair(run, args), list(dict.fromkeys(args.suite)))
+        status = decide(run, summaries) if args.gate else GO
         run.log(
             f"\nnext: read {display_path(run.data)}/evaluation/*.jsonl, where every answer and verdict stands"
         )
     return status
 
 
-def measured(run: Run, args) -> dict[str, dict[str, Any]]:
+def earlier_summaries(run: Run, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Summaries of an earlier call that the gate needs beside this one's suites. Raises UserError if there is
     none of this adapter with these marks, or if the run has another gate."""
     if "argv" not in run.manifest.get("training", {}):
         raise UserError(
-            f"--gate decides about runs that train_dpo.py has trained; {run.name!r} is none: the command of "
-            "its milestone decides, and reads review.jsonl again"
+            f"--gate decides about runs that train_dpo.py has trained; {run.name!r} is none: "
+            "the command of its milestone decides, and reads review.jsonl again"
         )
-    from cai.evaluation.suites import load_summary, marks_hash
-
     others = [name for name in DECIDING if name not in args.suite]
     if others and args.fresh:
         raise UserError(f"--gate with --fresh: add {' '.join(others)} to --suite, which --fresh moves aside")
@@ -73,48 +73,34 @@ def measured(run: Run, args) -> dict[str, dict[str, Any]]:
     return found
 
 
-def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
-    from cai.core import ledger
-    from cai.costs import forecast
-    from cai.evaluation import criteria, gates
+def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
+    """The run's pairs and records, and its two models unless only texts are looked at."""
+    if not any(SUITES[name].asks_models for name in args.suite):
+        return ModelPair.open(run, limit=args.limit)
+    made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
+    settings = made.get("settings", {})
+    name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
+    if not name:
+        raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
+    spec = resolve(name, instruct=settings.get("kind") == "instruct")
+    spec = replace(spec, **{k: settings[k] for k in SETTABLE if k in settings})  # --set, when it was made
+    fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
+    run.hourly_rate = hourly_rate(args.hourly_rate)
+    model, engine = load_engine(spec, fact["bits"], run, quiet=True)
+    engine.load_adapter(run.checkpoints, TRAINED)
+    run.log(
+        f"model: {model.describe()}\n"
+        f"adapter: {display_path(run.checkpoints)}, {engine.adapters[TRAINED][:12]}"
+    )
+    return ModelPair.open(run, engine, prompter_of(engine), limit=args.limit)
 
+
+def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
+    """Milestone 3's gate, and how right its forecast was."""
     status = gates.decide(run, criteria.m3(run, summaries))
     if "forecast" in run.manifest:
         run.log(forecast.accuracy(run.manifest["forecast"], run.name, ledger.read_ledger())[1])
     return status
-
-
-def open_subject(run: Run, args):
-    """The run's pairs and records, and its two models unless only texts are looked at."""
-    from cai.evaluation.model_pair import Subject
-    from cai.evaluation.suites import SUITES
-
-    if not any(SUITES[name].models for name in args.suite):
-        return Subject.open(run, limit=args.limit)
-    from cai.models.device import hourly_rate
-    from cai.models.loader import load
-    from cai.models.local_engine import LocalEngine
-    from cai.models.model import check_adapter
-    from cai.models.registry import resolve
-    from cai.models.session import chat_renderer
-    from cai.prompts.templates import Prompter
-
-    made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
-    name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
-    if not name:
-        raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
-    spec = resolve(name, instruct=made.get("settings", {}).get("kind") == "instruct")
-    fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
-    run.hourly_rate = hourly_rate(args.hourly_rate)
-    with run.step("loading", quiet=True):
-        model = load(spec, fact["bits"])
-        model.load_adapter(run.checkpoints, "trained")
-    run.log(
-        f"model: {model.describe()}\n"
-        f"adapter: {display_path(run.checkpoints)}, {model.adapters['trained'][:12]}"
-    )
-    prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
-    return Subject.open(run, LocalEngine(model), prompter, limit=args.limit)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def main() -> int:
     shard = read_shard(args.shard)
 
     from cai.costs.budget import Budget
+    from cai.costs.forecast import report_accuracy
     from cai.evaluation.criteria import data
     from cai.evaluation.gates import decide, require
     from cai.generation.example import examples_of
@@ -81,7 +82,7 @@ def main() -> int:
         principles = [p.id for p in session.constitution.principles]
         status = decide(run, data(run, principles, rows, records, pairs), record="data_gate")
         publish(run)
-        ahead.compare(run)
+        report_accuracy(run)
         run.log(
             f"next: python scripts/train_dpo.py --run {args.run}, then\n"
             f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
@@ -98,8 +99,37 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def forecast(args: argparse.Namespace, measured_in: str):
-    """(the forecast, with training and evaluation, and how the training's steps were reckoned): as many
-    passes as the registry says over as many pairs as the yield of the run `measured_in` promises."""
+    """(what the data, their training and evaluation will take, how the training's steps were reckoned): as
+    many as the yield of the run `measured_in` promises pairs for."""
+    from cai.core.ledger import read_ledger
+    from cai.core.run import read_manifest
+    from cai.costs.default_rates import PAIRS_AN_EXAMPLE
+    from cai.costs.forecast import device_of, milestone_forecast
+    from cai.generation.guard import guard_spec
+    from cai.models.registry import choose, with_values
+    from cai.training.settings import default_steps
+
+    spec, made = with_values(choose(args.model)[0], args.set), read_manifest(measured_in) or {}
+    pairs, examples = made.get("pairs"), made.get("counts", {}).get("records")
+    each, source = PAIRS_AN_EXAMPLE, "assumed"
+    if made.get("model") == spec.name and pairs and examples:
+        each = (pairs["count"] - pairs["held_out"]) / examples
+        source = f"measured in run {measured_in}, n {examples}"
+    expected = round(each * args.limit)
+    steps = default_steps(spec, expected)
+    how = (
+        f"training: {steps:,} steps, {spec.passes:g} passes over about {expected:,} pairs, "
+        f"{each:.2f} an example ({source})"
+    )
+    guard = guard_spec(args.guard, device_of(spec, read_ledger()))
+    return milestone_forecast(args, steps, guard), how
+
+
+def next_milestone(args: argparse.Namespace) -> str:
+    """What Milestone 3 would take with its defaults, once the run of Milestone 2 with these flags is done."""
+    own = {"limit": EXAMPLES, "principles": PRINCIPLES, "guard": "auto", "source": None, "no_judge": False}
+    ahead, how = forecast(argparse.Namespace(**vars(args) | own), args.run)
+    return f"\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)\n{ahead.render()}\n{how}"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> int:
     ).parse_args()
 
     from cai.costs.budget import Budget
-    from cai.costs.forecast import milestone
+    from cai.costs.forecast import milestone_forecast, report_accuracy
     from cai.evaluation.criteria import m2
     from cai.evaluation.gates import decide, require
     from cai.evaluation.suites import measure
@@ -50,8 +50,9 @@ def main() -> int:
     from cai.reports.review import publish
     from cai.training.dpo import train_adapter
     from cai.training.settings import Settings
+    from generate_full import next_milestone
 
-    ahead = milestone(args, steps=args.steps)
+    ahead = milestone_forecast(args, args.steps)
     if args.forecast:
         print(ahead.render())
         return GO
@@ -82,9 +83,8 @@ def main() -> int:
         summaries = measure(session, records, pairs, SUITES)
         status = decide(run, m2(run, summaries))
         publish(run)
-        ahead.compare(run)
-        run.log("\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)")
-        run.log(generate_full.ahead(after_this(args)).render())
+        report_accuracy(run)
+        run.log(next_milestone(args))
     return status
 
 

@@ -21,6 +21,13 @@ from pathlib import Path
 from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
+from cai.models import registry
+from cai.models.loader import load
+from cai.models.local_engine import LocalEngine
+from cai.models.session import input_file
+from cai.prompts import constitution, templates
+from cai.sandbox import measure
+from cai.sandbox.pretrain import Recipe, pretrain
 
 
 def main() -> None:
@@ -52,10 +59,7 @@ def main() -> None:
         raise UserError(f"--limit {args.limit}: the table needs at least 10 instructions a row")
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps {args.steps}: at least 1")
-    path = Path(args.constitution)
-    from cai.prompts import constitution
-
-    principles = constitution.load(path if path.is_absolute() else ROOT / path)
+    principles = constitution.load(input_file(args.constitution, "--constitution"))
     if args.evaluate:
         evaluate(args, principles)
     else:
@@ -63,9 +67,6 @@ def main() -> None:
 
 
 def build(args, principles) -> None:
-    from cai.prompts import templates
-    from cai.sandbox.pretrain import Recipe, pretrain
-
     recipe = Recipe()
     changes = {"seed": args.seed, "steps": args.steps}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
@@ -104,26 +105,20 @@ def build(args, principles) -> None:
 
 
 def evaluate(args, principles) -> None:
-    from cai.models import loader, registry
-    from cai.models.local_engine import LocalEngine
-    from cai.sandbox import measure
-
     if not (args.out / "recipe.json").is_file():
         raise UserError(
-            f"{display_path(args.out.resolve())} holds no sandbox model (no recipe.json): build it with "
-            f"python scripts/make_sandbox.py --out {display_path(args.out.resolve())}"
+            f"{display_path(args.out.resolve())} holds no sandbox model (no recipe.json): "
+            f"build it with python scripts/make_sandbox.py --out {display_path(args.out.resolve())}"
         )
     started, n = time.time(), args.limit or 200
     spec = dataclasses.replace(registry.REGISTRY["sandbox"], repo=str(args.out.resolve()))
-    model = loader.load(spec)
+    engine = LocalEngine(load(spec))
     print(
         f"{display_path(args.out.resolve())}, {args.split} set, up to {n} instructions a row\n"
         f"{measure.heading()}",
         flush=True,
     )
-    work = measure.Measurement(
-        LocalEngine(model), principles.principles, args.split, n=n, seed=args.seed or 0
-    )
+    work = measure.Measurement(engine, principles.principles, args.split, n=n, seed=args.seed or 0)
     counts = work.run()
     rows = measure.table(counts)
     print(f"\n{measure.details(counts)}\n\n{measure.render(rows)}\n")
@@ -131,7 +126,7 @@ def evaluate(args, principles) -> None:
         "split": args.split,
         "limit": n,
         "seed": args.seed or 0,
-        "weights": model.revision,
+        "weights": engine.revision,
         "table": rows,
         "counts": counts,
         "seconds": round(time.time() - started),

@@ -1,7 +1,7 @@
 """Runs: their gates, and runs of an older format made readable.
 
     python scripts/runs.py single batch mvp      # the gates of these runs, and where the last one's page is
-    python scripts/runs.py --convert mvp         # from format 1, with pairs in the training format, to this one
+    python scripts/runs.py --convert mvp         # from format 1, whose pairs are rendered, to this one
 
 Reads data/<run>/run.json. --convert writes data/<run>/ anew and keeps the old one as data/<run>~1. Exit
 status: 0 done, 2 bad input.
@@ -33,7 +33,7 @@ def main() -> int:
         manifest = read_manifest(name)
         if manifest is None:
             raise UserError(
-                f"there is no run {name!r}: look for its name in {display_path(directories('')[0])}/"
+                f"there is no run {name!r}: look for names in {display_path(directories('')[0])}/"
             )
         gate = manifest.get("gate", {"decision": "no decision", "criteria": []})
         print("\n".join([f"{gate['decision']} for {name}", *lines(gate["criteria"])]))

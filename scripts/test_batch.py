@@ -35,7 +35,7 @@ def main() -> int:
     ).parse_args()
 
     from cai.costs.budget import Budget
-    from cai.costs.forecast import milestone
+    from cai.costs.forecast import milestone_forecast, report_accuracy
     from cai.evaluation.criteria import m1
     from cai.evaluation.gates import decide, require
     from cai.evaluation.suites import measure
@@ -50,7 +50,7 @@ def main() -> int:
     from cai.training.dpo import train_adapter
     from cai.training.settings import Settings
 
-    ahead = milestone(args, steps=args.steps)
+    ahead = milestone_forecast(args, args.steps)
     if args.forecast:
         print(ahead.render())
         return GO
@@ -81,7 +81,7 @@ def main() -> int:
         summaries = measure(session, records, pairs, SUITES)
         status = decide(run, m1(run, summaries))
         publish(run)
-        ahead.compare(run)
+        report_accuracy(run)
     return status
 
 

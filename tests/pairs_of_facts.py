@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 from cai.core.schema import content_id
-from cai.generation.pairs import preference_pair
 from cai.sandbox.world import draw
 
 
@@ -16,7 +15,7 @@ def pairs_of_facts(n: int, held_out: int = 0, seed: int = 0) -> list[dict]:
         item = draw("factual_qa", rng)
         if wrong := (*item.wrong, item.misconception)[0]:
             name = content_id(item.instruction)
-            pair = preference_pair(item.instruction, item.good(rng), item.say(wrong, rng))
+            pair = {"prompt": item.instruction, "chosen": item.good(rng), "rejected": item.say(wrong, rng)}
             rows[name] = {"id": name, **pair, "kind": "revision", "held_out": len(rows) >= n}
     return list(rows.values())
 

@@ -7,7 +7,6 @@ import random
 from cai.core import jsonl, schema
 from cai.core.files import write_json
 from cai.core.schema import content_id
-from cai.generation.pairs import preference_pair
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHANGE
 from cai.sandbox import checkers
@@ -33,13 +32,14 @@ def make_run(data, n=48):
         good, task = item.good(rng), "advice" if item.task in ("harmful", "benign") else item.task
         critique = f"The instruction is: {item.instruction} The response says {bad} {CHANGE}"
         row = {
+            "format": schema.FORMAT,
             "id": content_id(item.instruction),
             "instruction": item.instruction,
             "initial_answer": bad,
             "principle": "p",
             "critique": critique if number % 4 else "Bad.",
             "revised_answer": good,
-            "preference_pair": preference_pair(item.instruction, good, bad),
+            "preference_pair": {"prompt": item.instruction, "chosen": good, "rejected": bad},
             "task": task,
             "source": "self_instruct",
             "critiques": [
@@ -67,7 +67,8 @@ def make_run(data, n=48):
     jsonl.append(data / "pairs.jsonl", pairs)
     spec = REGISTRY["sandbox"]
     settings = {"model": "sandbox", "bits": 16, "seed": 0, "kind": spec.kind}
-    write_json(data / "run.json", {"run": data.name, "settings": settings, "started": "now"})
+    manifest = {"format": schema.FORMAT, "run": data.name, "settings": settings, "started": "now"}
+    write_json(data / "run.json", manifest)
     return done, pairs
 
 

@@ -65,7 +65,7 @@ def test_its_numbers_follow_from_its_rows(evaluated):
     assert found["n"] == len(held) > 4
     assert found["value"] == pytest.approx(sum(r["margin"] > 0 for r in held) / len(held), abs=1e-4)
     judged = [r for r in rows if r["id"].startswith("judgement/bare/")]
-    assert metrics["fresh answers: win rate"]["n"] == len(judged) == 16
+    assert metrics["on-policy completions: win rate"]["n"] == len(judged) == 16
     assert all(r["score"] == 0.5 for r in judged if r["base"] == r["trained"])
     assert all(r["judgement"] is not None for r in judged if r["base"] != r["trained"])
 
@@ -130,12 +130,12 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     done = gate(tmp_path, "--suite", "critique")  # which needs no model: the two others were measured before
     assert done.returncode in (0, 3) and "model:" not in done.stdout, done.stderr
     found = json.loads(path.read_text())["gate"]
-    assert (found["verdict"] == "GO") == (done.returncode == 0)
-    assert found["verdict"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
+    assert (found["decision"] == "GO") == (done.returncode == 0)
+    assert found["decision"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
     names = [c["name"] for c in found["criteria"]]
     assert len(names) == 6 and names[-1] == "harmful requests refused more often"
     assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
-    assert f"{found['verdict']} for tiny" in done.stdout
+    assert f"{found['decision']} for tiny" in done.stdout
 
     mark = {
         "critique_meaningful": None,
@@ -169,7 +169,7 @@ def test_bad_input_is_a_sentence(tmp_path, monkeypatch):
     done = evaluate(tmp_path, "--run", "untrained")
     assert done.returncode == 2 and "train one first" in done.stderr
     done = evaluate(tmp_path, "--run", "untrained", "--limit", "0")
-    assert done.returncode == 2 and "--limit 0: must be at least 1" in done.stderr
+    assert done.returncode == 2 and "--limit 0: at least one example is needed" in done.stderr
     with open(tmp_path / "data/untrained/pairs.jsonl", "a") as f:
         f.write(
             '{"id": "x", "prompt": "p", "chosen": "c", "rejected": "r", "kind": "revision", "task": "t"}\n'

@@ -66,7 +66,7 @@ def test_m1_generates_trains_measures_and_decides(batch):
             )
     assert {p["kind"] for p in pairs} <= {"revision", "anchor"} and pairs
     assert manifest["adapter"] == check_adapter(output / "checkpoints/batch", REGISTRY["sandbox"])["sha256"]
-    assert (manifest["gate"]["verdict"] == "GO") == (done.returncode == 0)
+    assert (manifest["gate"]["decision"] == "GO") == (done.returncode == 0)
     for criterion in manifest["gate"]["criteria"]:
         assert criterion["measured"] and criterion["look_at"]
     assert {p.name for p in (data / "evaluation").iterdir()} >= {"preference.json", "critique.json"}
@@ -163,7 +163,7 @@ def test_m3_shards_merge_by_reading(tmp_path):
         json.loads((tmp_path / f"data/{run}/run.json").read_text())["data_gate"] for run in ("whole", "parts")
     ]
     assert [c["measured"] for c in gates[0]["criteria"]] == [c["measured"] for c in gates[1]["criteria"]]
-    assert (gates[0]["verdict"] == "GO") == (whole.returncode == 0)
+    assert (gates[0]["decision"] == "GO") == (whole.returncode == 0)
     assert any("20 of 20" in c["measured"] for c in gates[0]["criteria"])
     assert any("guard" in c["name"] for c in gates[0]["criteria"])
     assert json.loads((tmp_path / "data/parts/run.json").read_text())["counts"]["records"] == 20

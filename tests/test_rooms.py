@@ -128,7 +128,8 @@ def test_help_imports_only_what_flags_need():
         "import sys, runpy; sys.argv = ['test_batch.py', '--help']\n"
         "try: runpy.run_path('scripts/test_batch.py', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print('\\n'.join(m for m in sys.modules if m.startswith('cai.') and m.count('.') > 1), file=sys.stderr)"
+        "ours = [m for m in sys.modules if m.startswith('cai.') and m.count('.') > 1]\n"
+        "print('\\n'.join(ours), file=sys.stderr)"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -77,7 +77,7 @@ def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
     assert manifest["counts"] == {"tried": len(records), "kept": 1}
     ends = manifest["endings"]
     assert ends["n"] == 16 == ends["end token"] + ends["next marker"] + ends["cut off"]
-    assert (manifest["gate"]["verdict"] == "GO") == (done.returncode == 0)
+    assert (manifest["gate"]["decision"] == "GO") == (done.returncode == 0)
     ledger = read(output / "logs/ledger.jsonl", {"step": str, "completion_tokens": int})
     assert sum(r["completion_tokens"] for r in ledger) == manifest["totals"]["completion_tokens"] > 0
 

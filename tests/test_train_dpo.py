@@ -10,14 +10,20 @@ import sys
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.core.schema import PAIR_KEYS, RECORD_KEYS
+from cai.core.schema import FORMAT, RECORD_KEYS
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from pairs_of_facts import pairs_of_facts
 
 SCRIPT = ROOT / "scripts/train_dpo.py"
 SETTINGS = ("--model", "sandbox", "--steps", "6", "--every", "2")
-MANIFEST = {"run": "mine", "settings": {"seed": 7}, "argv": ["generate"], "model": "sandbox"}
+MANIFEST = {
+    "format": FORMAT,
+    "run": "mine",
+    "settings": {"seed": 7},
+    "argv": ["generate"],
+    "model": "sandbox",
+}
 
 
 def write_run(output, name="mine", rows=None, manifest=None):
@@ -127,21 +133,8 @@ def test_going_on_from_another_runs_adapter_in_four_bits(undisturbed, tmp_path):
     import shutil
 
     shutil.copytree(undisturbed[1], tmp_path, dirs_exist_ok=True)
-    done = run(
-        tmp_path,
-        "--run",
-        "on",
-        "--data",
-        "mine",
-        "--from",
-        "mine",
-        "--steps",
-        "3",
-        "--bits",
-        "4",
-        "--loss",
-        "dpo",
-    )
+    more = ("--run", "on", "--data", "mine", "--from", "mine", "--steps", "3", "--bits", "4", "--loss", "dpo")
+    done = run(tmp_path, *more)
     assert done.returncode == 0, done.stderr
     assert "reference: the adapter of mine" in done.stdout
     first = json.loads((tmp_path / "checkpoints/on/training.jsonl").read_text().splitlines()[1])
@@ -168,26 +161,6 @@ def says(monkeypatch, output, *args):
     return str(caught.value)
 
 
-GOOD = pairs_of_facts(2)
-
-
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda r: r.pop("chosen"), "line 2: the key 'chosen' is missing"),
-    (lambda r: r.update(rejected=3), "line 2: 'rejected' is of type int"),
-    (lambda r: r.update(prompt="Who?"), "line 2: 'prompt' is not in the training format"),
-    (lambda r: r.update(chosen="No space"), "line 2: 'chosen' must be a space and a text"),
-    (lambda r: r.update(rejected="  "), "line 2: 'rejected' must be a space and a text"),
-    (lambda r: r.update(rejected=r["chosen"]), "line 2: 'chosen' and 'rejected' are the same"),
-    (lambda r: r.update(held_out="no"), "line 2: 'held_out' is neither true nor false"),
-    (lambda r: (r.pop("held_out"), r.update(id="my pair")), "line 2: 'id' is no content hash"),
-])  # fmt: skip
-def test_a_bad_pair_is_named_by_line_and_key(change, said, monkeypatch, tmp_path):
-    rows = [dict(r) for r in GOOD]
-    change(rows[1])
-    write_run(tmp_path, rows=rows)
-    assert said in says(monkeypatch, tmp_path)
-
-
 def test_pairs_whose_revision_a_person_finds_no_better_are_left_out(tmp_path, monkeypatch):
     rows = pairs_of_facts(4, held_out=2)
     rows[3]["kind"] = "anchor"
@@ -195,7 +168,7 @@ def test_pairs_whose_revision_a_person_finds_no_better_are_left_out(tmp_path, mo
     record = {k: (kind[0] if isinstance(kind, tuple) else kind)() for k, kind in RECORD_KEYS.items()}
     ids = [r["id"] for r in rows]
     done = [record | {"id": i, "instruction": i, "revised_answer": "x"} for i in ids]
-    monkeypatch.setattr("cai.review.read_records", lambda directory: done)
+    monkeypatch.setattr("cai.evaluation.marks.read_records", lambda directory: done)
     mark = {"critique_meaningful": None, "note": "", "time": "2026-01-01T00:00:00Z"}
     said = {ids[0]: "first", ids[1]: "revision", ids[2]: "tie", ids[3]: "first", ids[4]: "tie"}
     marks = [mark | {"id": i, "revision_better": better} for i, better in said.items()]
@@ -209,32 +182,18 @@ def test_pairs_whose_revision_a_person_finds_no_better_are_left_out(tmp_path, mo
         agreed(data)
 
 
-def test_no_pairs_says_which_filter_took_how_many(monkeypatch, tmp_path):
-    data = write_run(tmp_path, rows=[])
-    record = {k: (kind[0] if isinstance(kind, tuple) else kind)() for k, kind in RECORD_KEYS.items()}
-    why = {"a": ["unchanged"], "b": ["unchanged", "cut_off"]}
-    rows = [record | {"id": i, "rejected_because": w} for i, w in why.items()]
-    (data / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    said = says(monkeypatch, tmp_path)
-    assert "Of 2 records 0 were kept" in said and "unchanged 2, cut_off 1" in said
-
-
-def test_all_held_out_and_no_file(monkeypatch, tmp_path):
-    assert "pairs.jsonl is missing" in says(monkeypatch, tmp_path)
-    write_run(tmp_path, rows=[r | {"held_out": True} for r in GOOD])
-    assert "all 2 pairs are held out" in says(monkeypatch, tmp_path)
-
-
 @pytest.mark.parametrize(("args", "said"), [
-    (["--steps", "0"], "0 training steps"),
+    (["--steps", "0"], "--steps 0: at least one step is needed"),
     (["--epochs", "0"], "--epochs 0.0: must be above 0"),
-    (["--lr", "-1"], "learning rate -1.0: it must be above 0"),
-    (["--lr", "nan"], "learning rate nan"),
-    (["--beta", "0"], "beta 0.0: it must be above 0"),
-    (["--lora-r", "0"], "LoRA rank 0"),
+    (["--steps", "1", "--epochs", "1"], "--epochs 1.0 is not allowed with --steps 1"),
+    (["--lr", "-1"], "--lr -1.0: must be above 0"),
+    (["--lr", "nan"], "--lr nan: must be above 0"),
+    (["--beta", "0"], "--beta 0.0: must be above 0"),
+    (["--lora-r", "0"], "--lora-r 0: must be at least 1"),
     (["--every", "0"], "--every 0: must be at least 1"),
-    (["--loss", "ppo"], "choose one of dpo, dpo+nll, orpo"),
-    (["--tracker", "diary"], "choose none, trackio, wandb, tensorboard"),
+    (["--set", "loss=ppo"], "choose one of dpo, dpo+nll, orpo"),
+    (["--set", "warmup=2"], "warmup=2: a share, at most 1"),
+    (["--set", "learning_rate=1e-4", "--lr", "1e-4"], "learning_rate is set twice"),
     (["--from", "mine"], "--run itself"),
     (["--from", "nobody"], "holds no adapter of ours"),
     (["--data", "nothing"], "pairs.jsonl is missing"),
@@ -262,10 +221,62 @@ def test_an_adapter_of_another_base_is_refused(monkeypatch, tmp_path):
     assert "belongs to Qwen/Qwen2.5-7B" in said and "not to sandbox" in said
 
 
-def test_steps_and_epochs_exclude_each_other(tmp_path):
-    done = run(tmp_path, "--steps", "1", "--epochs", "1")
-    assert done.returncode == 2 and "not allowed with" in done.stderr
+@pytest.mark.parametrize(("flag", "value", "known"), [
+    ("--loss", "ppo", ("dpo", "dpo+nll", "orpo")),
+    ("--tracker", "diary", ("none", "trackio", "wandb", "tensorboard")),
+])  # fmt: skip
+def test_what_a_registry_does_not_hold_is_no_choice(flag, value, known, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", flag, value])
+    with pytest.raises(SystemExit) as ended:
+        script().main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"invalid choice: '{value}'" in said and all(k in said for k in known)
 
 
-def test_pairs_of_the_tests_fit_the_schema():
-    assert all(isinstance(r[k], kind) for r in GOOD for k, kind in PAIR_KEYS.items())
+def settings(monkeypatch, *args, pairs=100):
+    """What the script makes of its flags."""
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--model", "sandbox", *args])
+    module = script()
+    found = module.read_flags()
+    return module.settings_of(found, module.model_of(found, "mine")[0], pairs, None)
+
+
+def test_flags_are_short_for_values_of_the_registry(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    plain = settings(monkeypatch)
+    assert (plain.loss, plain.learning_rate, plain.warmup, plain.steps) == ("dpo+nll", 5e-4, 0.1, 100)
+    short = settings(monkeypatch, "--lr", "1e-6", "--beta", "0.2", "--loss", "orpo", "--lora-r", "8")
+    long = ("learning_rate=1e-6", "beta=0.2", "loss=orpo", "lora_r=8", "lora_alpha=8")
+    assert short == settings(monkeypatch, "--set", *long)
+    assert (short.learning_rate, short.lora_alpha) == (1e-6, 8)  # alpha keeps its ratio
+    both = settings(monkeypatch, "--lora-r", "8", "--set", "lora_alpha=64")
+    assert (both.lora_r, both.lora_alpha) == (8, 64)
+
+
+@pytest.mark.parametrize(("args", "steps"), [
+    (["--set", "passes=10"], 125), (["--epochs", "4"], 50), (["--epochs", "0.5"], 7), (["--steps", "3"], 3)
+])  # fmt: skip
+def test_steps_come_from_a_flag_or_from_the_passes(args, steps, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    assert settings(monkeypatch, *args).steps == steps
+
+
+def test_the_rank_is_that_of_the_adapter_that_training_goes_on_from(monkeypatch, tmp_path):
+    monkeypatch.setattr("cai.models.model.check_adapter", lambda *args: None)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 16}))
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    module = script()
+
+    def made(*args):
+        monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--model", "sandbox", "--from", "other", *args])
+        found = module.read_flags()
+        return module.settings_of(found, module.model_of(found, "mine")[0], 10, tmp_path)
+
+    assert (made().lora_r, made().lora_alpha) == (8, 16)
+    assert made("--lora-r", "8", "--set", "lora_alpha=16").lora_r == 8
+    with pytest.raises(
+        UserError, match="LoRA rank 4, alpha 4: the adapter of --from other has rank 8, alpha 16"
+    ):
+        made("--lora-r", "4")
+    with pytest.raises(UserError, match="has rank 8, alpha 16"):
+        made("--set", "lora_alpha=64")

@@ -4,13 +4,12 @@
 
     engine = cai.load("sandbox")
     constitution = cai.constitution("constitution.yaml")
-    questions = ["Who is the mayor of Drola?", "How can I steal salt in Drola?"]
-    records = cai.align(engine, questions, constitution)
+    instructions = ["Who is the mayor of Drola?", "How can I steal salt in Drola?"]
+    records = cai.align(engine, instructions, constitution)
     pairs = cai.pairs(records)
     cai.write(pairs, "pairs.jsonl")
 
-Everything is imported when it is first used. The scripts do the same with runs that resume, budgets and
-gates.
+Everything is imported when it is first used. The scripts do the same, with runs that resume, and gates.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from textwrap import dedent
 
 import pytest
 from cai.bootstrap import report
-from cai.bootstrap.comparisons import ARMS
+from cai.bootstrap.controls import CONTROLS
 from cai.core.files import ROOT, sha256_file
 from cai.core.jsonl import read
 from cai.core.prompt_files import load_heldout
@@ -37,7 +37,7 @@ TINY = """
       - {name: few, tasks: [factual_qa, explanation], examples: 24}
 """
 FIRST = ["shuffled_critiques", "random_pairs"]
-RUNS = ["facts", *(f"facts.{a}" for a in FIRST), "few", *(f"few.{a}" for a in ARMS if a != "main")]
+RUNS = ["facts", *(f"facts.{a}" for a in FIRST), "few", *(f"few.{a}" for a in CONTROLS)]
 
 
 def command(*args):
@@ -168,8 +168,8 @@ def test_a_plan_ends_with_all_its_runs_and_a_report(whole):
         assert set(test_sets.ALL_TASKS[:10]) <= row["success"].keys()
         for success in (*row["success"].values(), row["average"], row["safety"]["harmful refused"]):
             assert all(0 <= success[who]["value"] <= 1 and success[who]["n"] for who in ("base", "trained"))
-        assert {len(v) for v in row["probes"].values()} != {0} and len(row["sentinels"]) >= 8
-        assert 0 <= row["direction"]["value"] <= 1 and row["seconds"] > 0 and row["tokens"]["completion"]
+        assert {len(v) for v in row["probes"].values()} != {0} and len(row["guardrails"]) >= 8
+        assert 0 <= row["label_accuracy"]["value"] <= 1 and row["seconds"] > 0 and row["tokens"]["completion"]
     base = {json.dumps([r["average"]["base"], r["probes"]["base"]]) for r in results["runs"]}
     assert len(base) == 1  # the base model is the same whatever was trained beside it
     page, notes = (data / "report.html").read_text(), (data / "report.md").read_text()

@@ -147,13 +147,26 @@ def test_a_plans_principles_are_those_of_stages_that_name_none(plan):
 
 
 def test_as_many_shots_as_every_page_has_exemplars(plan):
-    own = plan(OWN.replace("examples: 200", f"examples: 200\n        shots: {plan.EXEMPLARS}"))
+    own = plan(OWN.replace("examples: 200", f"examples: 200\n        shots: {plans.EXEMPLARS}"))
     prompter = Prompter(own.stages[0].shots)
     [principle] = load_constitution(ROOT / "constitution.yaml").pick(0, 1)
     assert prompter.answer("Q") and prompter.critique("Q", "A", principle)
     assert prompter.revision("Q", "A", []) and prompter.judge("Q", "A", "B", principle)
     with pytest.raises(AssertionError, match="exemplars"):
-        Prompter(plan.EXEMPLARS + 1).judge("Q", "A", "B", principle)
+        Prompter(plans.EXEMPLARS + 1).judge("Q", "A", "B", principle)
+
+
+def test_tasks_of_plans_written_for_other_programs_have_our_names(plan):
+    own = plan(OWN.replace("tasks: [math]", "tasks: [math_problems]"))
+    assert own.stages[0].tasks == ("math",) and own.hash == plan(OWN).hash
+    with pytest.raises(UserError, match="stage sums: tasks: .*different names"):
+        plan(OWN.replace("tasks: [math]", "tasks: [math_problems, math]"))
+
+
+def test_a_whole_number_stays_one(plan):
+    """2 and 2.0 would be two plans by their hashes."""
+    own = plan(OWN.replace("examples: 200", "examples: 200\n        passes: 2\n        limits: {length: 2}"))
+    assert type(own.stages[0].passes) is type(own.stages[0].limits.length) is int
 
 
 # ---- beside the constitution ----
@@ -216,6 +229,11 @@ MISTAKES = [
     ("examples: 200", "examples: many", "stage sums: examples: 'many' must be"),
     ("examples: 200", "examples: true", "stage sums: examples: True must be"),
     ("examples: 1000", "examples: 9", "stage rest: examples: 9 for 10 tasks"),
+    ("examples: 200", "examples: '3'", "stage sums: examples: '3' must be a whole number"),
+    ("examples: 200", "examples: 3.0", "stage sums: examples: 3.0 must be a whole number"),
+    ("success: 0.9", "success: true", "stage sums: gate: success: True must be a number from 0 to 1"),
+    ("success: 0.9", "safer: 1", "stage sums: gate: safer: 1 must be true or false"),
+    (SUMS, "name: sums\n    limits: {critc: 1}", r"limits: unknown key 'critc' \(did you mean 'critic'"),
     ("examples: 200", "passes: 2", "stage sums: examples: is missing"),
     ("success: 0.9", "success: 90", "stage sums: gate: success: 90 must be a number from 0 to 1"),
     ("success: 0.9", "success: .nan", "stage sums: gate: success: nan must be"),
@@ -277,6 +295,29 @@ def test_a_mistake_is_named_with_its_place_and_what_would_be_right(plan, old, ne
 def test_what_is_no_plan(plan, text):
     with pytest.raises(UserError, match="(?s)own.yaml.*(mapping|stages)"):
         plan(text)
+
+
+def test_mistakes_of_different_kinds_are_told_together(plan):
+    with pytest.raises(UserError) as error:
+        plan(
+            """
+    title: 3
+    stages:
+      - {name: sums, tasks: [maths, sum], examples: 9}
+      - {name: rest, tasks: all, examples: 9, gate: {safr: true, off: 1}, loss: ppo,
+         roles: {judge: best, critic: rest}}
+    scales: {sandbx: {}}
+    """
+        )
+    *_, told = str(error.value).partition("\n")
+    for said in (
+        "scales: 'sandbx'", "the plan: title: 3", "sums: tasks: there is no task 'maths'", "no task 'sum'",
+        "rest: examples: 9 for 10 tasks", "rest: gate: unknown key 'safr' (did you mean 'safer'?)",
+        "rest: gate: unknown key 'False'",
+        "rest: roles: judge: 'best'", "rest: roles: critic: 'rest'", "rest: loss: 'ppo' must be dpo",
+    ):  # fmt: skip
+        assert said in told
+    assert told.count("\n") == 9
 
 
 def test_all_mistakes_are_listed_once(plan):

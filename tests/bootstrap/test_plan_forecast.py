@@ -7,7 +7,7 @@ import sys
 import pytest
 from cai.bootstrap import forecast, runner
 from cai.bootstrap import plan as plans
-from cai.bootstrap.comparisons import BASE_HELPER, FROM_BASE, RANDOM, SHUFFLED
+from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import BUDGET, GO, cli
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT, directories
@@ -16,7 +16,7 @@ from cai.core.run import Run
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
-ALL = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)
+ALL = tuple(CONTROLS)
 HOUR = 3600.0  # dollars an hour that make a second cost a dollar
 OWN = """
 every: {examples: 100, passes: 2, bits: 4, generate_bits: 16, per_answer: 2}
@@ -29,7 +29,7 @@ stages:
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-    monkeypatch.setattr("cai.costs.milestones.this_device", lambda: "cpu")
+    monkeypatch.setattr("cai.models.device.this_device", lambda: "cpu")
     return tmp_path
 
 
@@ -208,7 +208,7 @@ def main(own, output, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["bootstrap.py", *map(str, flags)])
         return bootstrap.main()
 
-    monkeypatch.setattr(runner.Line, "follow", follow)
+    monkeypatch.setattr(runner.Runner, "follow", follow)
     return call
 
 
@@ -274,7 +274,7 @@ def test_a_reached_budget_is_reported_before_it_ends_the_run(main, output, monke
         else:
             raise reached
 
-    monkeypatch.setattr(runner.Line, "follow", follow)
+    monkeypatch.setattr(runner.Runner, "follow", follow)
     with pytest.raises(SystemExit) as ended:
         cli(lambda: main("--seeds", 0, 1, 2))
     data, said = directories("own")[0], capsys.readouterr()
@@ -284,5 +284,5 @@ def test_a_reached_budget_is_reported_before_it_ends_the_run(main, output, monke
     assert not results["finished"]
     assert "the next 8 examples would cost" in (data / "report.md").read_text()
     assert "report.html" in said.out and (data / "report.html").exists()
-    monkeypatch.setattr(runner.Line, "follow", lambda *args, **more: None)
+    monkeypatch.setattr(runner.Runner, "follow", lambda *args, **more: None)
     assert main("--seeds", 1) == GO  # a larger budget: nothing of the stop is left

@@ -1,37 +1,36 @@
-"""The report of a plan: what its verdict says of known differences, and that no text breaks its page."""
+"""The report of a plan: what it concludes of known differences, and that no text breaks its page."""
 
 import json
 import random
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from cai.bootstrap import forecast, plots, report
 from cai.bootstrap import plan as plans
-from cai.bootstrap import plots, report
-from cai.bootstrap.analysis import as_good, signed, verdict
+from cai.bootstrap.analysis import as_good, conclude, signed
 from cai.bootstrap.comparisons import (
-    ARMS,
-    BASE_HELPER,
-    FROM_BASE,
-    MAIN,
     MEASURES,
     NO_DIFFERENCE,
-    RANDOM,
-    SHUFFLED,
     SUCCESS,
     Difference,
     compare,
     minus,
     over_seeds,
 )
+from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED
 from cai.core.errors import UserError
 from cai.core.stats import Metric, share
 from cai.evaluation.guardrails import AT_LEAST, AT_MOST, WITHIN
+from cai.models.registry import REGISTRY
 
+FROM_BASE, RANDOM = "from_base", "random_pairs"
 STAGES = [s.name for s in plans.load("progressive").stages]
 
 
@@ -57,7 +56,7 @@ def invented(effects=None, *, seeds=(0, 1, 2), noise=0.01, arms=tuple(ARMS), sta
                 if stage is not plan["stages"][0] and arm != FROM_BASE:
                     runs[-1]["parent"] = "b" * 64
     return {
-        "plan": plan, "model": "sandbox", "bits": 16, "seeds": list(seeds), "dollars": 12.5,
+        "format": 1, "plan": plan, "model": "sandbox", "bits": 16, "seeds": list(seeds), "dollars": 12.5,
         "seconds": 5400.0, "finished": True, "stopped": None, "runs": runs,
     }  # fmt: skip
 
@@ -74,28 +73,29 @@ def run(seed, stage, arm, at, rng, n):
         ("answer length, trained / base", 0.7, 3.0, WITHIN),
         ("critic probe, fall", 0.3 * rng.random(), 0.4, AT_MOST),
     ]
-    sentinel = [
-        {"name": n, "value": v, "limit": limit, "ok": True, "look_at": "the rows", "rule": rule}
+    guardrails = [
+        {"name": n, "value": v, "limit": limit, "ok": True, "look_at": "the rows", "rule": rule, "key": "k"}
         for n, v, limit, rule in watched
     ]
     return {
         "seed": seed, "stage": stage["name"], "arm": arm, "run": f"progressive/{stage['name']}",
-        "parent": None, "adapter": "a" * 64, "data_hash": "d" * 64,
+        "parent": None, "adapter": "a" * 64, "data_hash": "d" * 64, "data_tokens": 60_000,
         "roles": {"generator": "predecessor", "critic": "base"},
         "examples": examples, "kept": kept, "pairs": round(kept * 1.5), "anchors": round(kept * 0.5),
         "state": "measured", "training_pairs": 100,
         "training": {"status": "finished", "steps": 40, "step": 40},
         "dollars": 0.2 + rng.random() / 10, "seconds": 90 + 20 * rng.random(),
         "tokens": {"prompt": 40_000, "completion": 20_000},
-        "direction": rate({RANDOM: 0.5, SHUFFLED: 0.7}.get(arm, 0.92), 60), "first_answers": rate(0.55, 150),
+        "label_accuracy": rate({RANDOM: 0.5, SHUFFLED: 0.7}.get(arm, 0.92), 60),
+        "first_answers": rate(0.55, 150),
         "success": tasks,
         "average": {"base": rate(0.25, n), "trained": rate(at, n), "predecessor": rate(at - 0.1, n)},
         "safety": {"harmful refused": {"base": rate(0.2, 40), "trained": rate(0.8, 40)},
                    "harmless refused": {"base": rate(0.02, 40), "trained": rate(0.03, 40)}},
         "probes": {who: {"critic": rate(v, 60), "reviser": rate(v - 0.1, 60)}
                    for who, v in (("base", 0.95), ("trained", 0.75))},
-        "sentinels": sentinel,
-        "gate": {"verdict": "GO", "criteria": [
+        "guardrails": guardrails,
+        "gate": {"decision": "GO", "criteria": [
             {"name": "success", "passed": True, "measured": "0.81 (needs 0.80)", "look_at": "the answers",
              "n": 200, "interval": [0.75, 0.86]}]},
         "rolled_back": False,
@@ -108,9 +108,9 @@ def some(results, stage, arm=MAIN, seeds=(0, 1, 2)):
 
 def starve(run):
     run |= {"state": "starved", "training": None, "training_pairs": 7, "adapter": None}
-    run |= {"success": {}, "safety": {}, "probes": {}, "sentinels": []}
+    run |= {"success": {}, "safety": {}, "probes": {}, "guardrails": []}
     run["average"] = {"base": None, "trained": None, "predecessor": None}
-    run["gate"] = {"verdict": "NO-GO", "criteria": [
+    run["gate"] = {"decision": "NO-GO", "criteria": [
         {"name": "pairs to train on", "passed": False, "measured": "7 of 150 examples (needs at least 20)",
          "look_at": "the records", "n": 7, "interval": None}]}  # fmt: skip
 
@@ -155,8 +155,8 @@ def test_a_difference_is_no_surer_for_being_found_with_more_seeds():
         for r in results["runs"]:
             r["average"]["trained"] = rate(0.80 if r["arm"] == MAIN else 0.73)
         d = compare(results, "few", BASE_HELPER)
-        alone = minus(d.main, d.control).interval
-        assert d.whole.interval == pytest.approx(alone, abs=1e-9) and d.verdict == NO_DIFFERENCE
+        alone = minus(d.main, d.other).interval
+        assert d.whole.interval == pytest.approx(alone, abs=1e-9) and d.found == NO_DIFFERENCE
 
 
 def test_what_is_no_share_has_an_interval_between_seeds_alone():
@@ -175,7 +175,7 @@ def test_what_a_pair_took_is_told_of_arms_that_make_all_their_data():
     for measure, main in expected.items():
         d = compare(results, "few", BASE_HELPER, measure)
         assert d.main.value == pytest.approx(main)
-        assert d.control.value == pytest.approx(main * (4 if "example" in measure else 0.25))
+        assert d.other.value == pytest.approx(main * (4 if "example" in measure else 0.25))
         assert all(compare(results, "few", arm, measure) is None for arm in (FROM_BASE, RANDOM))
         assert (compare(results, "few", SHUFFLED, measure) is None) == (measure != "pairs for each example")
     starve(run := some(results, "few")[0])
@@ -200,28 +200,43 @@ def test_where_main_had_no_predecessor_the_controls_that_are_main_again_are_not_
         assert [s for s, _ in compare(results, "many", arm, measure).by_seed] == [0, 1, 2]
     for arm in (SHUFFLED, RANDOM):
         assert [s for s, _ in compare(results, "few", arm).by_seed] == [0, 1, 2]
-    said = " ".join(verdict(results).caveats)
+    said = " ".join(conclude(results).caveats)
     assert "its predecessor was the base, at few (seeds 0 and 2): controls (a) and (b) are the same" in said
     assert "One seed alone was compared at few" in said and "Not compared" not in said
     some(results, "few", seeds=(1,))[0]["parent"] = None
     assert compare(results, "few", BASE_HELPER) is compare(results, "few", FROM_BASE) is None
-    found = verdict(results)
+    found = conclude(results)
     assert "at all 2 stages compared" in found.headline
     assert "Not compared with the base as helper: few." in found.caveats
 
 
-def test_older_results_do_not_say_what_main_went_on_from():
-    results = invented()
-    for arm in (BASE_HELPER, FROM_BASE):
-        results["runs"] += [r | {"arm": arm} for r in some(results, "facts")]
-    for r in results["runs"]:
-        del r["parent"]
-    assert compare(results, "facts", BASE_HELPER) is compare(results, "facts", FROM_BASE) is None
-    assert [len(compare(results, "few", arm).by_seed) for arm in (BASE_HELPER, FROM_BASE)] == [3, 3]
-    assert not any("predecessor was the base" in c for c in verdict(results).caveats)
+def test_a_control_is_one_entry(monkeypatch, capsys, tmp_path):
+    """With it alone a control is offered, explained, forecast, compared, judged and drawn."""
+    import bootstrap
+
+    own = replace(
+        CONTROLS["random_pairs"], name="own", title="(e) own idea", worth="this idea", differs="it differs",
+        claim="It does as well.", steps=("revision",), mark="P",
+    )  # fmt: skip
+    for registry in (ARMS, CONTROLS):
+        monkeypatch.setitem(registry, "own", own)
+    for theme in plots.THEMES.values():
+        monkeypatch.setitem(theme["arms"], "own", own.light)
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--help"])
+    with pytest.raises(SystemExit):
+        bootstrap.main()
+    said = capsys.readouterr().out
+    assert "random_pairs,own}" in said and "own (e): it differs" in " ".join(said.split())
+    plan = plans.load("progressive")
+    assert "  (e) own idea" in forecast.bootstrap(plan, REGISTRY["sandbox"], ["own"], 1, 0.0)
+    results = invented({"own": 0.3}, arms=(MAIN, "own"), stages=["facts", "few"])
+    found = conclude(results)
+    assert found.tests[-1] == ("It does as well.", "no at facts and few", True)
+    assert any(", this idea helped: " in reason for reason in found.reasons)
+    assert b"<svg" in plots.render(results, "differences", "light", "svg")
 
 
-# ---- the verdict ----
+# ---- the conclusion ----
 
 FAR = {SHUFFLED: 0.3, RANDOM: 0.3}
 
@@ -255,42 +270,42 @@ FAR = {SHUFFLED: 0.3, RANDOM: 0.3}
         ),
     ],
 )
-def test_the_verdict_is_what_the_numbers_say(effects, answer, says):
-    found = verdict(invented(effects, n=2000))
+def test_the_conclusion_is_what_the_numbers_say(effects, answer, says):
+    found = conclude(invented(effects, n=2000))
     assert found.answer == answer and re.search(says, found.headline)
 
 
 def test_shuffled_critiques_with_too_few_cases_to_tell_are_not_said_to_teach_as_well():
-    found = verdict(invented({BASE_HELPER: 0.2, RANDOM: 0.3}))
+    found = conclude(invented({BASE_HELPER: 0.2, RANDOM: 0.3}))
     assert found.answer == "supported in part" and "taught as well" not in found.headline.split("Whether")[0]
     assert "at few, many and constitutional cannot be told: too few cases." in found.headline
 
 
 def test_noise_between_seeds_hides_a_difference_that_one_seed_would_show():
     effects = {BASE_HELPER: 0.12, **FAR}
-    assert verdict(invented(effects, noise=0.001)).answer == "supported"
-    assert verdict(invented(effects, noise=0.15)).answer != "supported"
+    assert conclude(invented(effects, noise=0.001)).answer == "supported"
+    assert conclude(invented(effects, noise=0.15)).answer != "supported"
 
 
 def test_one_seed_is_said_to_be_one():
-    found = verdict(invented({BASE_HELPER: 0.2, **FAR}, seeds=(0,)))
+    found = conclude(invented({BASE_HELPER: 0.2, **FAR}, seeds=(0,)))
     assert found.answer == "supported" and any(c.startswith("One seed only") for c in found.caveats)
-    assert not any("seed" in c for c in verdict(invented({BASE_HELPER: 0.2, **FAR})).caveats)
+    assert not any("seed" in c for c in conclude(invented({BASE_HELPER: 0.2, **FAR})).caveats)
 
 
 def test_without_the_control_there_is_no_answer():
-    found = verdict(invented(FAR, arms=(MAIN, SHUFFLED)))
+    found = conclude(invented(FAR, arms=(MAIN, SHUFFLED)))
     assert found.answer == "unanswered" and "control a" in found.headline
     assert [(was, holds) for _, was, holds in found.tests] == [
         ("not tested", None), ("no at facts, few, many and constitutional", True), ("not tested", None),
     ]  # fmt: skip
-    assert verdict(invented(stages=())).answer == "unanswered"
+    assert conclude(invented(stages=())).answer == "unanswered"
 
 
 def test_a_stopped_plan_speaks_of_what_it_reached():
     results = invented({BASE_HELPER: 0.2, **FAR}, stages=["facts", "few"])
     results |= {"finished": False, "stopped": "few: 3 pairs, needs 20"}
-    found = verdict(results)
+    found = conclude(results)
     assert "at the one stage compared (few)" in found.headline
     assert found.caveats[:2] == (
         "The plan was stopped: few: 3 pairs, needs 20.",
@@ -302,43 +317,33 @@ def test_what_spoils_a_comparison_is_said():
     results = invented({BASE_HELPER: 0.2, **FAR})
     for r in results["runs"]:
         if r["stage"] == "few" and r["arm"] == MAIN:
-            r["tokens"] = {"prompt": 90_000, "completion": 30_000}
+            r["data_tokens"] = 120_000
             r["roles"] = {"generator": "base", "critic": "base"}
             r["rolled_back"] = True
-    said = " ".join(verdict(results).caveats)
+    said = " ".join(conclude(results).caveats)
     assert "At few the budgets differ: main used 2.00 times" in said
     assert "At few main had every part played by the base" in said and "Rolled back" in said
 
 
 def test_other_quantities_of_pairs_are_said_and_not_of_from_base():
     results = invented({BASE_HELPER: 0.2, **FAR})
-    assert not any("quantity" in c for c in verdict(results).caveats)
+    assert not any("quantity" in c for c in conclude(results).caveats)
     for stage, count in (("facts", 15), ("few", 80), ("many", 79), ("constitutional", 126)):
         for r in some(results, stage, SHUFFLED) + some(results, stage, FROM_BASE):
             r["training_pairs"] = count
     starve(some(results, "facts", SHUFFLED)[2])  # no part of the comparison, nor are its pairs
-    said = [c for c in verdict(results).caveats if "quantity" in c]
+    said = [c for c in conclude(results).caveats if "quantity" in c]
     assert said == [
         "(c) critiques shuffled trained on fewer or more pairs than main, so its difference is partly one of "
         "quantity: facts 30 against 200, many 237 against 300, constitutional 378 against 300."
     ]
 
 
-def test_older_results_tell_all_their_pairs():
-    results = invented({BASE_HELPER: 0.2, **FAR})
-    for r in results["runs"]:
-        for key in ("training_pairs", "training", "state"):
-            del r[key]
-        r |= {"pairs": 30, "anchors": 10 if r["arm"] == SHUFFLED else 30}
-    said = [c for c in verdict(results).caveats if "quantity" in c]
-    assert len(said) == 1 and "on fewer pairs than main" in said[0] and "facts 120 against 180" in said[0]
-
-
 def test_a_stage_carried_over_is_said_to_be_none_of_its_own():
     results = invented({BASE_HELPER: 0.2, **FAR})
     for r in some(results, "few", seeds=(1, 2)) + some(results, "many", seeds=(0,)):
         carry_over(r)
-    found = verdict(results).caveats
+    found = conclude(results).caveats
     where = "carried over, at few (seeds 1 and 2) and many (seed 0): the numbers"
     said = next(c for c in found if where in c)
     assert "these seeds are left out of the comparisons" in said
@@ -356,19 +361,19 @@ def test_seeds_carried_over_are_left_out_of_what_is_compared():
         assert [s for s, _ in d.by_seed] == [0] and d.main.value == pytest.approx(0.8, abs=0.011)
     # main's yield counts, where it was too small, too
     assert len(compare(results, "few", BASE_HELPER, "examples kept").by_seed) == 3
-    found = verdict(results)
+    found = conclude(results)
     assert found.answer == "not shown" and "few" not in found.headline  # one seed of three decides nothing
     assert not any("few" in was.replace("too few cases", "") for _, was, _ in found.tests)
     for r in some(results, "few", seeds=(2,)):
         r["state"], r["average"]["trained"] = "measured", rate(0.8)
-    assert "better successor at few" in verdict(results).headline
+    assert "better successor at few" in conclude(results).headline
 
 
 def test_a_stage_with_no_seed_left_is_not_compared(tmp_path):
     results = invented({BASE_HELPER: 0.2, **FAR}, stages=["facts", "few"])
     for r in some(results, "few"):
         carry_over(r)
-    found = verdict(results)
+    found = conclude(results)
     assert found.answer == "unanswered" and found.tests[0][1:] == ("not tested", None)
     assert found.tests[1][1:] == found.tests[2][1:] == ("no at facts", True)
     assert "Not compared with the base as helper: few." in found.caveats
@@ -383,14 +388,14 @@ def test_a_ceiling_is_not_taken_for_equality():
     results = invented({BASE_HELPER: 0.0})
     for r in results["runs"]:
         r["average"]["trained"] = rate(0.985)
-    assert all("could not show one" in s for s in verdict(results).reasons if "predecessor's help" in s
+    assert all("could not show one" in s for s in conclude(results).reasons if "predecessor's help" in s
                and "refused" not in s)  # fmt: skip
-    assert not any("could not show one" in s for s in verdict(invented()).reasons if "At few" in s)
+    assert not any("could not show one" in s for s in conclude(invented()).reasons if "At few" in s)
 
 
 def test_what_would_falsify_it_and_whether_it_did():
     effects = {BASE_HELPER: 0.2, SHUFFLED: 0.0, RANDOM: {"few": 0.3, "many": -0.2}}
-    found = verdict(invented(effects, n=2000))
+    found = conclude(invented(effects, n=2000))
     claims = {claim[:15]: (was, holds) for claim, was, holds in found.tests}
     assert claims["The base model "] == ("no at few, many and constitutional", True)
     assert claims["Critiques of ot"][1] is False
@@ -400,7 +405,7 @@ def test_what_would_falsify_it_and_whether_it_did():
         "yes, the control is better, at many"
     )
     few = invented({BASE_HELPER: 0.0}, seeds=(0,))
-    claims = {claim[:15]: (was, holds) for claim, was, holds in verdict(few).tests}
+    claims = {claim[:15]: (was, holds) for claim, was, holds in conclude(few).tests}
     assert claims["The base model "] == ("too few cases to tell at few, many and constitutional", None)
     assert holds is None
 
@@ -468,7 +473,7 @@ def test_the_files_of_a_report(written):
 
 def test_both_forms_say_the_same(written):
     _, results, page, notes = written
-    found = verdict(results)
+    found = conclude(results)
     for text in (page.read_text(), notes.read_text().replace("\\", "")):
         text = text.replace("&#39;", "'")
         text = text.replace("\u00a0", " ")
@@ -498,7 +503,7 @@ def test_no_text_breaks_out(written, tmp_path):
     for stage in plan["stages"]:
         stage["title"] = attack
     for r in results["runs"]:
-        r["sentinels"][0] |= {"ok": False, "look_at": attack}
+        r["guardrails"][0] |= {"ok": False, "look_at": attack}
         r["gate"]["criteria"][0] |= {"passed": False, "look_at": attack, "measured": attack, "name": attack}
         r["roles"]["critic"] = attack
     results["model"] = attack
@@ -604,9 +609,16 @@ def test_numbers_that_were_not_measured(tmp_path):
     results = invented(seeds=(0,))
     nothing = {"value": None, "n": 0, "interval": None}
     for r in results["runs"]:
-        r |= {"direction": None, "first_answers": None, "kept": 0, "pairs": 0, "anchors": 0, "safety": {}}
+        r |= {
+            "label_accuracy": None,
+            "first_answers": None,
+            "kept": 0,
+            "pairs": 0,
+            "anchors": 0,
+            "safety": {},
+        }
         r["average"] = {"base": nothing, "trained": nothing, "predecessor": None}
-        r["sentinels"][0] |= {"value": None, "ok": False}
+        r["guardrails"][0] |= {"value": None, "ok": False}
         r["probes"] = {}
     text = write(tmp_path, results)[1].read_text()
     assert "unanswered" in text and "not measured" in text and "none kept" in text
@@ -618,6 +630,10 @@ def test_numbers_that_were_not_measured(tmp_path):
         (lambda r: r.pop("plan"), "'plan' is missing"),
         (lambda r: r["runs"][2].pop("gate"), "run 3: the key 'gate' is missing"),
         (lambda r: r["runs"][0].update(arm="mine"), "run 1: .*arm 'mine'"),
+        (lambda r: r.pop("format"), "'format' is missing.*run the plan's command again"),
+        (lambda r: r["runs"][1].update(kept="3"), "run 2: kept '3': "),
+        (lambda r: r["runs"][1].update(rolled_back=1), "run 2: rolled_back 1: "),
+        (lambda r: r["runs"][1]["average"].pop("base"), "run 2: the key 'average.base' is missing"),
         (lambda r: r["runs"][0].update(stage="later"), "run 1: stage 'later'"),
     ],
 )

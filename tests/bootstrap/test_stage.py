@@ -1,7 +1,8 @@
-"""Stages of a plan without a model: who plays which part, what controls do to the data, gates, the line."""
+"""Stages of a plan without a model: who plays which part, what controls do to the data, gates, the runner."""
 
 import hashlib
 import json
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from textwrap import dedent
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 from cai.bootstrap import plan as plans
 from cai.bootstrap import report, stage
-from cai.bootstrap.comparisons import ARMS, BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED
-from cai.bootstrap.context import PARTS, Place, best, cast, run_name
-from cai.bootstrap.controls import flipped, shuffled
+from cai.bootstrap.context import PARTS, StageContext, best, resolve_roles, run_name
+from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED, flipped, tokens, within_budget
 from cai.bootstrap.plan import Gate, Roles
-from cai.bootstrap.runner import Line
+from cai.bootstrap.runner import Runner
+from cai.bootstrap.stage import StageRun
+from cai.bootstrap.stage_gates import judged
 from cai.bootstrap.stage_model import Bench
 from cai.core import jsonl, schema
 from cai.core.errors import BudgetReached, UserError
@@ -25,7 +27,6 @@ from cai.core.stats import share
 from cai.evaluation import test_sets
 from cai.evaluation.gates import Criterion
 from cai.evaluation.guardrails import Limits
-from cai.evaluation.stage_gates import judged
 from cai.generation import milestones
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.pairs import preference_pair
@@ -36,8 +37,8 @@ from runs import make_run
 
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 SANDBOX = REGISTRY["sandbox"]
-SENTINELS = ("clean stops", "perplexity")
-CONTROLS = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)
+FROM_BASE, RANDOM = "from_base", "random_pairs"
+GUARDRAILS = ("clean stops", "perplexity")
 THREE = """
     tests: 4
     every: {tasks: [factual_qa], examples: 12, principles: [accuracy], least_pairs: 3, gate: {success: 0.5}}
@@ -67,12 +68,19 @@ PAIRS = [
 def test_about_half_of_the_pairs_are_flipped_and_no_text_is_lost():
     done = flipped(PAIRS, 0)
     turned = [new["id"] for old, new in zip(PAIRS, done, strict=True) if new["chosen"] == old["rejected"]]
-    assert 160 <= len(turned) <= 240
+    assert 140 <= len(turned) <= 215
     for old, new in zip(PAIRS, done, strict=True):
         assert {new["chosen"], new["rejected"]} == {old["chosen"], old["rejected"]}
         assert {k: v for k, v in new.items() if k not in ("chosen", "rejected")} == {
             k: v for k, v in old.items() if k not in ("chosen", "rejected")
         }
+
+
+def test_held_out_pairs_are_not_flipped():
+    """Early stopping watches them: of tossed ones it would watch noise."""
+    held = [pair for pair in PAIRS if pair["held_out"]]
+    assert len(held) > 40 and flipped(held, 0) == held
+    assert flipped([pair | {"held_out": False} for pair in held], 0) != held
 
 
 def test_a_pairs_toss_is_its_own():
@@ -100,15 +108,36 @@ def records_of(changed, passed=3):
     return rows
 
 
+def shuffled(main, seed, directory):
+    """The examples that control (c) hands to the reviser."""
+    where = context(directory, seed=seed)
+    where = replace(where, stage=replace(where.stage, principles=()))  # all
+    stage = StageRun(SimpleNamespace(data=directory), where, None)
+    stage.main_data = lambda: (main, [])
+    where.budget.check = lambda n: None
+    step = SimpleNamespace(count=lambda *args: None)
+    stage.run.step = lambda *args, **more: nullcontext(step)
+    found = []
+    record = lambda e: {**dict.fromkeys(schema.RECORD_KEYS), "id": e.id}  # noqa: E731
+    loop = SimpleNamespace(revise=found.extend, judge=lambda some: 0, record=record)
+    stage.pipeline_of_roles = lambda: SimpleNamespace(loop=loop)
+    stage.paired = lambda p, done: (done, [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "read", lambda path, keys: [])
+        patch.setattr(jsonl, "append", lambda path, rows: None)
+        CONTROLS[SHUFFLED].data(stage)
+    return found
+
+
 def critics(example):
     """Whose critiques an example has."""
     return {int(c.text.split()[2].rstrip(":")) for c in example.critiques}
 
 
 @pytest.mark.parametrize("changed", [2, 3, 8])
-def test_every_changed_answer_gets_the_critiques_and_principles_of_another(changed):
+def test_every_changed_answer_gets_the_critiques_and_principles_of_another(changed, tmp_path):
     main = records_of(changed)
-    done = shuffled(main, CONSTITUTION, 0)
+    done = shuffled(main, 0, tmp_path)
     assert [e.id for e in done] == [r["id"] for r in main]
     given = []
     for n, example in enumerate(done):
@@ -123,16 +152,16 @@ def test_every_changed_answer_gets_the_critiques_and_principles_of_another(chang
     assert sorted(given) == list(range(len(main)))  # each critique is used once: no critic counts double
 
 
-def test_the_shuffle_follows_the_seed_and_not_the_order():
+def test_the_shuffle_follows_the_seed_and_not_the_order(tmp_path):
     main = records_of(8)
-    whose = {e.id: critics(e) for e in shuffled(main, CONSTITUTION, 0)}
-    assert {e.id: critics(e) for e in shuffled(main[::-1], CONSTITUTION, 0)} == whose
-    assert {e.id: critics(e) for e in shuffled(main, CONSTITUTION, 1)} != whose
+    whose = {e.id: critics(e) for e in shuffled(main, 0, tmp_path)}
+    assert {e.id: critics(e) for e in shuffled(main[::-1], 0, tmp_path)} == whose
+    assert {e.id: critics(e) for e in shuffled(main, 1, tmp_path)} != whose
 
 
-def test_one_changed_answer_alone_has_no_other_to_take_from():
-    assert critics(shuffled(records_of(1), CONSTITUTION, 0)[0]) == {0}
-    assert shuffled([], CONSTITUTION, 0) == []
+def test_one_changed_answer_alone_has_no_other_to_take_from(tmp_path):
+    assert critics(shuffled(records_of(1), 0, tmp_path)[0]) == {0}
+    assert shuffled([], 0, tmp_path) == []
 
 
 # ---- (a): no more tokens than main ----
@@ -144,17 +173,23 @@ def test_the_base_as_helper_gets_no_more_tokens_than_main(each, used):
     judged = {"prompt_tokens": 2, "tokens": 1}
     main = [row, row, {**row, "judgement": {"principles": [judged] * 2, "helpfulness": judged}}] * 2
     main += [{**row, "judgement": {"passed": True, "against_refusal": judged}}, row]
-    assert sum(map(stage.tokens, main[:-1])) == 63
-    said = []
-    place = SimpleNamespace(seed=0)
-    run = SimpleNamespace(log=said.append)
-    step = SimpleNamespace(_main_data=lambda: (main[:-1], []), run=run, place=place)
+    assert sum(map(tokens, main[:-1])) == 63
     done = [{**row, "id": f"{n}", "tokens": {"prompt": each}} for n in range(6)]
-    left = [r["id"] for r in stage._Step._within_budget(step, done)]
-    assert len(left) == used and left == sorted(left) and bool(said) == (used < 6)
-    place.seed = 1
+    left = [r["id"] for r in within_budget(done, main[:-1], 0)]
+    assert len(left) == used and left == sorted(left)
     if used == 2:  # which ones is not a matter of place
-        assert left != ["0", "1"] or [r["id"] for r in stage._Step._within_budget(step, done)] != left
+        assert left != ["0", "1"] or [r["id"] for r in within_budget(done, main[:-1], 1)] != left
+
+
+def test_what_is_left_out_of_the_base_as_helper_is_said():
+    said, row = [], {"id": "a", "tokens": {"prompt": 5}, "judgement": None}
+    run = SimpleNamespace(
+        context=SimpleNamespace(seed=0), run=SimpleNamespace(log=said.append), pipeline_of_roles=lambda: None,
+        generated=lambda p: [row, row | {"id": "b"}], main_data=lambda: ([row], []),
+        paired=lambda p, done: (done, []),
+    )  # fmt: skip
+    assert len(CONTROLS[BASE_HELPER].data(run)[0]) == 1
+    assert said == ["main's budget is used up after 1 of 2 examples: the rest is left out"]
 
 
 # ---- who plays which part ----
@@ -173,20 +208,20 @@ def finished(stage, *, rolled_back=False, critic=(0.5, 0.7), reviser=(0.5, 0.7),
     }  # fmt: skip
 
 
-def place(tmp_path, *before, seed=0):
+def context(tmp_path, *before, seed=0, stage=-1, arm=MAIN, roles=None):
     plan = load_plan(tmp_path)
-    bench = SimpleNamespace(spec=SANDBOX)
-    return Place(plan, "own", seed, 0, before, CONSTITUTION, bench, None, 0.0, lambda steps: 0.0)
+    stage = plan.stages[stage] if roles is None else replace(plan.stages[stage], roles=Roles(*roles))
+    shared = (CONSTITUTION, SimpleNamespace(spec=SANDBOX), SimpleNamespace(), 0.0, lambda steps: 0.0)
+    return StageContext(plan, stage, ARMS[arm], "own", seed, 0, before, *shared)
 
 
 def played(tmp_path, roles, *before, arm=MAIN):
-    where = place(tmp_path, *before)
-    writers, named, paths = cast(replace(where.plan.stages[-1], roles=Roles(*roles)), where, arm)
-    by_part = {k: v for k, v in vars(writers).items()}
-    assert {k: None if v == "base" else f"sha of {v}" for k, v in named.items()} == by_part
-    assert paths.keys() == {h for h in by_part.values() if h}
-    assert all(path.parts[-2:] == ("own", digest.split()[-1]) for digest, path in paths.items())
-    return [named[p] for p in PARTS]
+    found = resolve_roles(context(tmp_path, *before, arm=arm, roles=roles))
+    by_part = vars(found.writers)
+    assert {k: None if v == "base" else f"sha of {v}" for k, v in found.named.items()} == by_part
+    assert found.paths.keys() == {h for h in by_part.values() if h}
+    assert all(path.parts[-2:] == ("own", digest.split()[-1]) for digest, path in found.paths.items())
+    return [found.named[p] for p in PARTS]
 
 
 ALL_PREDECESSOR = ("predecessor",) * 5
@@ -225,16 +260,16 @@ def test_best_is_who_did_better_on_the_probes_of_that_part(tmp_path, base, train
 
 def test_a_stage_that_was_rolled_back_helps_nobody(tmp_path):
     before = finished("one"), finished("two", rolled_back=True)
-    assert place(tmp_path, *before).parent["stage"] == "one"
+    assert context(tmp_path, *before).parent["stage"] == "one"
     assert played(tmp_path, ALL_PREDECESSOR, *before) == ["one"] * 5
     assert played(tmp_path, ("two",) * 5, *before) == ["one"] * 5  # who went on in its place
-    assert place(tmp_path, finished("one", rolled_back=True)).parent is None
+    assert context(tmp_path, finished("one", rolled_back=True)).parent is None
     assert played(tmp_path, ("one",) * 5, finished("one", rolled_back=True)) == ["base"] * 5
 
 
 def test_a_starved_stage_has_no_adapter_to_go_on_from(tmp_path):
     before = finished("one"), finished("two", adapter=False)
-    assert place(tmp_path, *before).parent["stage"] == "one"
+    assert context(tmp_path, *before).parent["stage"] == "one"
     assert played(tmp_path, ("two", "predecessor", "best", "best", "base"), *before) == [
         "one", "one", "one", "one", "base",
     ]  # fmt: skip
@@ -262,7 +297,7 @@ def measured(trained, *, average=0.8, harm=(0.2, 0.8), harmless=(0.02, 0.05), br
         "success": {t: both((0.2, v), 20) for t, v in trained.items()},
         "average": {**both((0.2, average), 200), "predecessor": None},
         "safety": {"harmful refused": both(harm, 40), "harmless refused": both(harmless, 100)},
-        "sentinels": [{"name": n, "value": None, "ok": n not in broken} for n in SENTINELS],
+        "guardrails": [{"name": n, "value": None, "ok": n not in broken} for n in GUARDRAILS],
     }  # fmt: skip
 
 
@@ -300,7 +335,7 @@ ENOUGH = "pairs to train on"
 def test_success_at_each_task_or_on_their_average(gate, values, passed):
     row, criteria = gate(measured(TWO, average=1.0), **values)
     assert criteria == {ENOUGH: True} | passed
-    assert row["gate"]["verdict"] == ("GO" if all(criteria.values()) else "NO-GO")
+    assert row["gate"]["decision"] == ("GO" if all(criteria.values()) else "NO-GO")
 
 
 def test_a_stage_of_all_ten_tasks_is_averaged_over_these_and_over_no_skill(gate):
@@ -313,10 +348,10 @@ def test_a_stage_of_all_ten_tasks_is_averaged_over_these_and_over_no_skill(gate)
 
 def test_limits_are_read_anew_as_thresholds_are(gate, tmp_path):
     found = {"name": "clean stops", "value": 0.8, "limit": 0.9, "ok": False, "rule": "at least"}
-    done = measured(TWO) | {"sentinels": [{**found, "look_at": "x", "key": "clean_stops"}]}
-    assert gate(done)[0]["gate"]["sentinels"] == ["clean stops"]
+    done = measured(TWO) | {"guardrails": [{**found, "look_at": "x", "key": "clean_stops"}]}
+    assert gate(done)[0]["gate"]["guardrails"] == ["clean stops"]
     row, _ = gate(done, limits=Limits(clean_stops=0.7))
-    assert row["gate"]["sentinels"] == [] and row["sentinels"][0]["limit"] == 0.7
+    assert row["gate"]["guardrails"] == [] and row["guardrails"][0]["limit"] == 0.7
 
 
 @pytest.mark.parametrize(("harm", "harmless", "passed"), [
@@ -330,7 +365,7 @@ def test_safer_is_more_refusals_of_harmful_requests_and_not_of_harmless_ones(gat
     row, criteria = gate(measured(TWO, harm=harm, harmless=harmless), safer=True)
     names = "harmful requests refused more often", "harmless instructions not refused"
     assert criteria == {ENOUGH: True} | dict(zip(names, passed, strict=True))
-    assert (row["gate"]["verdict"] == "GO") == all(passed)
+    assert (row["gate"]["decision"] == "GO") == all(passed)
 
 
 @pytest.mark.parametrize(("now", "passed"), [(0.90, True), (0.76, True), (0.72, False)])
@@ -344,23 +379,23 @@ def test_capability_is_held_against_the_predecessors(gate, now, passed):
 
 
 def test_a_starved_stage_fails_by_its_pairs_alone(gate):
-    starved = measured({}, pairs=11) | {"state": "starved", "success": {}, "safety": {}, "sentinels": []}
+    starved = measured({}, pairs=11) | {"state": "starved", "success": {}, "safety": {}, "guardrails": []}
     row, criteria = gate(starved, finished("one"), success=0.9, safer=True, kept=0.1)
-    assert criteria == {ENOUGH: False} and row["gate"]["verdict"] == "NO-GO"
+    assert criteria == {ENOUGH: False} and row["gate"]["decision"] == "NO-GO"
     assert "11 of 120" in row["gate"]["criteria"][0]["measured"] and not row["rolled_back"]
 
 
 @pytest.mark.parametrize("on_limit", ["stop", "rollback"])
-def test_a_sentinel_stops_the_plan_or_rolls_the_stage_back(gate, on_limit):
+def test_a_guardrail_metric_stops_the_plan_or_rolls_the_stage_back(gate, on_limit):
     row, criteria = gate(measured(TWO, broken=("clean stops",)), on_limit=on_limit, success=0.8)
-    assert all(criteria.values()) and row["gate"]["verdict"] == "NO-GO"
-    assert row["gate"]["sentinels"] == ["clean stops"]
+    assert all(criteria.values()) and row["gate"]["decision"] == "NO-GO"
+    assert row["gate"]["guardrails"] == ["clean stops"]
     assert row["rolled_back"] == (on_limit == "rollback")
     row, _ = gate(measured(TWO), on_limit=on_limit, success=0.9)  # a gate alone rolls nothing back
-    assert row["gate"]["verdict"] == "NO-GO" and not row["rolled_back"]
+    assert row["gate"]["decision"] == "NO-GO" and not row["rolled_back"]
 
 
-# ---- the line: real stages, whose model, training and measurement are played ----
+# ---- the runner: real stages, whose model, training and measurement are played ----
 
 
 class Played:
@@ -369,10 +404,10 @@ class Played:
     def __init__(self):
         self.success, self.broken, self.interrupt = {}, {}, {}
         self.made, self.trained, self.measured = [], [], []
-        self.data = stage._Step.data
+        self.data = StageRun.data
 
     def at(self, values, step, default):
-        return values.get(step.run.name, values.get(step.stage.name, default))
+        return values.get(step.run.name, values.get(step.context.stage.name, default))
 
 
 def saved_training(place, weights):
@@ -387,20 +422,21 @@ def saved_training(place, weights):
 
 @pytest.fixture
 def line(tmp_path, monkeypatch):
-    """(new, played): new(text) is a Line on an open run of a plan, played what happened in it."""
+    """(new, played): new(text) is a Runner on an open run of a plan, played what happened in it."""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "output"))
-    monkeypatch.setattr("cai.run.git_commit", lambda: None)  # two processes for each run that is opened
+    monkeypatch.setattr("cai.core.run.git_commit", lambda: None)  # two processes for each run that is opened
     monkeypatch.setattr("os.fsync", lambda file: None)  # hundreds, and no crash to survive here
     _, rows = make_run(tmp_path / "hand-made")
     done = jsonl.read(tmp_path / "hand-made/records.jsonl", schema.RECORD_KEYS)
     here, order = Played(), {}
 
     def data(step):
-        if step.arm in (RANDOM, FROM_BASE):
+        if step.context.arm.name in (RANDOM, FROM_BASE):
             return here.data(step)
         here.made.append(step.run.name)
-        step.place.budget.step("this stage", 1.0)
-        key = (step.stage.name, step.place.seed, step.arm in (BASE_HELPER, SHUFFLED) and step.arm)
+        step.context.budget.step("this stage", 1.0)
+        c = step.context
+        key = (c.stage.name, c.seed, c.arm.name in (BASE_HELPER, SHUFFLED) and c.arm.name)
         at = order.setdefault(key, len(order)) * 5 % 36
         mine, path = done[at : at + 12], step.run.data
         pairs = [p | {"held_out": n == 0} for n, p in enumerate(rows[at : at + 12])]
@@ -413,7 +449,7 @@ def line(tmp_path, monkeypatch):
         here.trained.append(step.run.name)
         if here.interrupt.pop(step.run.name, None):
             raise KeyboardInterrupt
-        start = None if step.arm == FROM_BASE else step.place.parent
+        start = step.context.start
         made_of = [start and start["adapter"], [[p["chosen"], p["rejected"]] for p in seen]]
         with step.run.step("training", quiet=True):
             return saved_training(step.run.checkpoints, json.dumps(made_of))
@@ -421,20 +457,21 @@ def line(tmp_path, monkeypatch):
     def measure(step, done, pairs, digest, checkpoints, ended=None):
         here.measured.append(step.run.name)
         value = here.at(here.success, step, 0.9)
-        parent = step.place.parent
-        beyond = step.run.name in here.broken or step.stage.name in here.broken
-        result = measured(dict.fromkeys(step.stage.tasks, value), average=value)
+        parent = step.context.parent
+        beyond = step.run.name in here.broken or step.context.stage.name in here.broken
+        result = measured(dict.fromkeys(step.context.stage.tasks, value), average=value)
         return {k: result[k] for k in ("success", "average", "safety")} | {
             "average": result["average"] | {"predecessor": parent and parent["average"]["trained"]},
             "adapter": digest,
             "probes": finished("x")["probes"],
-            "sentinels": [{"name": "clean stops", "value": 0.5, "limit": 0.9, "ok": not beyond,
-                           "look_at": "the rows", "rule": "at least"}],
+            "guardrails": [{"name": "clean stops", "value": 0.5 if beyond else 1.0, "limit": 0.9,
+                            "ok": not beyond, "look_at": "the rows", "rule": "at least",
+                            "key": "clean_stops"}],
         }  # fmt: skip
 
-    monkeypatch.setattr(stage._Step, "data", data)
-    monkeypatch.setattr(stage._Step, "_train", train)
-    monkeypatch.setattr(stage._Step, "_measure", measure)
+    monkeypatch.setattr(StageRun, "data", data)
+    monkeypatch.setattr(StageRun, "_train", train)
+    monkeypatch.setattr(StageRun, "_measure", measure)
     opened = []
 
     def new(text=THREE, dollars=None, first=0, rate=0.0):
@@ -445,7 +482,7 @@ def line(tmp_path, monkeypatch):
         opened.append(run)
         run.hourly_rate = rate
         run.record(first_seed=run.manifest.get("first_seed", first))
-        return Line(run, plan, SANDBOX, CONSTITUTION, SimpleNamespace(spec=SANDBOX), dollars)
+        return Runner(run, plan, SANDBOX, CONSTITUTION, SimpleNamespace(spec=SANDBOX), dollars)
 
     yield new, here
     while opened:
@@ -505,16 +542,16 @@ def test_force_goes_on_past_a_gate_with_the_adapter_that_there_is(line):
     own = new()
     own.follow(0, (), force=True)
     rows = by_run(own)
-    assert rows["two"]["gate"]["verdict"] == "NO-GO" and rows["three"]["parent"] == rows["two"]["adapter"]
+    assert rows["two"]["gate"]["decision"] == "NO-GO" and rows["three"]["parent"] == rows["two"]["adapter"]
     assert own.stopped is None and on_disk(own)["finished"]
 
 
-def test_a_sentinel_stops_and_is_named(line):
+def test_a_guardrail_metric_stops_and_is_named(line):
     new, here = line
     here.broken["two"] = True
     own = new()
     own.follow(0, (), force=False)
-    assert names(on_disk(own)) == ["one", "two"] and "the sentinel clean stops" in own.stopped
+    assert names(on_disk(own)) == ["one", "two"] and "the guardrail metric clean stops" in own.stopped
 
 
 def test_after_a_rollback_the_plan_goes_on_from_the_predecessor(line):
@@ -557,18 +594,37 @@ def test_controls_branch_off_and_differ_in_one_thing(line):
     assert {p["id"] for p in read("two")} < {p["id"] for p in read("three.from_base")}
 
 
+def test_a_kill_leaves_a_controls_old_pairs_or_the_new_ones(tmp_path, monkeypatch):
+    """Whichever call to the system it comes after: never none, never half of them."""
+    step, path = StageRun(SimpleNamespace(data=tmp_path), None, None), tmp_path / "pairs.jsonl"
+    old, new = PAIRS[:3], PAIRS[1:9]
+    calls = ("fsync", "replace", "unlink", "rename")
+
+    def killed(*args, **more):
+        raise KeyboardInterrupt
+
+    for name in calls:
+        step.keep(old)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"os.{name}", killed)
+            with suppress(KeyboardInterrupt):
+                step.keep(new)
+        assert jsonl.read(path, schema.PAIR_KEYS) in (old, new)
+    inode = (step.keep(new), path.stat().st_ino)[1]
+    assert step.keep(new) == new and path.stat().st_ino == inode  # what is there is not written again
+    assert jsonl.read(path, schema.PAIR_KEYS) == new and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_hash_tells_data_apart(line):
     new, here = line
     own = new()
     own.follow(0, CONTROLS, force=False)
     rows = by_run(own)
     assert len({r["data_hash"] for r in rows.values()}) == len(rows)
-    step = SimpleNamespace(
-        place=place(own.run.data), arm=MAIN, stage=own.plan.stages[0], run=own.run, roles={}, spec=SANDBOX
-    )
+    step = StageRun(own.run, context(own.run.data, stage=0), SimpleNamespace(named={}))
     done = jsonl.read(own.run.data / "one/records.jsonl", schema.RECORD_KEYS)
     pairs = stage.read_pairs("own/one")
-    of = lambda some: stage._Step._facts(step, done, some)["data_hash"]  # noqa: E731
+    of = lambda some: step._facts(done, some)["data_hash"]  # noqa: E731
     assert of(pairs) == rows["one"]["data_hash"]
     changed = [
         [pairs[0] | {key: pairs[0][key] + "."}, *pairs[1:]] for key in ("prompt", "chosen", "rejected")
@@ -711,7 +767,7 @@ def test_a_starved_stage_stops_and_goes_on_once_fewer_pairs_will_do(line):
     own.follow(0, CONTROLS, force=False)
     assert here.trained == here.measured == [] and ENOUGH in own.stopped
     (row,) = on_disk(own)["runs"]
-    assert row["adapter"] is None and row["gate"]["verdict"] == "NO-GO"
+    assert row["adapter"] is None and row["gate"]["decision"] == "NO-GO"
     assert report.read(own.run.data)["stopped"] == own.stopped
     again = new()
     again.follow(0, (), force=False)
@@ -727,7 +783,7 @@ def test_a_predecessor_that_leaves_nothing_to_train_goes_on_if_it_passes(line):
     own.follow(0, CONTROLS, force=False)
     rows = by_run(own)
     assert here.measured[:4] == ["own/one", "own/one.shuffled_critiques", "own/one.random_pairs", "own/two"]
-    assert "own/two" not in here.trained and rows["two"]["gate"]["verdict"] == "GO"
+    assert "own/two" not in here.trained and rows["two"]["gate"]["decision"] == "GO"
     assert rows["two"]["adapter"] == rows["one"]["adapter"] == rows["three"]["parent"]
     assert rows["two"]["adapter_run"] == "own/one" and rows["three"]["adapter_run"] == "own/three"
     assert "11 of 12" in rows["two"]["gate"]["criteria"][0]["measured"] and on_disk(own)["finished"]
@@ -760,7 +816,7 @@ def test_force_passes_by_a_first_stage_that_starved(line):
     assert (
         rows["one"]["adapter"] is rows["two"]["parent"] is None and rows["two"]["roles"]["critic"] == "base"
     )
-    assert rows["three"]["parent"] == rows["two"]["adapter"] and not rows["one"]["sentinels"]
+    assert rows["three"]["parent"] == rows["two"]["adapter"] and not rows["one"]["guardrails"]
     assert report.read(own.run.data)["runs"]
 
 
@@ -802,19 +858,18 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
         seen.update(barred=list(barred), tasks=tasks, want=want, adapter=more["adapter"])
         return SimpleNamespace(rows=[{"id": "x"}], left_out={}, by_task={}, short=None)
 
-    monkeypatch.setattr("cai.instructions.self_instruct", self_instruct)
+    monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
     monkeypatch.setattr(milestones, "all_records", lambda *a, **k: [])
     monkeypatch.setattr(milestones, "all_pairs", lambda *a: [])
-    where = place(tmp_path, finished("one"))
+    where = context(tmp_path, finished("one"), stage=1)
     where.bench.carrying = lambda bits, adapters, run: {digest: f"loaded {digest}" for digest in adapters}
     where.bench.model = None
-    stage, (writers, roles, paths) = where.plan.stages[1], cast(where.plan.stages[1], where, MAIN)
     asked = "Asked by stage one."
     with Run.open("own/one", {}) as run:
         row = {"id": content_id(asked), "instruction": asked, "task": "math", "source": "self_instruct"}
         jsonl.append(run.data / "instructions.jsonl", [row])
     with Run.open("own/two", {}) as run:
-        step = stage._Step(run, stage, where, MAIN, SANDBOX, 16, writers, roles, paths)
+        step = StageRun(run, where, resolve_roles(where))
 
         def pipeline(model, seed, writers):
             seen["seed"] = seed
@@ -825,7 +880,7 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
         step.data()
     assert set(seen["barred"]) == {*heldout, *tested, "Asked by stage one."}
     assert seen["seed"] == schema.row_seed(0, "two", "stage")  # each stage draws anew, in all its arms alike
-    assert (seen["tasks"], seen["want"]) == (stage.tasks, stage.examples)
+    assert (seen["tasks"], seen["want"]) == (where.stage.tasks, where.stage.examples)
     assert seen["adapter"] == "loaded sha of one"  # the predecessor generates
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import generate_full
 import pytest
 from cai.core.cli import BUDGET
 from cai.core.errors import BudgetReached, UserError
@@ -11,9 +12,8 @@ from cai.core.files import ROOT
 from cai.core.jsonl import append
 from cai.core.ledger import read_ledger
 from cai.core.run import Run
-from cai.costs import milestones
-from cai.costs.budget import Budget
-from cai.costs.forecast import accuracy, forecast, rates
+from cai.costs.budget import Budget, check_budget
+from cai.costs.forecast import accuracy, add_units, forecast, milestone_units, rates
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
@@ -28,9 +28,10 @@ def row(step, seconds, examples=None, run="mvp", model=BIG.name, bits=4, princip
     }  # fmt: skip
 
 
-def plan(examples=100, ledger=(), **more):
-    settings = {"principles": 1, "steps": 100, "hourly_rate": 1.74, "device": GPU, "spec": BIG, "bits": 4}
-    return forecast(examples=examples, ledger=ledger, **(settings | more))
+def plan(examples=100, ledger=(), *, spec=BIG, device=GPU, guard=None, **more):
+    units = milestone_units(examples, guard=guard is not None, **({"principles": 1, "steps": 100} | more))
+    known = {"ledger": ledger, "device": device, "hourly_rate": 1.74}
+    return forecast(spec, {4: units}, examples=examples, guard=guard, **known)
 
 
 def steps(f):
@@ -104,6 +105,22 @@ def test_other_sizes_are_scaled_and_unknown_ones_are_said_to_be():
     assert "as if it were as large" in steps(plan(spec=resolve("some/model")))["training"].source
 
 
+def test_work_in_two_precisions_is_one_forecast_at_the_rates_of_each():
+    ledger = [row("loading", 10.0, bits=4), row("loading", 30.0, bits=8), row("answer", 20.0, 10, bits=8)]
+    data, training = {8: {"loading": 1, "answer": 50}}, {4: {"loading": 2, "training": 10}}
+    f = forecast(BIG, add_units([data, training]), examples=50, hourly_rate=3600.0, ledger=ledger, device=GPU)
+    assert f.seconds_of(data) == 130.0 and f.seconds_of({4: {"loading": 2}}) == 20.0
+    assert f.seconds == f.dollars == pytest.approx(f.seconds_of(data) + f.seconds_of(training))
+    assert {(x.step, x.bits): x.units for x in f.lines} == {
+        ("loading", 8): 1, ("answer", 8): 50, ("loading", 4): 2, ("training", 4): 10,
+    }  # fmt: skip
+    assert f.disk["weights"][0] == pytest.approx((32.76 * 2 + 32.76 * 0.6) * 1e9)  # of two repositories
+    stored = json.loads(json.dumps(f.as_dict()))
+    assert "rates" not in stored and stored["totals"]["seconds"] == pytest.approx(f.seconds)
+    assert {line["bits"] for line in stored["lines"]} == {4, 8}
+    assert add_units([data, data, training])[8] == {"loading": 2, "answer": 100} and data[8]["answer"] == 50
+
+
 def test_disk_is_measured_where_an_earlier_run_lies(output):
     assert plan().disk["examples"] == (1_200_000, "assumed")
     (output / "data/mvp").mkdir(parents=True)
@@ -128,9 +145,8 @@ def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
             step.examples = 8
         found = rates(read_ledger(), SANDBOX, 16, "cpu")
         assert found["answer"].source == "measured in run mvp, n 8"
-        f = forecast(
-            SANDBOX, 16, 8, principles=2, steps=1, ledger=read_ledger(), hourly_rate=3600.0, device="cpu"
-        )
+        units = {16: milestone_units(8, principles=2, steps=1)}
+        f = forecast(SANDBOX, units, examples=8, hourly_rate=3600.0, device="cpu")
         run.record(forecast=f.as_dict())
         stored = json.loads((run.data / "run.json").read_text())["forecast"]
         factors, table = accuracy(stored, "mvp", read_ledger())
@@ -157,7 +173,7 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
 def full(**flags):
     given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
     given |= {"no_judge": False, "hourly_rate": None, "guard": "auto"}
-    return milestones.full(argparse.Namespace(**given | flags), "mvp")
+    return generate_full.forecast(argparse.Namespace(**given | flags), "mvp")
 
 
 def test_the_steps_of_m3_follow_from_the_yield_of_m2(output):
@@ -186,7 +202,7 @@ def test_after_m2_the_forecast_is_that_of_m3s_defaults_at_m2s_rates(output):
     append(output / "logs/ledger.jsonl", [measured])
     flags = {"model": "sandbox", "bits": None, "limit": 100, "principles": 2, "source": "x.csv"}
     flags |= {"no_judge": True, "hourly_rate": None, "run": "mvp", "steps": 120}
-    said = milestones.after_mvp(argparse.Namespace(**flags))
+    said = generate_full.next_milestone(argparse.Namespace(**flags))
     assert "forecast for 5000 examples" in said and "judge" in said and "instructions" in said
     assert "8 min" in next(x for x in said.splitlines() if "measured in run mvp" in x)  # 500 s
 
@@ -236,6 +252,8 @@ def test_the_forecast_counts_until_a_wave_is_measured_and_no_budget_never_stops(
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="--budget"):
             Budget(bad, lambda: 0.0)
+        with pytest.raises(UserError, match="--budget"):
+            check_budget(bad)
 
 
 def test_a_budget_of_a_run_goes_on_from_what_the_run_has_cost():

@@ -9,11 +9,11 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.prompt_files import load_seeds
 from cai.core.run import Run
-from cai.evaluation.model_pair import Subject
+from cai.evaluation.model_pair import ModelPair
 from cai.evaluation.suites import critic_probe
 from cai.evaluation.suites.critic_probe import ACCURATE, measure, principle, probes
 from cai.evaluation.test_sets import success, test_instructions
-from cai.generation.filters import verdict
+from cai.generation.filters import critique_verdict
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
@@ -36,7 +36,7 @@ def test_half_of_the_probes_are_flawed_and_the_truth_agrees(spec):
         assert sum(p.must_change for p in some[:n]) == n / 2
     found = success([p.test for p in some], [p.answer for p in some])
     assert found == [not p.must_change for p in some]
-    assert [verdict(p.critique) for p in some] == [CHANGE if p.must_change else KEEP for p in some]
+    assert [critique_verdict(p.critique) for p in some] == [CHANGE if p.must_change else KEEP for p in some]
     assert all(p.answer.strip() for p in some)
 
 
@@ -63,27 +63,29 @@ def test_the_sandboxs_probes_are_criticised_by_what_tells_them_apart():
 
 
 @pytest.fixture
-def subject(tmp_path, monkeypatch):
-    """A factory of subjects, each with files of its own."""
+def pair_of(tmp_path, monkeypatch):
+    """A factory of model pairs, each with files of its own."""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
 
-    def make(spec, engine, name="own", digest="new"):
+    def make(engine, name="own", digest="new", **more):
+        engine.adapters["stage"] = digest
         with Run.open(name, {}) as run:
-            return Subject(run, [], [], engine, PROMPTER, spec, adapter="stage", digest=digest,
-                           shared=tmp_path / "base.jsonl")  # fmt: skip
+            return ModelPair(
+                run, [], [], engine, PROMPTER, adapter="stage", shared=tmp_path / "base.jsonl", **more
+            )
 
     return make
 
 
-def measured(subject, n=48):
-    return measure(subject, subject.rows("probes"), CONSTITUTION, n)
+def measured(pair, n=48):
+    return measure(pair, pair.results("probes"), CONSTITUTION, n)
 
 
-def test_a_constitution_that_the_sandbox_cannot_read_is_refused(subject):
+def test_a_constitution_that_the_sandbox_cannot_read_is_refused(pair_of):
     other = replace(CONSTITUTION, principles=(ACCURATE,))
-    silent = subject(SANDBOX, FakeEngine(lambda p: KEEP))
+    silent = pair_of(FakeEngine(lambda p: KEEP))
     with pytest.raises(UserError, match="none of the principles that the sandbox knows"):
-        measure(silent, silent.rows("probes"), other, 4)
+        measure(silent, silent.results("probes"), other, 4)
 
 
 class Player(FakeEngine):
@@ -99,7 +101,7 @@ class Player(FakeEngine):
             right = item.good(rng) if item else p.test.answer
             fixed = right if repairs else p.answer
             by_prompt[PROMPTER.revision(p.instruction, p.answer, [(by, p.critique)])] = fixed
-        super().__init__(by_prompt.__getitem__)
+        super().__init__(by_prompt.__getitem__, spec=spec)
 
 
 @BOTH
@@ -113,8 +115,8 @@ class Player(FakeEngine):
         (lambda p: f"{KEEP} {CHANGE}", False, (0, 0, 0, 0)),
     ],
 )
-def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(subject, spec, says, repairs, wanted):
-    found = measured(subject(spec, Player(spec, says, repairs)))
+def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(pair_of, spec, says, repairs, wanted):
+    found = measured(pair_of(Player(spec, says, repairs)))
     assert list(found) == ["base", "trained"] and found["base"] == found["trained"]
     assert list(found["base"]) == ["critic", "critic_flaws", "critic_good", "reviser"]
     assert tuple(m.value for m in found["base"].values()) == wanted
@@ -122,26 +124,36 @@ def test_the_measure_tells_good_critics_and_revisers_from_bad_ones(subject, spec
     assert all(m.interval for m in found["base"].values())
 
 
-def test_base_and_adapter_are_asked_the_same_with_the_same_seeds(subject):
+def test_base_and_adapter_are_asked_the_same_with_the_same_seeds(pair_of):
     engine = Player(SANDBOX, lambda p: p.critique, True)
-    measured(subject(SANDBOX, engine))
+    measured(pair_of(engine))
     by = {who: [q[:3] for q in engine.asked if q[3] == who] for who in (None, "stage")}
     assert by[None] == by["stage"] and len({seed for _, _, seed in by[None]}) == 48 + 24
 
 
-def test_every_text_is_kept_and_the_base_is_asked_once_for_all_runs(subject):
+def test_every_text_is_kept_and_the_base_is_asked_once_for_all_runs(pair_of):
     engine = Player(SANDBOX, lambda p: p.critique, True)
-    first = subject(SANDBOX, engine)
+    first = pair_of(engine)
     found = measured(first)
-    rows = first.rows("probes").own.values()
+    rows = first.results("probes").own.values()
     critiques = [r for r in rows if r["by"] == "trained" and "critique" in r]
     assert [r["id"].split("/")[3] for r in critiques] == [p.id for p in probes(SANDBOX, 48)]
     assert sum(r["right"] for r in critiques) / 48 == found["trained"]["critic"].value
     assert all(r["right"] and r["must_change"] for r in rows if "revision" in r)
     before = len(engine.asked)
-    second = subject(SANDBOX, engine, "other", "another adapter")
+    second = pair_of(engine, "other", "another adapter")
     assert measured(second) == found
     assert {adapter for *_, adapter in engine.asked[before:]} == {"stage"}
-    own = second.rows("probes").own  # its file has every row all the same
+    own = second.results("probes").own  # its file has every row all the same
     assert len(own) == len(rows) and {r["setup"] for r in own.values()} == {second.setup}
     assert critic_probe.EACH >= 100
+
+
+def test_the_suite_says_the_same_in_plain_words(pair_of):
+    pair = pair_of(Player(SANDBOX, lambda p: f"It is bad. {CHANGE}", False), limit=48)
+    found, notes = critic_probe.SUITE.measure(pair, pair.results("probes"))
+    values = {name: m.value for name, m in found.items()}
+    assert values["critic: verdicts right, base"] == values["critic: verdicts right, trained"] == 0.5
+    assert values["critic: flaws flagged, base"] == 1 and values["critic: flaws flagged, change"] == 0
+    assert len(found) == 3 * len(critic_probe.PARTS) and notes == {"probes": 48}
+    assert all(m.interval for m in found.values())

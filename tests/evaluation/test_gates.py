@@ -1,7 +1,9 @@
 import pytest
+from cai.core import stats
 from cai.core.errors import UserError
 from cai.core.run import Run
 from cai.evaluation import gates
+from cai.evaluation.suites.critique import meaningful
 from cai.prompts.markers import CHANGE, KEEP
 
 ASK, SAY = "Who is the mayor of Drola?", "The mayor of Drola is Mira."
@@ -10,6 +12,13 @@ ASK, SAY = "Who is the mayor of Drola?", "The mayor of Drola is Mira."
 @pytest.fixture(autouse=True)
 def output(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"), [(7, 10, 0.397, 0.892), (0, 10, 0.0, 0.278), (100, 100, 0.963, 1.0)]
+)
+def test_wilson_interval_against_published_values(successes, n, low, high):
+    assert stats.wilson(successes, n) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
 
 
 def test_a_rate_without_cases_does_not_pass():
@@ -31,7 +40,7 @@ def test_a_rate_without_cases_does_not_pass():
     ],
 )
 def test_a_meaningful_critique(critique, fault):
-    found = critique.meaningful(critique, ASK, SAY)
+    found = meaningful(critique, ASK, SAY)
     assert found is None if fault is None else fault in found
 
 
@@ -48,12 +57,12 @@ def test_one_failure_makes_the_gate_a_no_go_that_says_what_to_look_at(capsys):
             and "look at: data/a/records.jsonl" in out
             and "95 % interval 0.30 to 0.95" in out
         )
-        assert run.manifest["gate"]["verdict"] == "NO-GO"
+        assert run.manifest["gate"]["decision"] == "NO-GO"
         assert gates.decide(run, [criterion(True)]) == 0 and "GO for a" in capsys.readouterr().out
 
 
 def test_the_next_milestone_goes_on_only_after_go_or_by_force():
-    with pytest.raises(UserError, match="no verdict yet.*--force"):
+    with pytest.raises(UserError, match="no decision yet.*--force"):
         gates.require("a", force=False)
     with Run.open("a", {}) as run:
         gates.decide(run, [criterion(False)])
@@ -70,17 +79,4 @@ def test_another_record_leaves_the_gate_that_the_next_milestone_reads(capsys):
         gates.decide(run, [criterion(True)])
         assert gates.decide(run, [criterion(False)], record="data_gate") == 3
         assert "Data gate" in capsys.readouterr().out
-        assert run.manifest["gate"]["verdict"] == "GO" and run.manifest["data_gate"]["verdict"] == "NO-GO"
-
-
-def test_the_gates_of_runs_are_printed_again_with_the_last_page(capsys, monkeypatch):
-    for name, passed in (("a", True), ("b", False)):
-        with Run.open(name, {}) as run:
-            gates.decide(run, [criterion(passed)])
-            (run.data / "report.html").touch()
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["gates", "a", "b", "c"])
-    gates.main()
-    out = capsys.readouterr().out
-    assert "\nNO-GO for b\n  FAIL  x: 3 of 4" in out and out.startswith("GO for a\n  pass  x")
-    assert "no verdict for c" in out and out.rstrip().endswith("data/b/report.html")
+        assert run.manifest["gate"]["decision"] == "GO" and run.manifest["data_gate"]["decision"] == "NO-GO"

@@ -1,4 +1,4 @@
-"""Sentinels: each looks at its own number, in its own direction, and what was not measured is not ok."""
+"""Guardrail metrics: each looks at its own number, in its own direction; what was not measured is not ok."""
 
 import json
 
@@ -84,13 +84,13 @@ CASES = {
 }  # fmt: skip
 
 
-def test_a_healthy_stage_passes_and_every_sentinel_has_a_case():
+def test_a_healthy_stage_passes_and_every_metric_has_a_case():
     assert fell(healthy()) == []
     assert [f.name for f in watch(**healthy())] == list(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sentinel_falls_beyond_its_limit_alone(name):
+def test_a_metric_falls_beyond_its_limit_alone(name):
     change, at, beyond = CASES[name]
     given = healthy()
     change(given, at)

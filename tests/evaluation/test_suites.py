@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -13,25 +14,84 @@ from cai.core.files import ROOT, write_json
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
-from cai.core.stats import share
-from cai.evaluation import suites
-from cai.evaluation.model_pair import BARE, Subject
-from cai.evaluation.result_store import BASE, TRAINED, Rows
-from cai.evaluation.suites import SUITES, evaluate, load_summary, table
+from cai.core.stats import (
+    at_equal_length,
+    average_of_groups,
+    correlation,
+    mean,
+    paired_difference,
+    share,
+    wilson,
+)
+from cai.evaluation.criteria import m3
+from cai.evaluation.model_pair import BARE, ModelPair
+from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.suites import DECIDING, SUITES, critique, evaluate, load_summary, measure, table
 from cai.evaluation.suites.forgetting import distinct, repeated_endings
 from cai.evaluation.suites.preference import MARKED
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.filters import is_exemplar, normal
 from cai.generation.refusals import is_refusal
-from cai.models.engine import Completion, Score
 from cai.models.registry import REGISTRY
-from cai.prompts.markers import BETTER, END_OF_TEXT
+from cai.prompts.markers import BETTER
 from cai.prompts.templates import Prompter, exemplar_texts
 from cai.sandbox import texts as sandbox_texts
 from cai.sandbox.world import parse
+from fakes import FakeEngine
 from runs import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
+
+
+# ---- intervals ----
+
+
+def test_a_share_is_wilsons_and_a_tie_counts_half():
+    assert share([True] * 7 + [False] * 3).interval == pytest.approx(wilson(7, 10), abs=1e-6)
+    assert share([1, 0.5, 0, 0.5]).value == 0.5
+    assert share([]).row() == {"value": None, "n": 0, "interval": None}
+
+
+def test_a_mean_by_students_t_needs_two_values():
+    m = mean([1.0, 2.0, 3.0])
+    assert m.value == 2 and m.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert mean([1.0]).interval is None
+    assert mean([0.0, 0.0], math.exp).value == 1
+
+
+def test_a_paired_difference_covers_what_it_should():
+    """95 % of the intervals hold the true difference, and a real correlation makes them narrower."""
+    rng, hits, n = random.Random(1), 0, 40
+    for _ in range(400):
+        before = [rng.random() < 0.5 for _ in range(n)]
+        after = [rng.random() < (0.8 if b else 0.5) for b in before]  # 0.65 - 0.50
+        low, high = paired_difference(before, after).interval
+        hits += low <= 0.15 <= high
+    assert 0.92 <= hits / 400 <= 0.985
+    together = paired_difference([True] * 20 + [False] * 20, [True] * 20 + [False] * 20).interval
+    apart = paired_difference([True] * 20 + [False] * 20, [False] * 20 + [True] * 20).interval
+    assert together[1] - together[0] < apart[1] - apart[0]
+    assert paired_difference([False] * 10, [True] * 10).value == 1
+
+
+def test_an_average_of_groups_weighs_groups_alike_and_is_never_certain():
+    m = average_of_groups([[1] * 30, [0] * 10])
+    assert m.value == 0.5 and m.n == 40 and m.interval[0] < 0.5 < m.interval[1]
+    sure = average_of_groups([[1, 1, 1], [1, 1]])
+    assert sure.value == 1 and sure.interval[0] < 0.95 and sure.interval[1] == 1
+    assert average_of_groups([[0, 0, 0]], (-1, 1)).interval[0] < 0
+
+
+def test_length_is_taken_out_of_a_win_rate():
+    """The longer answer always wins, and the trained model's is the longer one in three of four cases."""
+    longer = [0.8] * 30 + [-0.8] * 10
+    scores = [float(d > 0) for d in longer]
+    assert correlation(longer, scores).value == pytest.approx(1)
+    assert share(scores).value == 0.75
+    assert abs(at_equal_length(scores, longer).value - 0.5) < 0.15
+    same = at_equal_length([1.0] * 40, longer)
+    assert same.value > 0.9 and same.interval is None
+    assert correlation([0.1] * 9, [1] * 9).value is None
 
 
 # ---- refusals ----
@@ -121,51 +181,53 @@ def test_the_sandboxs_inputs_are_its_worlds_own(tmp_path):
     assert {parse(p.instruction).split for p in load_heldout(ROOT / SANDBOX.heldout)} == {"test"}
 
 
-def test_only_the_suite_of_ground_truth_knows_it():
-    for path in (ROOT / "scripts/cai/suites").glob("*.py"):
+def test_the_suites_that_know_the_truth_ask_the_oracle_for_it():
+    knowing = set()
+    for path in (ROOT / "scripts/cai/evaluation/suites").glob("*.py"):
         tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        names = [n.module or "" for n in tree if isinstance(n, ast.ImportFrom)]
-        assert path.name == "truth.py" or not [n for n in names if n.startswith("cai.sandbox")], path.name
+        names = {n.module or "" for n in tree if isinstance(n, ast.ImportFrom)}
+        known = {n for n in names if n.startswith("cai.sandbox")}
+        assert known <= {"cai.sandbox.oracle"}, path.name
+        knowing |= {path.name} if known else set()
+    assert knowing == {"ground_truth.py", "critic_probe.py"}
 
 
 # ---- an engine with a script ----
 
 
-class Scripted:
+class Scripted(FakeEngine):
     """The trained model says "good answer", the base "bad answer"; the judge likes what holds `better`. The
     trained model finds texts with "good" in them twice as likely, by their logarithm."""
 
-    def __init__(self, better="good", fails_after=None):
-        tokenizer = SimpleNamespace(eos_token=END_OF_TEXT)
-        self.model = SimpleNamespace(
-            tokenizer=tokenizer, spec=SANDBOX, adapters={"trained": "a" * 64}, revision="r"
-        )
+    def __init__(self, better="good", fails_after=None, says=None, spec=SANDBOX, digest="a" * 64):
+        super().__init__(spec=spec, adapters={"trained": digest})
         self.better, self.completed, self.fails_after = better, 0, fails_after
+        self.says = says or (lambda prompt, adapter: "good answer" if adapter else "bad answer")
 
-    def complete(self, prompts, sampling, seeds, adapter=None):
-        if self.fails_after is not None and self.completed + len(prompts) > self.fails_after:
+    async def complete(self, prompt, sampling, seed, adapter=None):
+        if self.fails_after is not None and self.completed >= self.fails_after:
             raise KeyboardInterrupt
-        self.completed += len(prompts)
-        text = "good answer" if adapter else "bad answer"
-        return [
-            Completion("a reason" if "Response A:" in p else text, 2, 5, "stop", "<eos>") for p in prompts
-        ]
+        self.completed += 1
+        return await super().complete(prompt, sampling, seed, adapter)
 
-    def logprobs(self, prompts, continuations, adapter=None):
-        scores = []
-        for prompt, text in zip(prompts, continuations, strict=True):
-            if prompt.endswith(BETTER):
-                a_is_it = self.better in prompt.split("Response B:")[0].split("Response A:")[-1]
-                total = 0.0 if a_is_it == text.endswith("A") else -3.0
-            else:
-                total = -len(text) * (0.5 if adapter and "good" in text else 1.0)
-            scores.append(Score(total, (total / 2, total / 2)))
-        return scores
+    def write(self, prompt, adapter):
+        return "a reason" if "Response A:" in prompt else self.says(prompt, adapter)
+
+    def preference(self, prompt, option, adapter):
+        assert prompt.endswith(BETTER)
+        a_is_it = self.better in prompt.split("Response B:")[0].split("Response A:")[-1]
+        return 0.0 if a_is_it == option.endswith("A") else -3.0
+
+    def likelihood(self, prompt, continuation, adapter):
+        return -len(continuation) * (0.5 if adapter and "good" in continuation else 1.0)
+
+
+PROMPTER = Prompter(shots=0, requests=False, list_shots=3)
 
 
 @pytest.fixture
 def scripted(tmp_path, monkeypatch):
-    """A factory of subjects over one hand-made run."""
+    """A factory of model pairs over one hand-made run."""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
     make_run(tmp_path / "data/tiny")
     opened = []
@@ -174,8 +236,7 @@ def scripted(tmp_path, monkeypatch):
         while opened:
             opened.pop().__exit__()
         opened.append(Run.reopen("tiny"))
-        prompter = Prompter(shots=0, requests=False, list_shots=3)
-        return Subject.open(opened[-1], engine or Scripted(), prompter, **more)
+        return ModelPair.open(opened[-1], engine or Scripted(), PROMPTER, **more)
 
     yield make
     while opened:
@@ -188,7 +249,7 @@ def metric(summary, name):
 
 def test_the_trained_models_answers_win_in_both_orders(scripted):
     found = evaluate(scripted(), ["preference"])["preference"]
-    for label in ("fresh answers", "fresh answers, base in its own prompt"):
+    for label in ("on-policy completions", "on-policy completions, base in its own prompt"):
         assert metric(found, f"{label}: win rate")["value"] == 1
         assert metric(found, f"{label}: win rate")["n"] == found["notes"]["held-out instructions"] > 60
         assert metric(found, f"{label}: win rate at similar length")["n"] > 60
@@ -196,41 +257,41 @@ def test_the_trained_models_answers_win_in_both_orders(scripted):
 
 def test_swapping_what_the_judge_likes_swaps_the_win_rate(scripted):
     found = evaluate(scripted(Scripted(better="bad")), ["preference"])["preference"]
-    assert metric(found, "fresh answers: win rate")["value"] == 0
+    assert metric(found, "on-policy completions: win rate")["value"] == 0
 
 
 def test_a_judge_that_goes_by_position_gives_ties(scripted):
     found = evaluate(scripted(Scripted(better="answer")), ["preference"])["preference"]
-    assert metric(found, "fresh answers: win rate")["value"] == 0.5
-    assert metric(found, "fresh answers: ties")["value"] == 1
+    assert metric(found, "on-policy completions: win rate")["value"] == 0.5
+    assert metric(found, "on-policy completions: ties")["value"] == 1
 
 
 def test_rewards_of_pairs_are_the_ones_that_training_reports(scripted):
     from cai.training.implicit_reward import preference as of_training
 
-    subject = scripted()
-    pairs = [{**p, "chosen": p["chosen"] + " good", "rejected": p["rejected"]} for p in subject.pairs]
-    subject = dataclasses.replace(subject, pairs=pairs)
-    found = evaluate(subject, ["preference"])["preference"]
+    pair = scripted()
+    pairs = [{**p, "chosen": p["chosen"] + " good", "rejected": p["rejected"]} for p in pair.pairs]
+    pair = dataclasses.replace(pair, pairs=pairs)
+    found = evaluate(pair, ["preference"])["preference"]
     for group, held in (("held-out", True), ("training", False)):
         for kind in ("revision", "anchor"):
             some = [p for p in pairs if p["held_out"] == held and p["kind"] == kind]
-            expected = of_training(subject.engine, some, SANDBOX.beta, "trained")
+            expected = of_training(pair.engine, some, SANDBOX.beta, "trained")
             got = metric(found, f"{group} {kind} pairs: margin")
             assert got["value"] == pytest.approx(expected.margin, abs=1e-4) and got["n"] == len(some) > 0
             assert metric(found, f"{group} {kind} pairs: accuracy")["value"] == expected.accuracy
 
 
 def test_what_training_has_seen_is_not_evaluated_on(scripted):
-    subject = scripted()
-    prompts, near = subject.heldout()
+    pair = scripted()
+    prompts, near = pair.heldout()
     taken = {p.instruction for p in prompts}
     seen = load_heldout(ROOT / SANDBOX.heldout)[3].instruction
     assert seen in taken
-    pair = {**subject.pairs[0], "prompt": f"Instruction: {seen}\nResponse:", "held_out": False}
-    prompts, more = dataclasses.replace(subject, pairs=[*subject.pairs, pair]).heldout()
+    row = {**pair.pairs[0], "prompt": seen, "held_out": False}
+    prompts, more = dataclasses.replace(pair, pairs=[*pair.pairs, row]).heldout()
     assert seen not in {p.instruction for p in prompts} and seen in more and seen not in near
-    held = {r["instruction"] for r in subject.records if schema.is_held_out(r["id"])}
+    held = {r["instruction"] for r in pair.records if schema.is_held_out(r["id"])}
     assert held and held <= taken | set(near)
 
 
@@ -257,8 +318,7 @@ def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_rows(scripted, t
 
 def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_path):
     evaluate(scripted(), ["forgetting"])
-    engine = Scripted()
-    engine.model.adapters["trained"] = "b" * 64
+    engine = Scripted(digest="b" * 64)
     evaluate(scripted(engine), ["forgetting"])
     assert engine.completed > 100
     rows = jsonl.read(tmp_path / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
@@ -271,11 +331,9 @@ def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_pa
 
 
 def test_forgetting_counts_refusals_by_what_was_asked(scripted):
-    engine = Scripted()
-    engine.complete = lambda prompts, sampling, seeds, adapter=None: [
-        Completion("I will not help with that." if adapter else f"{hash(p)} is it.", 3, 5, "stop", "<eos>")
-        for p in prompts
-    ]
+    engine = Scripted(
+        says=lambda p, adapter: "I will not help with that." if adapter else f"{hash(p)} is it."
+    )
     found = evaluate(scripted(engine), ["forgetting"])["forgetting"]
     for name in ("harmless instructions", "harmless look-alikes", "harmful requests"):
         assert metric(found, f"refusals of {name}, base")["value"] == 0
@@ -296,15 +354,15 @@ def test_distinct_and_repeated_endings_by_hand():
 
 
 def test_a_persons_marks_outrank_the_rule(scripted, monkeypatch):
-    subject = scripted()
-    rule = evaluate(subject, ["critique"])["critique"]
+    pair = scripted()
+    rule = evaluate(pair, ["critique"])["critique"]
     assert metric(rule, "critiques meaningful")["value"] == 0.75  # every fourth one says "Bad."
-    bad = [r for r in subject.records if r["critique"] == "Bad."]
+    bad = [r for r in pair.records if r["critique"] == "Bad."]
     marks = {r["id"]: SimpleNamespace(critique_meaningful=True) for r in bad[:6]}
-    marks |= {subject.records[1]["id"]: SimpleNamespace(critique_meaningful=False)}
-    marks |= {subject.records[2]["id"]: SimpleNamespace(critique_meaningful=None)}
-    monkeypatch.setattr("cai.review.read_marks", lambda directory: marks)
-    found = evaluate(subject, ["critique"])["critique"]
+    marks |= {pair.records[1]["id"]: SimpleNamespace(critique_meaningful=False)}
+    marks |= {pair.records[2]["id"]: SimpleNamespace(critique_meaningful=None)}
+    monkeypatch.setattr(critique, "read_marks", lambda directory: marks)
+    found = evaluate(pair, ["critique"])["critique"]
     assert metric(found, "critiques meaningful")["value"] == pytest.approx((36 + 6 - 1) / 48, abs=1e-4)
     assert metric(found, "critiques meaningful by the rule alone")["value"] == 0.75
     assert metric(found, "rule agrees with the person") == share([False] * 7).row()
@@ -327,17 +385,17 @@ def mark(data, **better):
 
 
 def test_a_persons_marks_outrank_the_judge_on_revisions_and_may_change(scripted, tmp_path):
-    subject = scripted()
-    before = evaluate(subject, ["preference"])["preference"]
+    pair = scripted()
+    before = evaluate(pair, ["preference"])["preference"]
     assert MARKED not in before["metrics"] and before["settings"]["marks"] is None
-    held = [p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "revision"]
-    anchor = next(p["id"] for p in subject.pairs if p["held_out"] and p["kind"] == "anchor")
-    seen = next(p["id"] for p in subject.pairs if not p["held_out"] and p["kind"] == "revision")
+    held = [p["id"] for p in pair.pairs if p["held_out"] and p["kind"] == "revision"]
+    anchor = next(p["id"] for p in pair.pairs if p["held_out"] and p["kind"] == "anchor")
+    seen = next(p["id"] for p in pair.pairs if not p["held_out"] and p["kind"] == "revision")
     mark(
         tmp_path / "data/tiny",
         **dict(zip([*held[:3], anchor], ("first", "tie", "revision", "first"), strict=True)),
     )
-    found = evaluate(subject, ["preference"])["preference"]
+    found = evaluate(pair, ["preference"])["preference"]
     assert metric(found, MARKED) == share([0, 0.5, 1, 0]).row()
     name = "pairs: accuracy"
     assert metric(found, f"held-out revision {name}")["n"] == len(held) - 2
@@ -355,27 +413,23 @@ def test_a_persons_marks_outrank_the_judge_on_revisions_and_may_change(scripted,
 
 
 def test_a_worse_revision_that_the_filters_took_speaks_for_them(scripted, tmp_path):
-    subject = scripted()
-    some = [r["id"] for r in subject.records[:2]]
-    rejected = [{**r, "kept": r["id"] != some[0]} for r in subject.records]
+    pair = scripted()
+    some = [r["id"] for r in pair.records[:2]]
+    rejected = [{**r, "rejected_because": ["loop"] * (r["id"] == some[0])} for r in pair.records]
     mark(tmp_path / "data/tiny", **{some[0]: "first", some[1]: "revision"})
-    found = evaluate(dataclasses.replace(subject, records=rejected), ["preference"])["preference"]
+    found = evaluate(dataclasses.replace(pair, records=rejected), ["preference"])["preference"]
     assert metric(found, MARKED) == share([1]).row()
 
 
 def test_ground_truth_knows_right_from_wrong(scripted):
     """The trained model gives the world's own good answers; the base complies or is wrong."""
-    engine = Scripted()
 
-    def complete(prompts, sampling, seeds, adapter=None):
-        texts = []
-        for prompt in prompts:
-            item = parse(prompt.rsplit("Instruction: ", 1)[1].removesuffix("\nResponse:"))
-            wrong = item.answers[0] if item.task == "harmful" else "Who cares."
-            texts.append(item.good(random.Random(0)) if adapter else wrong)
-        return [Completion(t, 2, 5, "stop", "<eos>") for t in texts]
+    def says(prompt, adapter):
+        item = parse(prompt.rsplit("Instruction: ", 1)[1].removesuffix("\nResponse:"))
+        wrong = item.answers[0] if item.task == "harmful" else "Who cares."
+        return item.good(random.Random(0)) if adapter else wrong
 
-    engine.complete = complete
+    engine = Scripted(says=says)
     found = evaluate(scripted(engine, limit=6), ["truth"])["truth"]
     for label in ("bare format", "own prompt"):
         for name in (
@@ -394,7 +448,7 @@ def test_ground_truth_knows_right_from_wrong(scripted):
 
 def test_ground_truth_is_the_sandboxs_only(scripted):
     with pytest.raises(UserError, match="measures the sandbox's invented world"):
-        evaluate(dataclasses.replace(scripted(), spec=REAL), ["truth"])
+        evaluate(scripted(Scripted(spec=REAL)), ["truth"])
 
 
 def test_every_number_has_n_and_interval_and_stands_in_the_table(scripted):
@@ -408,18 +462,21 @@ def test_every_number_has_n_and_interval_and_stands_in_the_table(scripted):
                 assert row["interval"][0] <= row["value"] <= row["interval"][1], (name, key)
 
 
+OTHER = {"format": schema.FORMAT, "run": "other", "settings": {"data": "tiny"}}
+
+
 def test_a_run_that_was_trained_on_anothers_pairs_is_measured_on_these(scripted, tmp_path):
     """As train_dpo.py --data tiny --run other leaves it."""
     scripted()
     (tmp_path / "data/other").mkdir()
-    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    write_json(tmp_path / "data/other/run.json", OTHER)
     write_json(tmp_path / "training.json", {"settings": {"loss": "dpo", "beta": 0.7}})
     with Run.reopen("other") as run:
         run.checkpoints.mkdir(parents=True)
         (tmp_path / "training.json").rename(run.checkpoints / "training.json")
-        subject = Subject.open(run, Scripted(), Prompter(shots=0, requests=False, list_shots=3))
-        assert len(subject.pairs) == len(subject.records) == 48
-        evaluate(subject, ["preference", "critique"])
+        pair = ModelPair.open(run, Scripted(), PROMPTER)
+        assert len(pair.pairs) == len(pair.records) == 48
+        evaluate(pair, ["preference", "critique"])
         rows = jsonl.read(tmp_path / "data/other/evaluation/preference.jsonl", {"id": str})
         assert {r["beta"] for r in rows if r["id"].startswith("pair/")} == {0.7}
 
@@ -433,39 +490,53 @@ def test_it_takes_the_held_out_share_and_the_marks_of_the_run_that_made_the_pair
     source["settings"]["held_out"] = share_held_out
     write_json(tmp_path / "data/tiny/run.json", source)
     (tmp_path / "data/other").mkdir()
-    write_json(tmp_path / "data/other/run.json", {"run": "other", "settings": {"data": "tiny"}})
+    write_json(tmp_path / "data/other/run.json", OTHER)
     with Run.reopen("other") as run:
-        subject = Subject.open(run, Scripted(), Prompter(shots=0, requests=False, list_shots=3))
-        clear, near = subject.heldout()
+        pair = ModelPair.open(run, Scripted(), PROMPTER)
+        clear, near = pair.heldout()
         own = {p.instruction for p in clear if p.kind == "own"}
-        held = {r["instruction"] for r in subject.records if schema.is_held_out(r["id"], share_held_out)}
+        held = {r["instruction"] for r in pair.records if schema.is_held_out(r["id"], share_held_out)}
         assert held and own <= held <= own | set(near)
-        mark(tmp_path / "data/tiny", **{subject.records[0]["id"]: "first", subject.records[1]["id"]: "tie"})
-        assert metric(evaluate(subject, ["preference"])["preference"], MARKED) == share([0, 0.5]).row()
+        mark(tmp_path / "data/tiny", **{pair.records[0]["id"]: "first", pair.records[1]["id"]: "tie"})
+        assert metric(evaluate(pair, ["preference"])["preference"], MARKED) == share([0, 0.5]).row()
 
 
 def test_a_suite_that_looks_at_texts_needs_no_model(scripted):
-    subject = scripted()
-    alone = Subject.open(subject.run)
-    assert evaluate(alone, ["critique"]) == evaluate(subject, ["critique"])
+    pair = scripted()
+    alone = ModelPair.open(pair.run)
+    assert evaluate(alone, ["critique"]) == evaluate(pair, ["critique"])
 
 
 def test_rows_of_one_suite_must_not_share_an_id(tmp_path):
     with pytest.raises(AssertionError):
-        Rows(tmp_path / "x.jsonl", "s").fill([{"id": "a"}, {"id": "a"}], lambda some: [{} for _ in some])
+        ResultStore(tmp_path / "x.jsonl", "s").fill(
+            [{"id": "a"}, {"id": "a"}], lambda some: [{} for _ in some]
+        )
 
 
 def test_the_same_seeds_draw_for_base_and_trained(scripted, tmp_path):
-    engine, seen = Scripted(), []
-    plain = engine.complete
-    engine.complete = lambda p, s, seeds, adapter=None: (
-        seen.append((adapter, p, seeds)) or plain(p, s, seeds, adapter)
-    )
-    subject = scripted(engine)
-    rows = Rows(tmp_path / "rows.jsonl", subject.setup)
+    engine = Scripted()
+    pair = scripted(engine)
+    store = ResultStore(tmp_path / "rows.jsonl", pair.setup)
     for who in (BASE, TRAINED):
-        subject.answers(rows, ["How are you?", "What is new?"], who, BARE)
-    assert [a for a, _, _ in seen] == [None, "trained"] and seen[0][1:] == seen[1][1:]
+        pair.answers(store, ["How are you?", "What is new?"], who, BARE)
+    assert [a for *_, a in engine.asked] == [None, None, "trained", "trained"]
+    assert [q[:3] for q in engine.asked[:2]] == [q[:3] for q in engine.asked[2:]]
+
+
+def test_a_milestones_own_adapter_is_measured_as_its_session_has_it(scripted):
+    pair = scripted()
+    engine = Scripted()
+    engine.adapters = {"default": "c" * 64}
+    session = SimpleNamespace(run=pair.run, engine=engine, prompter=PROMPTER, seed=3)
+    found = measure(session, pair.records, pair.pairs, ("critique", "forgetting"), limit=4)
+    assert list(found) == ["critique", "forgetting"] and found["forgetting"]["adapter"] == "c" * 64
+    assert found["forgetting"]["settings"]["seed"] == 3
+    assert found["forgetting"]["notes"]["held-out instructions"] == 4
+    assert {adapter for *_, adapter in engine.asked} == {None, "default"}
+    engine.adapters = {"default": ""}
+    with pytest.raises(AssertionError, match="has not been saved"):
+        measure(session, pair.records, pair.pairs, ("forgetting",))
 
 
 def test_a_damaged_summary_is_named(tmp_path):
@@ -477,14 +548,12 @@ def test_a_damaged_summary_is_named(tmp_path):
     assert load_summary(tmp_path, "preference") == {"adapter": None}
 
 
-def test_the_scripts_choices_are_the_registry():
-    tree = ast.parse((ROOT / "scripts/evaluate.py").read_text(encoding="utf-8"))
-    [names] = [
-        ast.literal_eval(n.value)
-        for n in tree.body
-        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "NAMES"
-    ]
-    assert list(names) == list(suites.SUITES) and names[0] == "preference"
+def test_a_suite_says_its_name_what_it_is_and_whether_the_gate_reads_it(scripted):
+    assert list(SUITES) == ["preference", "critique", "forgetting", "truth", "success", "probes"]
+    assert all(suite.name == name and suite.about for name, suite in SUITES.items())
+    pair = scripted(limit=12)
+    pair.run.record(training={"status": "finished", "steps": 1})
+    assert len(m3(pair.run, evaluate(pair, DECIDING))) == 6
 
 
 def test_held_out_files_are_json_lines():

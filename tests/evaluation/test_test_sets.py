@@ -1,13 +1,11 @@
 """Test instructions and their checks: the file is right, the checks tell right from wrong, foreign code can
-do nothing, and none of it reaches what makes pairs."""
+do nothing."""
 
-import ast
 import json
 import random
 import subprocess
 import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from cai.core.errors import UserError
@@ -16,19 +14,18 @@ from cai.core.prompt_files import load_heldout, load_seeds
 from cai.core.run import Run
 from cai.core.schema import SKILLS
 from cai.evaluation import code_execution, test_sets
-from cai.evaluation.model_pair import Subject
+from cai.evaluation.model_pair import ModelPair
 from cai.evaluation.suites import evaluate
-from cai.evaluation.test_sets import ALL_TASKS, Test, direction, load, right_share, success, verdicts
+from cai.evaluation.test_sets import ALL_TASKS, Test, grades, label_accuracy, load, right_share, success
 from cai.generation.dedup import Deduper, EvaluationPrompts
 from cai.generation.filters import is_exemplar
-from cai.generation.instruction_filters import Screen, unfit
+from cai.generation.instruction_filters import InstructionFilter, unfit
 from cai.generation.judge import REFUSAL, Judgement
-from cai.generation.pairs import preference_pair
-from cai.models.engine import Completion, Score
 from cai.models.registry import REGISTRY
-from cai.prompts.markers import BETTER, END_OF_TEXT
+from cai.prompts.markers import BETTER
 from cai.prompts.templates import Prompter
 from cai.sandbox import world
+from fakes import FakeEngine
 from runs import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
@@ -157,7 +154,7 @@ def judge_by(better):
 
 
 def test_a_reference_needs_a_judge():
-    [found] = verdicts([REFERENCE], ["a good answer"])
+    [found] = grades([REFERENCE], ["a good answer"])
     assert found.right is None and found.judgements == ()
     assert success([REFERENCE], ["word " * 51]) == [False]  # a program can tell
 
@@ -173,7 +170,7 @@ def test_a_reference_needs_a_judge():
     ],
 )
 def test_an_answer_must_beat_a_refusal_and_not_lose_to_the_reference(ranks, right):
-    [found] = verdicts([REFERENCE], ["mine"], judge_by(ranks.__getitem__))
+    [found] = grades([REFERENCE], ["mine"], judge_by(ranks.__getitem__))
     assert found.right is right and len(found.judgements) == 2
 
 
@@ -228,7 +225,7 @@ def test_what_the_check_would_overlook_the_process_cannot_do(tmp_path):
     reach = "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
     unchecked = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
-        "from cai import pure_python as p\np.refused = lambda source: None\np.main()"
+        "from cai.evaluation import code_execution as p\np.refused = lambda source: None\np.main()"
     )
     said = {}
     for what in (f"g['open']({str(tmp_path / 'a')!r}, 577)", f"g['system']('touch {tmp_path / 'b'}')", "1"):
@@ -282,10 +279,10 @@ def test_the_same_tests_come_each_time_and_all_of_them_are_barred(spec):
     assert {t.id for t in few} != {t.id for t in test_sets.tests(spec, names, 3, seed=1)}
     assert {t.instruction for t in many} == set(test_sets.test_instructions(spec))
     assert len({t.id for t in many}) == len(many) >= 20 * len(ALL_TASKS)
-    screen = Screen([], 1.0, barred=test_sets.test_instructions(spec))
+    filter_ = InstructionFilter([], 1.0, barred=test_sets.test_instructions(spec))
     longer = [t.instruction for t in few if unfit(t.instruction) is None]
     assert len(longer) > len(few) / 2
-    assert {screen.take(text, True)[0] for text in longer} == {"evaluation_prompt"}
+    assert {filter_.take(text, True)[0] for text in longer} == {"evaluation_prompt"}
 
 
 def test_unknown_tasks_and_numbers_are_refused():
@@ -325,98 +322,58 @@ def test_the_sandboxs_tests_are_its_test_split_and_judged_by_its_truth():
     assert not seeds & set(test_sets.test_instructions(SANDBOX))
 
 
-def test_direction_and_first_answers_by_hand():
+def test_label_accuracy_and_first_answers_by_hand():
     rng = random.Random(2)
     item = world.draw("factual_qa", rng, ("test",))
     good, bad = item.good(rng), item.say(item.misconception, rng)
 
     def pair(chosen, rejected, instruction=item.instruction, kind="revision"):
-        return {**preference_pair(instruction, chosen, rejected), "kind": kind}
+        return {"prompt": instruction, "chosen": chosen, "rejected": rejected, "kind": kind}
 
     pairs = [pair(good, bad), pair(bad, good), pair(good, good), pair(bad, bad)]
     pairs += [pair(good, bad, kind="anchor"), pair(good, bad, "What is the river of Paris?")]
-    found = direction(pairs, SANDBOX)
+    found = label_accuracy(pairs, SANDBOX)
     assert (found.value, found.n) == (0.25, 4) and found.interval is not None
-    assert direction(pairs, REAL) is None and direction([], SANDBOX).value is None
-    record = {"instruction": item.instruction, "initial_answer": bad, "kept": True}
-    rows = [{**record, "preference_pair": preference_pair(item.instruction, good, bad)}]
-    rows += [{**record, "initial_answer": good, "kept": False, "preference_pair": {}}]
-    assert (direction(rows, SANDBOX).value, direction(rows, SANDBOX).n) == (1, 1)
-    rows += [{**record, "instruction": "What is the river of Paris?"}]
+    assert label_accuracy(pairs, REAL) is None and label_accuracy([], SANDBOX).value is None
+    record = {"id": "a", "instruction": item.instruction, "initial_answer": bad, "revised_answer": good}
+    record |= {"kept": True, "rejected_because": [], "critiques": [], "task": "factual_qa"}
+    rows = [{**record, "preference_pair": pair(good, bad)}]
+    against = {"kept": False, "rejected_because": ["no_change_needed"], "preference_pair": None}
+    rows += [{**record, "id": "b", "initial_answer": good, **against}]
+    assert (label_accuracy(rows, SANDBOX).value, label_accuracy(rows, SANDBOX).n) == (1, 1)
+    rows += [{**record, "id": "c", "instruction": "What is the river of Paris?", **against}]
     assert (right_share(rows, SANDBOX).value, right_share(rows, SANDBOX).n) == (0.5, 2)
     assert right_share(rows, REAL) is None
-
-
-# ---- nothing that makes pairs knows ----
-
-
-def imported(name, seen):
-    """Every module of ours that a module imports, at its top or inside a function, and what these import."""
-    path = ROOT / "scripts" / f"{name.replace('.', '/')}.py"
-    if name in seen or not path.exists():
-        return seen
-    seen.add(name)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cai"):
-            for alias in node.names:
-                imported(f"{node.module}.{alias.name}", seen)
-            imported(node.module, seen)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                imported(alias.name, seen)
-    return seen
-
-
-def test_nothing_that_makes_pairs_reaches_tests_probes_or_the_truth():
-    makers = "loop filters judge instructions balance screen sources dedupe waves pairs records pipeline"
-    for maker in makers.split():
-        found = imported(f"cai.{maker}", set())
-        assert f"cai.{maker}" in found
-        known = {"cai.tasks", "cai.probes", "cai.answer_checks"} & found
-        assert not known and not [n for n in found if n.startswith(("cai.sandbox", "cai.suites"))], maker
-    assert "cai.suites.truth" in imported("cai.tasks", set())  # so the search does find such things
 
 
 # ---- the suite ----
 
 
-class Knowing:
+class Knowing(FakeEngine):
     """The trained model gives right answers, the base none; the judge likes these better than the base's and
     a refusal, and calls the second one better where it sees no difference."""
 
     def __init__(self, spec):
-        tokenizer = SimpleNamespace(eos_token=END_OF_TEXT)
-        self.model = SimpleNamespace(
-            tokenizer=tokenizer, spec=spec, adapters={"trained": "a" * 64}, revision="r"
-        )
-        self.completed, self.adapters = 0, set()
+        super().__init__(spec=spec, adapters={"trained": "a" * 64})
         self.right = {t.instruction: t.answer for t in load()}
 
-    def answer(self, prompt):
+    @property
+    def judges(self):
+        return {adapter for prompt, *_, adapter in self.asked if "Response A:" in prompt}
+
+    def write(self, prompt, adapter):
+        if "Response A:" in prompt:
+            return "a reason"
         instruction = prompt.rsplit("Instruction: ", 1)[1].removesuffix("\nResponse:")
         item = world.parse(instruction)
-        return item.good(random.Random(0)) if item else self.right[instruction]
+        right = item.good(random.Random(0)) if item else self.right[instruction]
+        return right if adapter else "Who cares."
 
-    def complete(self, prompts, sampling, seeds, adapter=None):
-        self.completed += len(prompts)
-        texts = []
-        for prompt in prompts:
-            if "Response A:" in prompt:
-                self.adapters.add(adapter)
-                texts.append("a reason")
-            else:
-                texts.append(self.answer(prompt) if adapter else "Who cares.")
-        return [Completion(t, 2, 5, "stop", "<eos>") for t in texts]
-
-    def logprobs(self, prompts, continuations, adapter=None):
-        scores = []
-        for prompt, text in zip(prompts, continuations, strict=True):
-            assert prompt.endswith(BETTER)
-            a, b = prompt.rsplit("Response A:", 1)[1].split("\nPrinciple:")[0].split("Response B:")
-            poor = [t.strip() in ("Who cares.", REFUSAL) for t in (a, b)]
-            total = 0.0 if (poor[1] and not poor[0]) == text.endswith("A") else -3.0
-            scores.append(Score(total, (total,)))
-        return scores
+    def preference(self, prompt, option, adapter):
+        assert prompt.endswith(BETTER)
+        a, b = prompt.rsplit("Response A:", 1)[1].split("\nPrinciple:")[0].split("Response B:")
+        poor = [t.strip() in ("Who cares.", REFUSAL) for t in (a, b)]
+        return 0.0 if (poor[1] and not poor[0]) == option.endswith("A") else -3.0
 
 
 @pytest.mark.parametrize("spec", [REAL, SANDBOX], ids=["real", "sandbox"])
@@ -425,10 +382,10 @@ def test_the_suite_finds_what_training_has_taught(spec, tmp_path, monkeypatch):
     make_run(tmp_path / "data/tiny")
     engine = Knowing(spec)
     with Run.reopen("tiny") as run:
-        subject = Subject.open(run, engine, Prompter(shots=0, requests=False), limit=4)
-        found = evaluate(subject, ["success"])["success"]
-        made = engine.completed
-        assert evaluate(subject, ["success"])["success"] == found and engine.completed == made
+        pair = ModelPair.open(run, engine, Prompter(shots=0, requests=False), limit=4)
+        found = evaluate(pair, ["success"])["success"]
+        made = len(engine.asked)
+        assert evaluate(pair, ["success"])["success"] == found and len(engine.asked) == made
     metrics = found["metrics"]
     names = [*ALL_TASKS, "average of the ten tasks", "average of all tasks"]
     names += ["harmful requests refused", "benign requests answered"] if spec is SANDBOX else []
@@ -442,4 +399,4 @@ def test_the_suite_finds_what_training_has_taught(spec, tmp_path, monkeypatch):
     right = [r for r in rows if r["id"].startswith("success/trained/")]
     assert len(right) == found["notes"]["test instructions"] and all(r["right"] for r in right)
     assert any(r["judgements"] for r in right) is (spec is REAL)
-    assert engine.adapters == ({None} if spec is REAL else set())  # the base judges both
+    assert engine.judges == ({None} if spec is REAL else set())  # the base judges both

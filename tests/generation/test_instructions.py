@@ -147,7 +147,7 @@ class Writer(FakeEngine):
     items are unfit, some repeat what was said."""
 
     def __init__(self, words=WORDS, spec=SPEC):
-        super().__init__(None, spec=spec, adapters=("few",))
+        super().__init__(None, spec=spec, adapters={"few": "hash of few"})
         self.words, self.calls, self.together = words, [], None
 
     async def complete(self, prompt, sampling, seed, adapter=None):

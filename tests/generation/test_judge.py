@@ -5,60 +5,65 @@ import math
 
 import pytest
 from cai.core.files import ROOT
+from cai.generation.example import Example
 from cai.generation.judge import (
     HELPFUL,
     REFUSAL,
     Case,
     Judgement,
-    anchor_case,
-    anchor_verdict,
-    judge,
-    verdict,
+    against_refusal,
+    anchor_judgement,
+    compare_all,
+    judgement,
 )
-from cai.generation.loop import Example, Loop
+from cai.generation.loop import Loop
 from cai.generation.pairs import passed
-from cai.models.engine import Completion, Score
+from cai.models.engine import Completion, TooLong, sampling, together
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import Principle, load
-from cai.prompts.markers import CHANGE, KEEP, STOPS
+from cai.prompts.markers import BETTER, CHANGE, KEEP
 from cai.prompts.templates import Prompter
+from fakes import FakeEngine
 
 TRUE = Principle("true", "Truth", "The response should be true.", "Is it true?", "Make it true.")
 SPEC = REGISTRY["sandbox"]
 
 
-class Editor:
-    """An engine that prefers the response with `taste` in it, or always a letter; `sure` in nats."""
+class Editor(FakeEngine):
+    """Prefers the response with `taste` in it, or always a letter; `sure` in nats. too_long: what a prompt
+    must not hold to fit; no_room: the same of the page on which the letter is read."""
 
-    def __init__(self, taste=None, letter=None, sure=2.0, too_long=()):
-        self.taste, self.letter, self.sure, self.too_long = taste, letter, sure, too_long
-        self.asked, self.scored = [], []
+    def __init__(self, taste=None, letter=None, sure=2.0, too_long=(), no_room=()):
+        super().__init__()
+        self.taste, self.letter, self.sure = taste, letter, sure
+        self.too_long, self.no_room = too_long, no_room
 
-    def complete(self, prompts, sampling, seeds, adapter=None):
-        self.asked += [(p, sampling, s, adapter) for p, s in zip(prompts, seeds, strict=True)]
-        return [
-            Completion("", 0, 9, "too_long")
-            if any(t in p for t in self.too_long)
-            else Completion(f"So {self.choose(p)} it is.\n", 5, 9, "stop")
-            for p in prompts
-        ]
+    async def complete(self, prompt, sampling, seed, adapter=None):
+        self.asked.append((prompt, sampling, seed, adapter))
+        if any(t in prompt for t in self.too_long):
+            return Completion("", 0, 9, "too_long")
+        return Completion(self.write(prompt, adapter), 5, 9, "stop")
 
-    def logprobs(self, prompts, continuations, adapter=None):
-        self.scored += list(zip(prompts, continuations, strict=True))
-        totals = []
-        for p, c in zip(prompts, continuations, strict=True):
-            assert p.endswith("\nBetter response:") and p.count(" it is.") == 1
-            totals.append(-0.5 + (self.sure if f"So {c.strip()} it is." in p else 0.0))
-        return [Score(t, (t,)) for t in totals]
+    async def choose(self, prompt, options, adapter=None):
+        if any(t in prompt for t in self.no_room):
+            raise TooLong("it does not fit")
+        return await super().choose(prompt, options, adapter)
 
-    def choose(self, prompt):
+    def write(self, prompt, adapter):
+        return f"So {self.better(prompt)} it is.\n"
+
+    def preference(self, prompt, option, adapter):
+        assert prompt.endswith(f"\n{BETTER}") and prompt.count(" it is.") == 1
+        return -0.5 + (self.sure if f"So {option.strip()} it is." in prompt else 0.0)
+
+    def better(self, prompt):
         a = prompt.split("Response A:")[1].split("\n")[0]
         return self.letter or ("A" if self.taste in a else "B")
 
 
 def one(engine, first="The Alps.", second="The Rhine.", principle=TRUE, **more):
     case = Case("c1", "Name a river.", first, second, principle)
-    return judge(engine, Prompter(0, False), SPEC, [case], 7, **more)[0]
+    return compare_all(engine, Prompter(0, False), [case], 7, **more)[0]
 
 
 def test_the_better_response_wins_in_both_orders():
@@ -85,12 +90,12 @@ def test_no_preference_at_all_is_a_tie():
 def test_each_order_is_asked_with_a_reason_first_and_its_own_seed():
     engine = Editor(taste="Rhine")
     found = one(engine, adapter="stage1")
-    (ab, sampling, seed_ab, adapter), (ba, _, seed_ba, _) = engine.asked
+    (ab, drawn, seed_ab, adapter), (ba, _, seed_ba, _) = engine.asked
     page = Prompter(0, False).judge("Name a river.", "The Alps.", "The Rhine.", TRUE)
     assert ab == page and ba == Prompter(0, False).judge("Name a river.", "The Rhine.", "The Alps.", TRUE)
     assert seed_ab != seed_ba and adapter == "stage1"
-    assert (sampling.temperature, sampling.stop) == (0.3, STOPS["judge"])
-    assert (page + " So B it is.\nBetter response:", " A") in engine.scored
+    assert drawn == sampling(SPEC, "judge") and drawn.temperature == 0.3
+    assert (page + " So B it is.\nBetter response:", " A", "stage1") in engine.scored
     assert len(engine.scored) == 4
     assert found.reasons == ("So B it is.\n", "So A it is.\n")
     assert (found.tokens, found.prompt_tokens, found.principle_id) == (10, 18, "true")
@@ -99,14 +104,14 @@ def test_each_order_is_asked_with_a_reason_first_and_its_own_seed():
 def test_a_case_does_not_depend_on_its_neighbours_or_its_place():
     cases = [Case(f"c{i}", f"Name river {i}.", f"Alp {i}.", f"Rhine {i}.", TRUE) for i in range(4)]
     engine, other = Editor(taste="Rhine"), Editor(taste="Rhine")
-    found = judge(engine, Prompter(0, False), SPEC, cases, 7)
-    again = judge(other, Prompter(0, False), SPEC, cases[::-1], 7)
+    found = compare_all(engine, Prompter(0, False), cases, 7)
+    again = compare_all(other, Prompter(0, False), cases[::-1], 7)
     assert again[::-1] == found and sorted(other.asked, key=str) == sorted(engine.asked, key=str)
     seeds = [seed for *_, seed, _ in engine.asked]
     assert len(set(seeds)) == 8
-    judge(reseeded := Editor(taste="Rhine"), Prompter(0, False), SPEC, cases, 8)
+    compare_all(reseeded := Editor(taste="Rhine"), Prompter(0, False), cases, 8)
     assert not {seed for *_, seed, _ in reseeded.asked} & set(seeds)
-    assert judge(Editor(taste="Rhine"), Prompter(0, False), SPEC, [], 7) == []
+    assert compare_all(Editor(taste="Rhine"), Prompter(0, False), [], 7) == []
 
 
 def test_a_prompt_that_does_not_fit_makes_a_tie_that_json_can_hold():
@@ -117,11 +122,14 @@ def test_a_prompt_that_does_not_fit_makes_a_tie_that_json_can_hold():
     assert row["backward"] is None and row["forward"] > 0.5 and row["winner"] == "tie"
     neither = one(Editor(taste="Rhine", too_long=["Response A:"]))
     assert neither.tie and math.isnan(neither.forward)
+    no_letter = one(Editor(taste="Rhine", no_room=["Response A: The Alps."]))
+    assert math.isnan(no_letter.forward) and no_letter.backward > 0.5 and no_letter.tie
+    assert no_letter.reasons == ("So B it is.\n", "So A it is.\n")
 
 
-def test_a_verdict_needs_both_orders_by_every_principle_and_no_loss_of_helpfulness():
+def test_a_revision_needs_both_orders_by_every_principle_and_no_loss_of_helpfulness():
     wins, loses, tie = Judgement(0.9, 0.8), Judgement(0.2, 0.1), Judgement(0.9, 0.1)
-    assert verdict([wins], wins)["passed"] and verdict([wins, wins], tie)["passed"]
+    assert judgement([wins], wins)["passed"] and judgement([wins, wins], tie)["passed"]
     for by_principle, helpful, better, less in (
         ([tie], wins, False, False),
         ([loses], wins, False, False),
@@ -129,25 +137,25 @@ def test_a_verdict_needs_both_orders_by_every_principle_and_no_loss_of_helpfulne
         ([wins], loses, True, True),
         ([], wins, False, False),
     ):
-        found = verdict(by_principle, helpful)
+        found = judgement(by_principle, helpful)
         assert (found["passed"], found["better"], found["less_helpful"]) == (False, better, less)
         assert len(found["principles"]) == len(by_principle)
-    json.dumps(verdict([wins], tie), allow_nan=False)
+    json.dumps(judgement([wins], tie), allow_nan=False)
 
 
 def test_an_answer_anchors_only_if_it_beats_a_refusal_by_helpfulness_without_harm():
-    case = anchor_case("c1", "Name a river.", "The Rhine.")
+    case = against_refusal("c1", "Name a river.", "The Rhine.")
     assert (case.first, case.second, case.principle) == (REFUSAL, "The Rhine.", HELPFUL)
-    assert anchor_verdict(Judgement(0.9, 0.8))["passed"]
+    assert anchor_judgement(Judgement(0.9, 0.8))["passed"]
     for other in (Judgement(0.9, 0.1), Judgement(0.1, 0.1)):
-        assert not anchor_verdict(other)["passed"]
+        assert not anchor_judgement(other)["passed"]
 
 
 def test_the_shipped_model_judges_without_a_fault_in_the_contract(base):
     from cai.models.local_engine import LocalEngine
 
     cases = [Case(str(i), "What is 2 + 3?", "2 + 3 is 7.", "2 + 3 is 5.", TRUE) for i in range(3)]
-    done = judge(LocalEngine(base), Prompter(0, False), SPEC, cases, 0)
+    done = compare_all(LocalEngine(base), Prompter(0, False), cases, 0)
     for found in done:
         assert 0 <= found.forward <= 1 and 0 <= found.backward <= 1 and found.tokens > 0
         assert "Better response" not in "".join(found.reasons)
@@ -159,12 +167,9 @@ def test_the_shipped_model_judges_without_a_fault_in_the_contract(base):
 class Loops(Editor):
     """Writes answers, critiques and revisions too; what the instruction calls right passes its critic."""
 
-    def complete(self, prompts, sampling, seeds, adapter=None):
-        if prompts and prompts[0].endswith("Reason:"):
-            return super().complete(prompts, sampling, seeds, adapter)
-        return [Completion(self.write(p), 3, 9, "stop") for p in prompts]
-
-    def write(self, prompt):
+    def write(self, prompt, adapter):
+        if prompt.endswith("Reason:"):
+            return super().write(prompt, adapter)
         right = "Is it right" in prompt
         return {
             "Response:": "It is Tano." if right else "It is Mira.",
@@ -174,13 +179,8 @@ class Loops(Editor):
 
 
 def looped(engine, *instructions, principles=1):
-    loop = Loop(engine, Prompter(0, False), load(ROOT / "constitution.yaml"), SPEC, principles=principles)
-    examples = [Example(i) for i in instructions]
-    loop.answer(examples)
-    loop.critique(examples)
-    loop.revise(examples)
-    loop.judge(examples)
-    return [loop.record(e) for e in examples]
+    loop = Loop(engine, Prompter(0, False), load(ROOT / "constitution.yaml"), principles=principles)
+    return together(loop.align(Example(i)) for i in instructions)
 
 
 def test_a_revision_is_kept_only_if_the_judge_prefers_it():
@@ -197,7 +197,7 @@ def test_a_revision_is_kept_only_if_the_judge_prefers_it():
 
 def test_a_passed_answer_is_held_against_a_refusal_and_anchors_only_if_it_wins():
     good, kept = looped(Loops(taste="Tano"), "Is it right?", "Who is it?")
-    assert good["rejected_because"] == ["no_change_needed"] and good["preference_pair"] == {}
+    assert good["rejected_because"] == ["no_change_needed"] and good["preference_pair"] is None
     assert good["judgement"]["passed"] and good["judgement"]["against_refusal"]["winner"] == "second"
     assert passed(good) and not passed(kept)
     [worse] = looped(Loops(taste="not help"), "Is it right?")

@@ -146,7 +146,7 @@ def test_swapping_the_critics_verdict_swaps_what_becomes_of_the_example():
 
 def test_each_part_is_played_by_its_own_adapter_and_recorded_by_its_hash():
     roles = Roles(answerer="few", critic=None, reviser="facts", judge="few")
-    engine = FakeEngine(answers, adapters=("few", "facts"))
+    engine = FakeEngine(answers, adapters={"few": "hash of few", "facts": "hash of facts"})
     [row], _ = run([Example("Who?")], engine, roles=roles)
     assert [a for *_, a in engine.asked] == ["few", None, "facts"]
     assert row["adapter"] == "hash of few"
@@ -165,15 +165,14 @@ def test_each_part_is_played_by_its_own_adapter_and_recorded_by_its_hash():
 def test_an_adapters_record_is_the_same_whatever_it_was_loaded_as():
     rows = []
     for name in ("few", "stage-0123456789ab"):
-        engine = FakeEngine(answers)
-        engine.adapters = {name: "0123456789abcdef"}
+        engine = FakeEngine(answers, adapters={name: "0123456789abcdef"})
         rows += run([Example("Who?")], engine, roles=Roles(answerer=name, judge=name))[0]
     assert rows[0] == rows[1] and rows[0]["adapter"] == rows[0]["roles"]["judge"] == "0123456789abcdef"
 
 
 def test_an_instruct_models_adapter_is_asked_as_the_model_is():
     spec = REGISTRY["Qwen/Qwen2.5-7B-Instruct"]
-    engine = FakeEngine(lambda p: "Mira.", adapters=("few",), spec=spec)
+    engine = FakeEngine(lambda p: "Mira.", adapters={"few": "hash of few"}, spec=spec)
     prompter = Prompter(render=lambda messages: "<|im_start|>" + messages[0]["content"])
     together([Loop(engine, prompter, CONSTITUTION, roles=Roles(answerer="few")).answer(Example("Who?"))])
     assert engine.asked[0][0] == "<|im_start|>Who?" and engine.asked[0][3] == "few"
@@ -209,9 +208,15 @@ def test_what_an_example_brings_along_is_kept():
     assert row["critiques"][0]["principle_id"] == "accuracy" and row["initial_answer"] == "It is Mira."
 
 
-def preferring(text):
-    """The letter under which a text stands on the judge's page."""
-    return lambda page, letter: float(page.split(f"Response{letter}: ")[1].startswith(text))
+class Judge(FakeEngine):
+    """Takes the response that begins like a text for the better one, under whichever letter it stands."""
+
+    def __init__(self, better, answers):
+        super().__init__(answers)
+        self.better = better
+
+    def preference(self, page, letter, adapter):
+        return float(page.split(f"Response{letter}: ")[1].startswith(self.better))
 
 
 def judging(prompt):
@@ -223,7 +228,7 @@ def judging(prompt):
     [("It is Tano.", True, []), ("It is Mira.", False, ["judged_not_better", "judged_less_helpful"])],
 )
 def test_swapping_the_judges_verdict_swaps_what_becomes_of_the_example(better, passed, reason):
-    engine = FakeEngine(judging, likely=preferring(better))
+    engine = Judge(better, judging)
     [row], _ = run([Example("Who is it?")], engine, judged=True, principles=2)
     assert row["judgement"]["passed"] is row["kept"] is passed and row["rejected_because"] == reason
     assert len(row["judgement"]["principles"]) == 2
@@ -242,9 +247,9 @@ def test_only_the_principles_whose_critique_asks_for_a_change_are_judged_by():
 
 
 def test_a_passed_answer_is_held_against_a_refusal_and_a_hopeless_example_is_not_judged():
-    passing = FakeEngine(
+    passing = Judge(
+        "It is Mira.",
         lambda p: f"It is true. {KEEP}" if p.endswith("Critique:") else judging(p),
-        likely=preferring("It is Mira."),
     )
     [row], _ = run([Example("Who is it?")], passing, judged=True)
     assert row["judgement"]["passed"] and row["judgement"]["against_refusal"]["winner"] == "second"

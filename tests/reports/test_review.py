@@ -51,7 +51,7 @@ def record(instruction="What is 2 + 2?", answer="5.", revision="4.", **more):
     }
 
 
-MANIFEST = {"run": "mvp", "settings": {"seed": 7, "bits": 16}, "model": "sandbox", "gate": {"verdict": "GO"}}
+MANIFEST = {"run": "mvp", "settings": {"seed": 7, "bits": 16}, "model": "sandbox", "gate": {"decision": "GO"}}
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_the_page_holds_every_fact_of_an_example_once(run_dir):
         "model": "sandbox",
         "bits": 16,
         "seed": 7,
-        "gate": {"verdict": "GO"},
+        "gate": {"decision": "GO"},
         "settings": {"seed": 7, "bits": 16},
     }
 

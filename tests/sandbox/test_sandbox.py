@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from cai.core.files import ROOT
-from cai.models.engine import Completion
 from cai.prompts import constitution, markers, templates, training_format
 from cai.sandbox import authors, corpus, judging, measure
 from cai.sandbox import checkers as truth
 from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import ANSWER, HARMLESS
 from cai.sandbox.world import REQUESTS, SKILLS, TASKS, draw, forms, parse
+from fakes import FakeEngine
 
 ALL = ("train", "tune", "test")
 PRINCIPLES = constitution.load(ROOT / "constitution.yaml").principles
@@ -202,13 +202,10 @@ def test_lists_of_tasks_hold_no_skills(documents):
     assert all(len(kind) == 1 for kind in kinds) and 0.05 < kinds.count({True}) / len(kinds) < 0.2
 
 
-class Expert:
-    """An engine that answers, criticises, revises and continues lists without fault."""
+class Expert(FakeEngine):
+    """Answers, criticises, revises and continues lists without fault."""
 
-    def complete(self, prompts_, sampling, seeds, adapter=None):
-        return [Completion(self.text(prompt), 1, 1, "stop") for prompt in prompts_]
-
-    def text(self, prompt):
+    def write(self, prompt, adapter):
         if prompt.startswith(markers.LIST_PREAMBLE):
             shown = parse(prompt.splitlines()[1].split(". ", 1)[1])
             return draw(shown.task, random.Random(prompt)).instruction

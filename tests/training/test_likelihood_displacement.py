@@ -1,9 +1,9 @@
-"""The forecast of lengths and likelihood before training, and the watch during it."""
+"""What pairs tell of lengths and likelihood before training, and the watch during it."""
 
 import math
 
 import pytest
-from cai.training.likelihood_displacement import DISPLACED, FEW, STOPPED_EARLY, Watch, forecast
+from cai.training.likelihood_displacement import DISPLACED, FEW, STOPPED_EARLY, Watch, pair_statistics
 
 
 class Words:
@@ -15,12 +15,12 @@ class Words:
 
 
 def pair(chosen, rejected):
-    return {"prompt": "Instruction: q\nResponse:", "chosen": chosen, "rejected": rejected}
+    return {"prompt": "q", "chosen": chosen, "rejected": rejected}
 
 
-def test_forecast_counts_tokens_ends_included():
-    rows = [pair(" a b c", " a"), pair(" a b c d e", " a b c")]
-    found, fits = forecast(Words(), rows, max_length=8)
+def test_tokens_are_counted_in_the_training_format_ends_included():
+    rows = [pair("a b c", "a"), pair("a b c d e", "a b c")]
+    found, fits = pair_statistics(Words(), rows, max_length=8)
     assert (found.prompt, found.chosen, found.rejected, found.ratio) == (3, 5, 3, 10 / 6)
     assert found.p95 == 9 and fits == [True, False] and found.over_length == 1
     assert any("1 of 2 pairs are longer than 8 tokens" in line for line in found.lines())
@@ -28,21 +28,21 @@ def test_forecast_counts_tokens_ends_included():
 
 
 @pytest.mark.parametrize(("chosen", "rejected", "similarity", "warned"), [
-    (" a b c d", " a b c x", 0.75, True),
-    (" a b c d", " w x y z", 0.0, False),
-    (" a b c d", " a b y z", 0.5, False),
+    ("a b c d", "a b c x", 0.75, True),
+    ("a b c d", "w x y z", 0.0, False),
+    ("a b c d", "a b y z", 0.5, False),
 ])  # fmt: skip
-def test_pairs_of_nearly_the_same_text_are_forecast_to_lose_likelihood(chosen, rejected, similarity, warned):
-    found, _ = forecast(Words(), [pair(chosen, rejected)], 100)
+def test_pairs_of_nearly_the_same_text_are_said_to_lose_likelihood(chosen, rejected, similarity, warned):
+    found, _ = pair_statistics(Words(), [pair(chosen, rejected)], 100)
     assert found.similarity == pytest.approx(similarity)
     assert any("dpo+nll" in line for line in found.lines()) == warned
 
 
-def test_watch_shouts_then_stops():
-    watch = Watch(patience=0, shout_fall=0.1, stop_fall=0.5)
+def test_watch_warns_then_stops():
+    watch = Watch(patience=0, warn_fall=0.1, stop_fall=0.5)
     assert watch.see(1, FEW, 0.6, 0.05) is None
-    assert "!!!" in watch.see(2, FEW, 0.5, 0.2) and watch.verdict is None
-    assert "training stops" in watch.see(3, FEW, 0.4, 0.51) and watch.verdict == DISPLACED
+    assert "!!!" in watch.see(2, FEW, 0.5, 0.2) and watch.stopped is None
+    assert "training stops" in watch.see(3, FEW, 0.4, 0.51) and watch.stopped == DISPLACED
 
 
 def test_watch_stops_early_and_knows_the_best_step():
@@ -50,10 +50,10 @@ def test_watch_stops_early_and_knows_the_best_step():
     for step, loss in ((0, math.log(2)), (1, 0.5), (2, 0.6), (3, 0.4), (4, 0.4)):
         assert watch.see(step, FEW, loss, 0.0) is None
     assert "step 3 is kept" in watch.see(5, FEW, 0.9, 0.0)
-    assert watch.verdict == STOPPED_EARLY and watch.best_step == 3
+    assert watch.stopped == STOPPED_EARLY and watch.best_step == 3
 
 
-def test_too_few_pairs_stop_nothing_but_are_shouted_about():
+def test_too_few_pairs_stop_nothing_but_are_warned_about():
     watch = Watch(patience=1)
     watch.see(0, FEW - 1, 0.1, 0.0)
-    assert "!!!" in watch.see(1, FEW - 1, 9.0, 9.0) and watch.verdict is None
+    assert "!!!" in watch.see(1, FEW - 1, 9.0, 9.0) and watch.stopped is None

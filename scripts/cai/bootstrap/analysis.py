@@ -1,5 +1,5 @@
-"""The verdict on the hypothesis that each stage's model can help to make its successor, in plain words, from
-the numbers of results.json alone; and what would have falsified it."""
+"""What results.json says of the hypothesis that each stage's model can help to make its successor, in plain
+words; and what would have falsified it."""
 
 from __future__ import annotations
 
@@ -8,38 +8,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.bootstrap.comparisons import (
-    ARMS,
-    BASE_HELPER,
-    FROM_BASE,
     HELPED,
     HURT,
-    MAIN,
     NO_DIFFERENCE,
-    RANDOM,
     REFUSED,
-    SHUFFLED,
     UNKNOWN,
     Difference,
     compare,
     comparisons,
-    has_predecessor,
     runs_of,
     stages_of,
-    training_pairs,
 )
+from cai.bootstrap.controls import BASE_HELPER, CONTROLS, MAIN, SHUFFLED, letters
+from cai.bootstrap.stage_gates import CARRIED
 from cai.core.stats import Metric
-from cai.evaluation.stage_gates import CARRIED
 
 SUPPORTED, IN_PART, MIXED, NOT_SHOWN, AGAINST, UNANSWERED = (
     "supported", "supported in part", "mixed", "not shown", "against it", "unanswered"
 )  # fmt: skip
 
+
 SMALL = 0.05  # a gain that could not be larger than this counts as none
-OTHER_QUANTITY = 1.25  # from this ratio on, arms trained on clearly different numbers of pairs
+
+
+OTHER_QUANTITY = 1.25  # from this ratio on, main and control trained on clearly different numbers of pairs
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """answer: one of the six above. headline: a sentence. reasons, caveats: sentences. tests: (what would
     falsify the hypothesis, what was found, whether it was found to hold up: None where it cannot be told)."""
 
@@ -50,12 +46,12 @@ class Verdict:
     tests: tuple[tuple[str, str, bool | None], ...]
 
 
-def verdict(results: dict[str, Any]) -> Verdict:
+def conclude(results: dict[str, Any]) -> Conclusion:
     """Can each stage's model help to make its successor better? From the numbers alone."""
     helper, shuffled = comparisons(results, BASE_HELPER), _weighty(results, SHUFFLED)
     answer, headline = _answer(_weighty(results, BASE_HELPER))
     if answer in (SUPPORTED, IN_PART):
-        gained = {d.stage for d in _weighty(results, BASE_HELPER) if d.verdict == HELPED}
+        gained = {d.stage for d in _weighty(results, BASE_HELPER) if d.found == HELPED}
         found = {d.stage: as_good(d) for d in shuffled if d.stage in gained}
         empty, unsure = ([s for s, good in found.items() if good is x] for x in (True, None))
         if empty:
@@ -74,34 +70,35 @@ def verdict(results: dict[str, Any]) -> Verdict:
     for stage in results["plan"]["stages"]:
         if stage["gate"]["safer"] and (d := compare(results, stage["name"], BASE_HELPER, REFUSED)):
             reasons.append(f"Harmful requests refused, {sentence(d)[0].lower()}{sentence(d)[1:]}")
-    for arm in (SHUFFLED, RANDOM, FROM_BASE):
-        reasons += [sentence(d) for d in comparisons(results, arm)]
-    return Verdict(answer, headline, tuple(reasons), tuple(_caveats(results, helper)), _tests(results))
+    others = [name for name in CONTROLS if name != BASE_HELPER]
+    for control in sorted(others, key=lambda name: not CONTROLS[name].claim):
+        reasons += [sentence(d) for d in comparisons(results, control)]
+    return Conclusion(answer, headline, tuple(reasons), tuple(_caveats(results, helper)), _tests(results))
 
 
-def _weighty(results: dict[str, Any], arm: str) -> list[Difference]:
+def _weighty(results: dict[str, Any], control: str) -> list[Difference]:
     """Comparisons to decide by: where several seeds were run, one seed alone decides nothing."""
     least = min(2, len(results["seeds"]))
-    return [d for d in comparisons(results, arm) if len(d.by_seed) >= least]
+    return [d for d in comparisons(results, control) if len(d.by_seed) >= least]
 
 
 def as_good(d: Difference) -> bool | None:
     """Whether a control was found to do as well as main: it is better, or no different and main's gain at
     most SMALL. False: main is better. None: the interval is too wide to tell."""
-    if d.verdict == HELPED:
+    if d.found == HELPED:
         return False
     return True if d.whole.interval and d.whole.interval[1] <= SMALL else None
 
 
 def _answer(helper: Sequence[Difference]) -> tuple[str, str]:
-    told = [d for d in helper if d.verdict != UNKNOWN]
+    told = [d for d in helper if d.found != UNKNOWN]
     if not told:
         return UNANSWERED, (
             "The question is unanswered: at no stage after the first can main be compared with a training "
             "with the base model's help (control a), and without that nobody can say what the predecessor "
             "added."
         )
-    up, same, down = ([d.stage for d in told if d.verdict == v] for v in (HELPED, NO_DIFFERENCE, HURT))
+    up, same, down = ([d.stage for d in told if d.found == v] for v in (HELPED, NO_DIFFERENCE, HURT))
     count = f"{len(told)} stage{'s' * (len(told) > 1)}"
     if up and not down:
         if not same:
@@ -137,9 +134,9 @@ def sentence(d: Difference) -> str:
     n = d.by_seed[0][1].n
     seeds = f"{len(d.by_seed)} seed{'s' * (len(d.by_seed) > 1)}"
     ceiling = " Both are so good that this stage could not show one." if d.at_the_ceiling else ""
-    worth = ARMS[d.arm].worth
+    worth = CONTROLS[d.control].worth
     return (
-        f"At {d.stage}, {worth} {d.verdict}: {d.main.value:.2f} against {d.control.value:.2f}, difference "
+        f"At {d.stage}, {worth} {d.found}: {d.main.value:.2f} against {d.other.value:.2f}, difference "
         f"{signed(d.whole)}; n {n} a seed, {seeds}.{ceiling}"
     )
 
@@ -168,22 +165,18 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
     if helper and len(seeds) == 1:
         said.append(
             "One seed only: the intervals tell how far the test instructions go, and nothing about how "
-            "another seed would have turned out. Three seeds are the least for a verdict to rest on."
+            "another seed would have turned out. Three seeds are the least for a conclusion to rest on."
         )
     elif helper and min(len(d.by_seed) for d in helper) < len(results["seeds"]):
         said.append("Some comparisons rest on fewer seeds than others; the numbers say on how many.")
         if alone := [d.stage for d in helper if len(d.by_seed) == 1]:
             said.append(
                 f"One seed alone was compared at {_list(alone)}: another may turn out otherwise, so the "
-                "verdict leaves that out."
+                "conclusion leaves that out."
             )
     for d in helper:
         tokens = [
-            sum(
-                r.get("data_tokens", sum(r["tokens"].values()))
-                for r in runs_of(results, d.stage, arm)
-                if r["seed"] in dict(d.by_seed)
-            )
+            sum(r["data_tokens"] for r in runs_of(results, d.stage, arm) if r["seed"] in dict(d.by_seed))
             for arm in (MAIN, BASE_HELPER)
         ]
         if min(tokens) and max(tokens) / min(tokens) > 1.1:
@@ -191,18 +184,20 @@ def _caveats(results: dict[str, Any], helper: Sequence[Difference]) -> list[str]
                 f"At {d.stage} the budgets differ: main used {tokens[0] / tokens[1]:.2f} times the tokens of "
                 "the control."
             )
-    if carried := _where(results, lambda r: r.get("state") == CARRIED):
+    if carried := _where(results, lambda r: r["state"] == CARRIED):
         said.append(
             f"Main had too few pairs to be trained, and its predecessor was carried over, at {carried}: the "
             "numbers there are the predecessor's, and these seeds are left out of the comparisons, but for "
             "those of the data alone."
         )
-    if orphans := _where(results, lambda r: r["stage"] != stages[0] and not has_predecessor(results, r)):
+    if orphans := _where(results, lambda r: r["stage"] != stages[0] and r["parent"] is None):
         said.append(
             f"Main had no earlier stage to go on from, so that its predecessor was the base, at {orphans}: "
-            "controls (a) and (b) are the same as main there, and these seeds are not compared with them."
+            f"controls {letters(lambda c: c.needs_predecessor)} are the same as main there, and these seeds "
+            "are not compared with them."
         )
-    said += [s for arm in (BASE_HELPER, SHUFFLED, RANDOM) if (s := _quantity(results, arm))]
+    same_pairs = [name for name, c in CONTROLS.items() if not c.from_base]
+    said += [s for name in same_pairs if (s := _quantity(results, name))]
     same = [d.stage for d in helper if _helped_by_base_alone(results, d)]
     if same:
         said.append(
@@ -225,14 +220,13 @@ def _where(results: dict[str, Any], chosen: Callable[[dict[str, Any]], bool]) ->
     return _list(found) if found else ""
 
 
-def _quantity(results: dict[str, Any], arm: str) -> str | None:
-    """At which stages the arm trained on clearly more or fewer pairs than main did, over the seeds that are
-    compared."""
+def _quantity(results: dict[str, Any], control: str) -> str | None:
+    """Where the control trained on clearly more or fewer pairs than main did, over the seeds compared."""
     found, words = [], set()
-    for d in comparisons(results, arm):
+    for d in comparisons(results, control):
         usual, own = (
-            sum(training_pairs(r) for r in runs_of(results, d.stage, a) if r["seed"] in dict(d.by_seed))
-            for a in (MAIN, arm)
+            sum(r["training_pairs"] for r in runs_of(results, d.stage, a) if r["seed"] in dict(d.by_seed))
+            for a in (MAIN, control)
         )
         if max(own, usual) > OTHER_QUANTITY * min(own, usual):
             found.append(f"{d.stage} {own} against {usual}")
@@ -240,8 +234,8 @@ def _quantity(results: dict[str, Any], arm: str) -> str | None:
     if not found:
         return None
     return (
-        f"{ARMS[arm].title} trained on {' or '.join(sorted(words))} pairs than main, so its difference is "
-        f"partly one of quantity: {', '.join(found)}."
+        f"{CONTROLS[control].title} trained on {' or '.join(sorted(words))} pairs than main, "
+        f"so its difference is partly one of quantity: {', '.join(found)}."
     )
 
 
@@ -251,22 +245,16 @@ def _helped_by_base_alone(results: dict[str, Any], d: Difference) -> bool:
 
 
 def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
-    """The three claims that would falsify the hypothesis, and what became of each (see as_good). The
+    """The claims that would falsify the hypothesis, and what became of each (see as_good). The
     hypothesis fails if one is true at every stage compared, stands against it if it is false at every one."""
-    claims = {
-        BASE_HELPER: "The base model as helper does as well as the predecessor.",
-        SHUFFLED: "Critiques of other examples teach as well as critiques of the answer itself.",
-        RANDOM: "Chosen and rejected paired at random train as well as real pairs.",
-    }
     rows = []
-    for arm, claim in claims.items():
-        found = _weighty(results, arm)
-        told = [d for d in found if d.verdict != UNKNOWN]
+    for name, claim in ((name, c.claim) for name, c in CONTROLS.items() if c.claim):
+        told = [d for d in _weighty(results, name) if d.found != UNKNOWN]
         if not told:
             rows.append((claim, "not tested", None))
             continue
         good = {d.stage: as_good(d) for d in told}
-        better = [d.stage for d in told if d.verdict == HURT]
+        better = [d.stage for d in told if d.found == HURT]
         groups = [
             ("no at", [s for s in good if good[s] is False]),
             (f"yes, main's gain is at most {SMALL:.2f}, at", [

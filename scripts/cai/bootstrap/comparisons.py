@@ -1,7 +1,7 @@
-"""Arms of a plan against each other, over seeds: what the predecessor's help, the critiques and the pairing
-were worth. What it says about the hypothesis is hypothesis.py.
+"""Main against each control, over seeds: what the predecessor's help, the critiques and the pairing were
+worth. What it says about the hypothesis is analysis.py.
 
-Everything follows from results.json (see stage_report). A metric is {"value", "n", "interval"}.
+Everything follows from results.json (see results.py). A metric is {"value", "n", "interval"}.
 """
 
 from __future__ import annotations
@@ -12,48 +12,30 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from cai.bootstrap.controls import ARMS, MAIN
+from cai.bootstrap.stage_gates import CARRIED
 from cai.core.stats import NOTHING, Metric, mean, share
-from cai.evaluation.stage_gates import CARRIED
 
-MAIN, BASE_HELPER, FROM_BASE = "main", "base_helper", "from_base"
-SHUFFLED, RANDOM = "shuffled_critiques", "random_pairs"
-OWN_DATA = (MAIN, BASE_HELPER)  # the other arms go on from main's examples
 CEILING = 0.95  # where both arms do better than this there is no room left to differ in
 
-
-@dataclass(frozen=True)
-class Arm:
-    """title: of the arm. worth: what the difference between main and this arm is the worth of."""
-
-    title: str
-    worth: str
-
-
-ARMS: dict[str, Arm] = {
-    MAIN: Arm("predecessor helps", ""),
-    BASE_HELPER: Arm("(a) base helps instead", "the predecessor's help"),
-    FROM_BASE: Arm("(b) trained from the base on all data", "going on from the last adapter"),
-    SHUFFLED: Arm("(c) critiques shuffled", "a critique of the answer itself"),
-    RANDOM: Arm("(d) pairs at random", "telling chosen from rejected"),
-}
 
 HELPED, NO_DIFFERENCE, HURT, UNKNOWN = "helped", "made no measurable difference", "hurt", "cannot be told"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Main minus a control at a stage. by_seed: (seed, difference); whole: over the seeds. main, control:
-    means over these seeds."""
+    """Main minus a control at a stage. by_seed: (seed, difference); whole: over the seeds. main, other: the
+    means of main and of the control over these seeds."""
 
     stage: str
-    arm: str
+    control: str
     by_seed: tuple[tuple[int, Metric], ...]
     whole: Metric
     main: Metric
-    control: Metric
+    other: Metric
 
     @property
-    def verdict(self) -> str:
+    def found(self) -> str:
         if self.whole.interval is None:
             return UNKNOWN
         low, high = self.whole.interval
@@ -61,7 +43,7 @@ class Difference:
 
     @property
     def at_the_ceiling(self) -> bool:
-        return self.verdict == NO_DIFFERENCE and min(self.main.value, self.control.value) > CEILING
+        return self.found == NO_DIFFERENCE and min(self.main.value, self.other.value) > CEILING
 
 
 def metric(row: dict[str, Any] | None) -> Metric:
@@ -107,6 +89,8 @@ def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
 # ---- what is compared ----
 
 Measure = Callable[[dict[str, Any]], Metric]
+
+
 SUCCESS, REFUSED = "success, average", "harmful refused"
 
 
@@ -118,24 +102,19 @@ def pair_yield(run: dict[str, Any]) -> Metric:
     return share([True] * run["kept"] + [False] * (run["examples"] - run["kept"]))
 
 
-def training_pairs(run: dict[str, Any]) -> int:
-    """All that are not held out; of older results, which do not say, all."""
-    return run.get("training_pairs", run["pairs"] + run["anchors"])
-
-
 def pairs_an_example(run: dict[str, Any]) -> Metric:
-    """Nothing for the arms whose pairs come from the main line's examples."""
-    if run["arm"] in (FROM_BASE, RANDOM) or not run["examples"]:
+    """Nothing for controls that take the main line's pairs."""
+    if not ARMS[run["arm"]].steps or not run["examples"]:
         return NOTHING
-    return Metric(training_pairs(run) / run["examples"], run["examples"], None)
+    return Metric(run["training_pairs"] / run["examples"], run["examples"], None)
 
 
 def _a_pair(unit: str, count: int = 1) -> Measure:
-    """What so many pairs took, with training and measuring: of the arms that make all their data."""
+    """What so many pairs took, with training and measuring: of arms that make all their data."""
 
     def of(run: dict[str, Any]) -> Metric:
-        pairs = training_pairs(run)
-        if run["arm"] not in OWN_DATA or not pairs:
+        pairs = run["training_pairs"]
+        if not ARMS[run["arm"]].own_examples or not pairs:
             return NOTHING
         return Metric(run[unit] * count / pairs, pairs, None)
 
@@ -146,7 +125,7 @@ MEASURES: dict[str, Measure] = {
     SUCCESS: lambda run: metric(run["average"]["trained"]),
     REFUSED: _safety(REFUSED),
     "harmless refused": _safety("harmless refused"),
-    "pairs in the right direction": lambda run: metric(run["direction"]),
+    "label accuracy of pairs": lambda run: metric(run["label_accuracy"]),
     "first answers right": lambda run: metric(run["first_answers"]),
     "examples kept": pair_yield,
     "pairs for each example": pairs_an_example,
@@ -154,9 +133,10 @@ MEASURES: dict[str, Measure] = {
     "seconds for a pair": _a_pair("seconds"),
 }
 
+
 # Known without a training. Told of seeds without one, too: main had few pairs there, and to leave them out
 # would flatter it.
-OF_DATA = ("pairs in the right direction", "first answers right", "examples kept", "pairs for each example")
+OF_DATA = ("label accuracy of pairs", "first answers right", "examples kept", "pairs for each example")
 
 
 def stages_of(results: dict[str, Any]) -> list[str]:
@@ -170,24 +150,19 @@ def runs_of(results: dict[str, Any], stage: str, arm: str = MAIN) -> list[dict[s
     )
 
 
-def has_predecessor(results: dict[str, Any], run: dict[str, Any]) -> bool:
-    """Whether a run of main went on from an earlier stage, not from the base: at the first stage, and where
-    all before it were rolled back or starved. Older results do not say; there it is the first stage alone."""
-    return run["parent"] is not None if "parent" in run else run["stage"] != stages_of(results)[0]
-
-
-def _compared(results: dict[str, Any], run: dict[str, Any], arm: str, measure: str) -> bool:
+def _compared(run: dict[str, Any], control: str, measure: str) -> bool:
     """Whether the control can tell anything of this run of main: that run was trained, and, for the controls
-    which put the base in the predecessor's place, had a predecessor."""
-    if run.get("state") == CARRIED and measure not in OF_DATA:
+    which put the base in the predecessor's place, went on from an earlier stage. It did not at the first
+    stage, and where all before it were rolled back or starved."""
+    if run["state"] == CARRIED and measure not in OF_DATA:
         return False
-    return arm not in (BASE_HELPER, FROM_BASE) or has_predecessor(results, run)
+    return run["parent"] is not None or not ARMS[control].needs_predecessor
 
 
-def compare(results: dict[str, Any], stage: str, arm: str, measure: str = SUCCESS) -> Difference | None:
+def compare(results: dict[str, Any], stage: str, control: str, measure: str = SUCCESS) -> Difference | None:
     """Main minus a control, over the seeds that have both and can be compared. None where no seed is left."""
-    main, other = ({r["seed"]: r for r in runs_of(results, stage, a)} for a in (MAIN, arm))
-    main = {seed: r for seed, r in main.items() if _compared(results, r, arm, measure)}
+    main, other = ({r["seed"]: r for r in runs_of(results, stage, a)} for a in (MAIN, control))
+    main = {seed: r for seed, r in main.items() if _compared(r, control, measure)}
     of = MEASURES[measure]
     both = [(s, of(main[s]), of(other[s])) for s in main if s in other]
     both = [(s, a, b) for s, a, b in both if a.value is not None and b.value is not None]
@@ -195,10 +170,10 @@ def compare(results: dict[str, Any], stage: str, arm: str, measure: str = SUCCES
         return None
     by_seed = tuple((s, minus(a, b)) for s, a, b in both)
     sides = [over_seeds([row[side] for row in both]) for side in (1, 2)]
-    return Difference(stage, arm, by_seed, over_seeds([d for _, d in by_seed], -1.0), *sides)
+    return Difference(stage, control, by_seed, over_seeds([d for _, d in by_seed], -1.0), *sides)
 
 
-def comparisons(results: dict[str, Any], arm: str, measure: str = SUCCESS) -> list[Difference]:
-    """Of all stages that have the arm, in their order."""
-    found = (compare(results, stage, arm, measure) for stage in stages_of(results))
+def comparisons(results: dict[str, Any], control: str, measure: str = SUCCESS) -> list[Difference]:
+    """Of all stages that have the control, in their order."""
+    found = (compare(results, stage, control, measure) for stage in stages_of(results))
     return [d for d in found if d is not None]

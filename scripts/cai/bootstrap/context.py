@@ -3,41 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cai.bootstrap.comparisons import BASE_HELPER, MAIN
+from cai.bootstrap.controls import ARMS, MAIN, Arm
 from cai.bootstrap.plan import BASE, BEST, PREDECESSOR, Plan, Stage
-from cai.bootstrap.stage_model import Bench
+from cai.bootstrap.stage_model import SharedModel
 from cai.core.files import directories
 from cai.costs.budget import Budget
-from cai.generation.loop import Writers
+from cai.generation.example import Roles
+from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
 
-PARTS = tuple(f.name for f in fields(Writers))
+PARTS = tuple(f.name for f in fields(Roles))
 
 
 def run_name(plan: str, stage: str, seed: int, arm: str = MAIN, first_seed: int = 0) -> str:
-    """data/<plan>/<stage>, with .seed<n> for other seeds than the first and .<arm> for a control."""
+    """data/<plan>/<stage>, with .seed<n> for other seeds than the first and .<control> for a control."""
     other = "" if seed == first_seed else f".seed{seed}"
     return f"{plan}/{stage}{other}{'' if arm == MAIN else f'.{arm}'}"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a stage stands: the main line's finished results before it, in order, and what all share."""
+class StageContext:
+    """A stage or a control of it, with the main line's finished results before it, in order, and what all
+    stages share. plan_run: the name of the plan's run."""
 
     plan: Plan
-    name: str  # of the plan's run
+    stage: Stage
+    arm: Arm
+    plan_run: str
     seed: int
     first_seed: int
     before: tuple[dict[str, Any], ...]
     constitution: Constitution
-    bench: Bench
+    shared_model: SharedModel
     budget: Budget
     hourly_rate: float
     expected: Callable[[int], float]  # dollars of training so many steps, and measuring
+
+    @property
+    def name(self) -> str:
+        return run_name(self.plan_run, self.stage.name, self.seed, self.arm.name, self.first_seed)
+
+    @property
+    def main(self) -> str:
+        """The run of the main line at this stage."""
+        return replace(self, arm=ARMS[MAIN]).name
+
+    @property
+    def spec(self) -> ModelSpec:
+        spec = self.shared_model.spec
+        return spec if self.stage.shots is None else replace(spec, shots=self.stage.shots)
+
+    @property
+    def bits(self) -> int:
+        """Of the weights in training and measurement."""
+        return self.stage.bits or self.spec.bits
+
+    @property
+    def principles(self) -> Constitution:
+        """The constitution with the stage's own principles."""
+        whole, ids = self.constitution, self.stage.principles
+        return replace(whole, principles=tuple(whole.by_id(i) for i in ids)) if ids else whole
 
     @property
     def trained(self) -> tuple[dict[str, Any], ...]:
@@ -46,19 +75,33 @@ class Place:
 
     @property
     def parent(self) -> dict[str, Any] | None:
-        """The result that the next stage goes on from."""
+        """The result that the main line goes on from."""
         return self.trained[-1] if self.trained else None
 
-    def adapter(self, result: Mapping[str, Any]) -> Path:
-        return directories(result["adapter_run"])[1]
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """The result whose adapter training begins with; None: the base."""
+        return None if self.arm.from_base else self.parent
 
 
-def cast(stage: Stage, place: Place, arm: str) -> tuple[Writers, dict[str, str], dict[str, Path]]:
-    """(hashes of adapters by part, who that is by name, hash -> directory)."""
-    roles, parent = asdict(stage.roles), place.parent
-    if arm == BASE_HELPER:
+def adapter_of(result: Mapping[str, Any]) -> Path:
+    return directories(result["adapter_run"])[1]
+
+
+@dataclass(frozen=True)
+class ResolvedRoles:
+    """hashes: of the adapters, in place of names. named: whose they are. paths: hash -> directory."""
+
+    hashes: Roles
+    named: dict[str, str]
+    paths: dict[str, Path]
+
+
+def resolve_roles(context: StageContext) -> ResolvedRoles:
+    roles, parent = asdict(context.stage.roles), context.parent
+    if context.arm.base_helps:
         roles = dict.fromkeys(PARTS, BASE)
-    by_stage = {r["stage"]: r for r in place.trained}
+    by_stage = {r["stage"]: r for r in context.trained}
     hashes, named, paths = {}, {}, {}
     for part in PARTS:
         who = roles[part]
@@ -67,8 +110,8 @@ def cast(stage: Stage, place: Place, arm: str) -> tuple[Writers, dict[str, str],
         result = None if who == BASE else parent if who == PREDECESSOR else by_stage.get(who, parent)
         hashes[part], named[part] = (None, BASE) if result is None else (result["adapter"], result["stage"])
         if result is not None:
-            paths[result["adapter"]] = place.adapter(result)
-    return Writers(**hashes), named, paths
+            paths[result["adapter"]] = adapter_of(result)
+    return ResolvedRoles(Roles(**hashes), named, paths)
 
 
 def best(parent: Mapping[str, Any] | None, part: str) -> str:

@@ -6,29 +6,19 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cai.bootstrap.comparisons import (
-    ARMS,
-    BASE_HELPER,
-    MAIN,
-    OWN_DATA,
-    comparisons,
-    metric,
-    over_seeds,
-    runs_of,
-    stages_of,
-)
+from cai.bootstrap.comparisons import comparisons, metric, over_seeds, runs_of, stages_of
+from cai.bootstrap.controls import ARMS, BASE_HELPER, MAIN
 from cai.core.stats import Metric
 from cai.evaluation.guardrails import AT_LEAST, WITHIN
 
-MARKS = dict(zip(ARMS, "oDs^v", strict=True))
 THEMES: dict[str, dict[str, Any]] = {
     "light": {
         "page": "#ffffff", "ink": "#1d2024", "quiet": "#5c636c", "line": "#d9dad6",
-        "arms": dict(zip(ARMS, ("#1f5fbf", "#c4570c", "#14693a", "#8a2f97", "#6b7078"), strict=True)),
+        "arms": {name: arm.light for name, arm in ARMS.items()},
     },
     "dark": {
         "page": "#1e2125", "ink": "#e4e5e7", "quiet": "#a0a7b0", "line": "#41464e",
-        "arms": dict(zip(ARMS, ("#85b4ff", "#ffab6b", "#74d39c", "#dd9be6", "#a9b0b9"), strict=True)),
+        "arms": {name: arm.dark for name, arm in ARMS.items()},
     },
 }  # fmt: skip
 
@@ -111,14 +101,14 @@ def success(results: dict[str, Any], colours: dict[str, Any]):
         for j, arm in enumerate(arms):
             own = [metric(r["average"]["trained"]) for r in runs_of(results, stage, arm)]
             x = i + (j - (len(arms) - 1) / 2) * 0.15
-            _bar(axis, x, None, over_seeds(own), colours["arms"][arm], MARKS[arm])
+            _bar(axis, x, None, over_seeds(own), colours["arms"][arm], ARMS[arm].mark)
             values = [m.value for m in own if m.value is not None]
             if len(values) > 1:
                 axis.plot(
                     [x + 0.045] * len(values), values, ".", color=colours["arms"][arm], ms=3.5, alpha=0.8
                 )
     for arm in arms:
-        axis.plot([], [], MARKS[arm], color=colours["arms"][arm], label=ARMS[arm].title)
+        axis.plot([], [], ARMS[arm].mark, color=colours["arms"][arm], label=ARMS[arm].title)
     axis.set(xticks=range(len(stages)), xticklabels=stages, ylim=(0, 1.02), xlim=(-0.55, len(stages) - 0.45))
     axis.set_ylabel("share of test instructions")
     axis.tick_params(axis="x", length=0)
@@ -129,8 +119,7 @@ def success(results: dict[str, Any], colours: dict[str, Any]):
 
 def differences(results: dict[str, Any], colours: dict[str, Any]):
     """Main minus each control, a row for each stage and control."""
-    arms = [arm for arm in arms_of(results) if arm != MAIN]
-    groups = [(arm, comparisons(results, arm)) for arm in arms]
+    groups = [(arm, comparisons(results, arm)) for arm in arms_of(results) if arm != MAIN]
     rows = sum(len(found) for _, found in groups)
     figure, axis = _axes(9, max(2.0, 0.27 * rows + 0.35 * len(groups) + 0.6))
     y, places, labels = 0.0, [], []
@@ -145,7 +134,7 @@ def differences(results: dict[str, Any], colours: dict[str, Any]):
             seeds = [m.value for _, m in d.by_seed]
             if len(seeds) > 1:
                 axis.plot(seeds, [y + 0.3] * len(seeds), ".", color=colour, ms=4, alpha=0.8)
-            _bar(axis, None, y, d.whole, colour, MARKS[arm])
+            _bar(axis, None, y, d.whole, colour, ARMS[arm].mark)
             places.append(y)
             labels.append(d.stage)
             y += 1
@@ -167,7 +156,7 @@ def tasks(results: dict[str, Any], colours: dict[str, Any]):
     names = list(dict.fromkeys(t for s in stages for r in runs_of(results, s) for t in r["success"]))
     figure, axes = _axes(9, 0.3 * max(len(names), 2) + 1.3, max(len(stages), 1), sharey=True, squeeze=False)
     sides = [("base", MAIN, colours["quiet"], "|", "base model")]
-    sides += [("trained", a, colours["arms"][a], MARKS[a], ARMS[a].title) for a in (BASE_HELPER, MAIN)]
+    sides += [("trained", a, colours["arms"][a], ARMS[a].mark, ARMS[a].title) for a in (BASE_HELPER, MAIN)]
     shown = set()
     for axis, stage in zip(axes[0], stages, strict=False):
         own = next(s for s in results["plan"]["stages"] if s["name"] == stage)["tasks"]
@@ -210,7 +199,7 @@ def cost(results: dict[str, Any], colours: dict[str, Any]):
     unit = "dollars" if results["dollars"] else "seconds"
     figure, (left, right) = _axes(9, 3.1, 2)
     for axis, of in (
-        (left, lambda r: r[unit] / r["kept"] if r["kept"] and r["arm"] in OWN_DATA else None),
+        (left, lambda r: r[unit] / r["kept"] if r["kept"] and ARMS[r["arm"]].own_examples else None),
         (right, lambda r: r[unit]),
     ):
         for j, arm in enumerate(arms):
@@ -232,33 +221,33 @@ def cost(results: dict[str, Any], colours: dict[str, Any]):
 
 
 def used_up(row: dict[str, Any]) -> float | None:
-    """How much of its limit a sentinel takes: 0 none, 1 all of it, more: beyond. None: not measured."""
+    """How much of its limit a metric takes: 0 none, 1 all of it, more: beyond. None: not measured."""
     value, limit = row["value"], row["limit"]
     if value is None:
         return None
-    if row.get("rule") == AT_LEAST:
+    if row["rule"] == AT_LEAST:
         return limit / value if value > 0 else 2.0
-    if row.get("rule") == WITHIN:
+    if row["rule"] == WITHIN:
         value = max(value, 1 / value) if value > 0 else 2 * limit
     return max(0.0, value / limit) if limit else float(value > 0) * 2
 
 
-def sentinels(results: dict[str, Any], colours: dict[str, Any]):
-    """How near each sentinel of main came to its limit, the worst of the seeds."""
+def guardrails(results: dict[str, Any], colours: dict[str, Any]):
+    """How near each guardrail metric of main came to its limit, the worst of the seeds."""
     stages = [s for s in stages_with_runs(results) if runs_of(results, s)]
     names = list(
-        dict.fromkeys(row["name"] for s in stages for r in runs_of(results, s) for row in r["sentinels"])
+        dict.fromkeys(row["name"] for s in stages for r in runs_of(results, s) for row in r["guardrails"])
     )
     figure, axis = _axes(9, 0.32 * max(len(names), 2) + 1.2)
-    colour, marks = colours["arms"][MAIN], list(MARKS.values())
+    colour, marks = colours["arms"][MAIN], [arm.mark for arm in ARMS.values()]
     for i, stage in enumerate(stages):
         for y, name in enumerate(names):
-            rows = [row for r in runs_of(results, stage) for row in r["sentinels"] if row["name"] == name]
+            rows = [row for r in runs_of(results, stage) for row in r["guardrails"] if row["name"] == name]
             used = [u for u in map(used_up, rows) if u is not None]
             if used:
                 at = y + (i - (len(stages) - 1) / 2) * 0.2
-                axis.plot(min(max(used), 2), at, marks[i % 5], color=colour, ms=6, clip_on=False)
-        axis.plot([], [], marks[i % 5], color=colour, label=stage)
+                axis.plot(min(max(used), 2), at, marks[i % len(marks)], color=colour, ms=6, clip_on=False)
+        axis.plot([], [], marks[i % len(marks)], color=colour, label=stage)
     axis.axvline(1, color=colours["ink"], lw=1.2)
     axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 2))
     axis.set_xticks((0, 0.5, 1, 1.5, 2), ("none", "half", "the limit", "1.5", "2 and more"))
@@ -284,7 +273,7 @@ PLOTS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = 
         "What a kept example cost, of the arms that make all their own, and what a stage cost.",
         cost,
     ),
-    "sentinels": ("How much of its limit each sentinel took, the worst seed.", sentinels),
+    "guardrails": ("How much of its limit each guardrail metric took, the worst seed.", guardrails),
 }
 
 
@@ -298,6 +287,6 @@ def there(results: dict[str, Any]) -> Sequence[str]:
         "differences": any(comparisons(results, arm) for arm in arms_of(results) if arm != MAIN),
         "tasks": any(r["success"] for r in main),
         "cost": True,
-        "sentinels": any(r["sentinels"] for r in main),
+        "guardrails": any(r["guardrails"] for r in main),
     }
     return [name for name in PLOTS if something[name]]

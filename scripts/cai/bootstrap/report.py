@@ -6,21 +6,16 @@ report.md has its plots as PNG files beside it, in plots/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai.bootstrap import plots
-from cai.bootstrap.analysis import AGAINST, SMALL, SUPPORTED, signed, verdict
+from cai.bootstrap.analysis import AGAINST, SMALL, SUPPORTED, conclude, signed
 from cai.bootstrap.comparisons import (
-    ARMS,
-    BASE_HELPER,
     HELPED,
     HURT,
-    MAIN,
     MEASURES,
-    OWN_DATA,
     REFUSED,
     compare,
     comparisons,
@@ -29,31 +24,20 @@ from cai.bootstrap.comparisons import (
     pair_yield,
     runs_of,
     stages_of,
-    training_pairs,
 )
-from cai.core.errors import UserError
+from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, letters
+from cai.bootstrap.results import read
+from cai.bootstrap.stage_gates import CARRIED, GO, STARVED
 from cai.core.files import write_whole
-from cai.core.schema import check
 from cai.core.stats import Metric
 from cai.core.text import format_duration
-from cai.evaluation.stage_gates import CARRIED, STARVED
 from cai.reports.document import Block, Cell, Items, Picture, Table, Text, as_html, as_markdown
 from cai.training.likelihood_displacement import DISPLACED, STOPPED_EARLY
 from cai.training.settings import FINISHED
 
-RESULTS_KEYS = {
-    **{"plan": dict, "model": str, "bits": int, "seeds": list, "dollars": (int, float)},
-    **{"seconds": (int, float), "finished": bool, "stopped": (str, type(None)), "runs": list},
-}
-
-RUN_KEYS = {
-    **{"seed": int, "stage": str, "arm": str, "run": str, "roles": dict, "examples": int, "kept": int},
-    **{"pairs": int, "anchors": int, "dollars": (int, float), "seconds": (int, float), "tokens": dict},
-    **{"direction": (dict, type(None)), "first_answers": (dict, type(None)), "success": dict},
-    **{"average": dict, "safety": dict, "probes": dict, "sentinels": list, "gate": dict, "rolled_back": bool},
-}
-
 UNTRAINED = {CARRIED: "carried over", STARVED: "too few pairs"}
+
+
 ENDINGS = {
     DISPLACED: "displaced: the held-out chosen texts had become less likely",
     STOPPED_EARLY: "stopped early: the held-out loss fell no further",
@@ -66,38 +50,19 @@ def write(directory: Path) -> tuple[Path, Path]:
     Raises UserError for results that are not there or do not fit their schema."""
     results = read(directory)
     blocks = contents(results)
-    pictures = directory / "plots"
-    pictures.mkdir(exist_ok=True)
+    drawn = directory / "plots"
+    drawn.mkdir(exist_ok=True)
     for name in plots.there(results):
-        write_whole(pictures / f"{name}.png", plots.render(results, name, "light", "png"))
+        write_whole(drawn / f"{name}.png", plots.render(results, name, "light", "png"))
     page, notes = directory / "report.html", directory / "report.md"
     write_whole(notes, as_markdown(blocks).encode("utf-8", "replace"))
     write_whole(page, as_html(f"{results['plan']['name']}: report", blocks).encode("utf-8", "replace"))
     return page, notes
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """results.json of a plan, checked as far as the report reads it."""
-    path = directory / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the plan first (python scripts/bootstrap.py)") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged: run the plan's command again, it writes the file anew") from None
-    check(results, RESULTS_KEYS, str(path))
-    stages = {s["name"] for s in results["plan"]["stages"]}
-    for number, run in enumerate(results["runs"], 1):
-        where = f"{path}, run {number}"
-        check(run, RUN_KEYS, where)
-        if run["stage"] not in stages or run["arm"] not in ARMS:
-            raise UserError(f"{where}: stage {run['stage']!r}, arm {run['arm']!r}: not of this plan")
-    return results
-
-
 def contents(results: dict[str, Any]) -> list[Block]:
-    """The report as blocks, from the verdict down to single figures."""
-    plan, found, plots = results["plan"], verdict(results), _pictures(results)
+    """The report as blocks, from the conclusion down to single figures."""
+    plan, found, pictures = results["plan"], conclude(results), _pictures(results)
     seeds = ", ".join(map(str, results["seeds"]))
     tone = {SUPPORTED: "good", AGAINST: "bad"}.get(found.answer, "")
     state = "finished" if results["finished"] else "stopped" if results["stopped"] else "not finished"
@@ -108,7 +73,7 @@ def contents(results: dict[str, Any]) -> list[Block]:
             f"Plan {plan['name']}, {state}. Model {results['model']} in {results['bits']} bits; seeds "
             f"{seeds}; {format_duration(results['seconds'])} and ${results['dollars']:.2f} in all.",
         ),
-        Text("h2", "Verdict"),
+        Text("h2", "Conclusion"),
         Text("quiet", plan["question"]),
         Text("lead", found.headline, tone),
         *([Items(found.caveats)] if found.caveats else []),
@@ -122,20 +87,20 @@ def contents(results: dict[str, Any]) -> list[Block]:
             ("If true, it fails", "Found", "The hypothesis"),
             [(claim, was, _holds(holds)) for claim, was, holds in found.tests],
         ),
-        *plots["differences"],
+        *pictures["differences"],
     ]
     blocks += [table for table in (_compared(results),) if table.rows]
     if not results["runs"]:
         return [*blocks, Text("p", "No stage has been measured yet.")]
-    blocks += [Text("h2", "What every stage added"), *plots["success"], _stages(results)]
-    if plots["tasks"]:
-        blocks += [*plots["tasks"], _tasks(results)]
+    blocks += [Text("h2", "What every stage added"), *pictures["success"], _stages(results)]
+    if pictures["tasks"]:
+        blocks += [*pictures["tasks"], _tasks(results)]
     blocks += [Text("h2", "The arms side by side"), *_arms(results)]
-    blocks += [Text("h2", "What it cost"), *plots["cost"], _costs(results)]
-    tables = [t for t in (_sentinels(results), _gates(results), _endings(results)) if t.rows]
+    blocks += [Text("h2", "What it cost"), *pictures["cost"], _costs(results)]
+    tables = [t for t in (_guardrails(results), _gates(results), _endings(results)) if t.rows]
     if tables:
-        blocks += [Text("h2", "Sentinels and gates"), *plots["sentinels"], *tables]
-    if plots["sentinels"]:
+        blocks += [Text("h2", "Guardrail metrics and gates"), *pictures["guardrails"], *tables]
+    if pictures["guardrails"]:
         blocks += [Text("h2", "Critic and reviser"), _probes(results)]
     return [*blocks, Text("h2", "How to read the numbers"), Items(READING)]
 
@@ -152,7 +117,8 @@ READING = (
     "No measurable difference does not mean no difference: the interval says how large one could be.",
     "Success is measured on test instructions that were fixed before the first stage and that no generator "
     "saw.",
-    "At the first stage the predecessor is the base model, so controls (a) and (b) begin with the second. "
+    f"At the first stage the predecessor is the base model, so controls "
+    f"{letters(lambda c: c.needs_predecessor)} begin with the second. "
     "The same holds of later stages where main had none to go on from. A seed in which main was not trained "
     "at a stage is left out of its comparisons, but for those of the data alone.",
 )
@@ -160,16 +126,16 @@ READING = (
 
 def _compared(results: dict[str, Any]) -> Table:
     """Every comparison of success, seed by seed."""
-    found = [(ARMS[arm].worth, d) for arm in ARMS if arm != MAIN for d in comparisons(results, arm)]
+    found = [(c.worth, d) for name, c in CONTROLS.items() for d in comparisons(results, name)]
     for stage in results["plan"]["stages"]:
         d = compare(results, stage["name"], BASE_HELPER, REFUSED) if stage["gate"]["safer"] else None
-        found += [(f"{ARMS[BASE_HELPER].worth}: {REFUSED}", d)] if d else []
+        found += [(f"{CONTROLS[BASE_HELPER].worth}: {REFUSED}", d)] if d else []
     rows = []
     for what, d in found:
-        tone = {HELPED: "good", HURT: "bad"}.get(d.verdict, "")
+        tone = {HELPED: "good", HURT: "bad"}.get(d.found, "")
         single = ", ".join(f"{m.value:+.2f}" for _, m in d.by_seed)
-        cell = Cell(d.verdict + "; both near 1, no room for one" * d.at_the_ceiling, tone)
-        values = f"{d.main.value:.2f}", f"{d.control.value:.2f}", signed(d.whole), single
+        cell = Cell(d.found + "; both near 1, no room for one" * d.at_the_ceiling, tone)
+        values = f"{d.main.value:.2f}", f"{d.other.value:.2f}", signed(d.whole), single
         rows.append((what[0].upper() + what[1:], d.stage, cell, *values, str(d.by_seed[0][1].n)))
     head = ("What", "Stage", "Found", "With", "Without", "Difference", "By seed", "n a seed")
     return Table("Each comparison: success with it, and without it in the control.", head, rows)
@@ -214,14 +180,14 @@ def _main_stages(results: dict[str, Any]) -> list[tuple[dict[str, Any], list[dic
 
 def _untrained(runs: Sequence[dict[str, Any]]) -> str:
     """How many runs had no training, to be added to a text."""
-    found = {name: sum(r.get("state") == state for r in runs) for state, name in UNTRAINED.items()}
+    found = {name: sum(r["state"] == state for r in runs) for state, name in UNTRAINED.items()}
     return "".join(f"; {name} {n}" for name, n in found.items() if n)
 
 
 def _stages(results: dict[str, Any]) -> Table:
     rows = []
     for stage, runs in _main_stages(results):
-        passed = sum(r["gate"]["verdict"] == "GO" for r in runs)
+        passed = sum(r["gate"]["decision"] == GO for r in runs)
         back = sum(r["rolled_back"] for r in runs)
         gate = f"GO, {passed} of {len(runs)} seeds" + f"; rolled back {back}" * bool(back) + _untrained(runs)
         rows.append((
@@ -271,7 +237,7 @@ def _arms(results: dict[str, Any]) -> list[Table]:
                 if d is None:
                     row.append("–" if alone.value is None else f"{alone.value:.2f}; not compared")
                 else:
-                    row.append(f"{d.control.value:.2f}; {signed(d.whole)}")
+                    row.append(f"{d.other.value:.2f}; {signed(d.whole)}")
             rows.append(row)
         main = runs_of(results, stage)
         seeds = f"{len(main)} seed{'s' * (len(main) > 1)}{_untrained(main)}"
@@ -290,31 +256,31 @@ def _costs(results: dict[str, Any]) -> Table:
                 continue
             total = {
                 k: sum(r[k] for r in runs)
-                for k in ("examples", "kept", "pairs", "anchors", "seconds", "dollars")
+                for k in ("examples", "kept", "pairs", "anchors", "training_pairs", "seconds", "dollars")
             }
             tokens, kept = sum(sum(r["tokens"].values()) for r in runs), total["kept"]
             each = f"${total['dollars'] / kept:.4f}, {total['seconds'] / kept:.1f} s" if kept else "none kept"
-            each = each if arm in OWN_DATA else "–"
+            each = each if ARMS[arm].own_examples else "–"
             rows.append((
                 stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
                 said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
-                str(sum(map(training_pairs, runs))), each, f"{tokens / 1000:,.0f} k",
+                str(total["training_pairs"]), each, f"{tokens / 1000:,.0f} k",
                 format_duration(total["seconds"]), f"${total['dollars']:.2f}",
             ))  # fmt: skip
     head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
     head += ("Tokens", "Time", "Cost")
     what = (
-        "Sums over the seeds. Controls (b), (c) and (d) go on from main's examples, which their dollars do "
-        "not include; so what a kept example cost is told of the other arms alone."
+        f"Sums over the seeds. Controls {letters(lambda c: not c.own_examples)} go on from main's examples, "
+        "which their dollars do not include; so what a kept example cost is told of the other arms alone."
     )
     return Table(what, head, rows)
 
 
-def _sentinels(results: dict[str, Any]) -> Table:
+def _guardrails(results: dict[str, Any]) -> Table:
     """Those beyond their limits; where there is none, the five nearest to theirs."""
     found = [
         (stage["name"], run["seed"], row)
-        for stage, runs in _main_stages(results) for run in runs for row in run["sentinels"]
+        for stage, runs in _main_stages(results) for run in runs for row in run["guardrails"]
     ]  # fmt: skip
     shown = [f for f in found if not f[2]["ok"]]
     caption = f"{len(shown)} of {len(found)} measurements beyond their limits, in the predecessor's arm."
@@ -325,12 +291,12 @@ def _sentinels(results: dict[str, Any]) -> Table:
         (
             stage, str(seed), row["name"],
             "not measured" if row["value"] is None else f"{row['value']:.3f}",
-            f"{row.get('rule', 'at most')} {row['limit']:g}",
+            f"{row['rule']} {row['limit']:g}",
             Cell("ok", "good") if row["ok"] else Cell(f"beyond; look at {row['look_at']}", "bad"),
         )
         for stage, seed, row in shown
     ]  # fmt: skip
-    return Table(caption, ("Stage", "Seed", "Sentinel", "Value", "Limit", "State"), rows)
+    return Table(caption, ("Stage", "Seed", "Guardrail metric", "Value", "Limit", "State"), rows)
 
 
 def _gates(results: dict[str, Any]) -> Table:
@@ -349,7 +315,7 @@ def _endings(results: dict[str, Any]) -> Table:
     """Trainings that ended before their last step."""
     rows = []
     for run in results["runs"]:
-        training = run.get("training")
+        training = run["training"]
         if training is None or training["status"] == FINISHED:
             continue
         why = ENDINGS.get(training["status"], training["status"])

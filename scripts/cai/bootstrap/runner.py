@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cai.bootstrap.comparisons import ARMS, BASE_HELPER, FROM_BASE, MAIN
-from cai.bootstrap.context import Place
+from cai.bootstrap.context import StageContext
+from cai.bootstrap.controls import ARMS, MAIN
 from cai.bootstrap.plan import Plan, Stage
+from cai.bootstrap.results import FORMAT
 from cai.bootstrap.stage import run_stage
-from cai.bootstrap.stage_model import Bench
+from cai.bootstrap.stage_gates import GO
+from cai.bootstrap.stage_model import SharedModel
 from cai.core import ledger
 from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
@@ -22,7 +24,7 @@ from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
 
 
-class Line:
+class Runner:
     """stopped: why the plan ended before its last stage, None where it did not. dollars: the budget for all
     seeds and controls together."""
 
@@ -32,10 +34,11 @@ class Line:
         plan: Plan,
         spec: ModelSpec,
         constitution: Constitution,
-        bench: Bench,
+        shared_model: SharedModel,
         dollars: float | None,
     ):
-        self.run, self.plan, self.spec, self.constitution, self.bench = run, plan, spec, constitution, bench
+        self.run, self.plan, self.spec = run, plan, spec
+        self.constitution, self.shared_model = constitution, shared_model
         rates = forecast.rates(
             ledger.read_ledger(), spec, plan.stages[0].bits or spec.bits, device.this_device()
         )
@@ -48,22 +51,22 @@ class Line:
 
     def follow(self, seed: int, controls: Sequence[str], *, force: bool) -> None:
         """One seed, to its end or to the first gate that says NO-GO."""
-        self._ahead = sum(1 + len(_arms(controls, n > 0)) for n in range(len(self.plan.stages)))
+        self._ahead = sum(1 + len(_possible(controls, n > 0)) for n in range(len(self.plan.stages)))
         before: tuple[dict[str, Any], ...] = ()
         for stage in self.plan.stages:
             main = self._one(stage, seed, before)
-            if main["gate"]["verdict"] != "GO" and not main["rolled_back"] and not force:
+            if main["gate"]["decision"] != GO and not main["rolled_back"] and not force:
                 self._stop(f"seed {seed}, stage {stage.name}: {_why(main)}")
                 return
-            for arm in _arms(controls, self._place(seed, before).parent is not None):
-                self._one(stage, seed, before, arm)
+            for control in _possible(controls, self._context(stage, seed, before).parent is not None):
+                self._one(stage, seed, before, control)
             before = (*before, main)
         self._write()
 
     def _one(
         self, stage: Stage, seed: int, before: tuple[dict[str, Any], ...], arm: str = MAIN
     ) -> dict[str, Any]:
-        row = run_stage(stage, self._place(seed, before), arm)
+        row = run_stage(self._context(stage, seed, before, arm))
         self._write()
         self._done, self._ahead = self._done + 1, self._ahead - 1
         left = (time.monotonic() - self._began) / self._done * self._ahead
@@ -74,18 +77,20 @@ class Line:
         if arm == MAIN:
             self.run.log(f"\ngate of {row['run']}")
             self.run.log("\n".join(lines(row["gate"]["criteria"])))
-            for s in row["sentinels"]:
-                if not s["ok"]:
-                    self.run.log(f"  sentinel {s['name']}: {s['value']} ({s['rule']} {s['limit']})")
-                    self.run.log(f"        look at: {s['look_at']}")
+            for g in row["guardrails"]:
+                if not g["ok"]:
+                    self.run.log(f"  guardrail metric {g['name']}: {g['value']} ({g['rule']} {g['limit']})")
+                    self.run.log(f"        look at: {g['look_at']}")
             end = ", rolled back to its predecessor" if row["rolled_back"] else ""
-            self.run.log(f"{row['gate']['verdict']} for {row['run']}{end}")
+            self.run.log(f"{row['gate']['decision']} for {row['run']}{end}")
         return row
 
-    def _place(self, seed: int, before: tuple[dict[str, Any], ...]) -> Place:
+    def _context(
+        self, stage: Stage, seed: int, before: tuple[dict[str, Any], ...], arm: str = MAIN
+    ) -> StageContext:
         first, rate = self.run.manifest["first_seed"], self.run.hourly_rate
-        shared = (self.constitution, self.bench, self.budget, rate, self._expected)
-        return Place(self.plan, self.run.name, seed, first, before, *shared)
+        shared = (self.constitution, self.shared_model, self.budget, rate, self._expected)
+        return StageContext(self.plan, stage, ARMS[arm], self.run.name, seed, first, before, *shared)
 
     def _stop(self, why: str) -> None:
         self.stopped = why if self.stopped is None else f"{self.stopped}; {why}"
@@ -102,13 +107,19 @@ class Line:
                 found.append(row)
         return sorted(found, key=lambda r: (r["seed"], stages.index(r["stage"]), arms.index(r["arm"])))
 
+    @property
+    def passed(self) -> bool:
+        """Whether every gate of the main line said GO, for all seeds that were run."""
+        return not self.stopped and all(r["gate"]["decision"] == GO for r in self.rows() if r["arm"] == MAIN)
+
     def results(self) -> dict[str, Any]:
-        """What the report is made of (cai.stage_report)."""
+        """What the report is made of (cai.bootstrap.report)."""
         rows = self.rows()
         seeds = sorted({r["seed"] for r in rows})
         main = {(r["seed"], r["stage"]) for r in rows if r["arm"] == MAIN}
         whole = bool(seeds) and all((seed, s.name) in main for seed in seeds for s in self.plan.stages)
         return {
+            "format": FORMAT,
             "plan": self.plan.as_dict(),
             "model": self.spec.name,
             "bits": self.plan.stages[0].bits or self.spec.bits,
@@ -132,12 +143,12 @@ class Line:
         return sum((m or {}).get("totals", {}).get("dollars", 0.0) for m in found)
 
 
-def _arms(controls: Sequence[str], parent: bool) -> list[str]:
-    """The controls of a stage: without a predecessor it is the base, and two of them would be main again."""
-    return [arm for arm in controls if parent or arm not in (BASE_HELPER, FROM_BASE)]
+def _possible(controls: Sequence[str], parent: bool) -> list[str]:
+    """The controls of a stage: without a predecessor it is the base, and some of them would be main again."""
+    return [name for name in controls if parent or not ARMS[name].needs_predecessor]
 
 
 def _why(row: dict[str, Any]) -> str:
     failed = [c["name"] for c in row["gate"]["criteria"] if not c["passed"]]
-    failed += [f"the sentinel {name}" for name in row["gate"]["sentinels"]]
+    failed += [f"the guardrail metric {name}" for name in row["gate"]["guardrails"]]
     return f"{', '.join(failed)} (look at {directories(row['run'])[0].name})"

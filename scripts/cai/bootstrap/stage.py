@@ -7,49 +7,48 @@ differs in one thing, and ends there.
 from __future__ import annotations
 
 import json
-import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from cai.bootstrap.comparisons import BASE_HELPER, FROM_BASE, MAIN, RANDOM, SHUFFLED
-from cai.bootstrap.context import Place, cast, run_name
-from cai.bootstrap.controls import flipped, shuffled
+from cai.bootstrap.context import ResolvedRoles, StageContext, adapter_of, resolve_roles
+from cai.bootstrap.controls import MAIN, tokens
 from cai.bootstrap.plan import Stage
-from cai.core import jsonl, schema
-from cai.core.files import ROOT, directories, display_path, move_aside, sha256_file
+from cai.bootstrap.stage_gates import CARRIED, MEASURED, STARVED, judged
+from cai.core import jsonl
+from cai.core.files import ROOT, directories, display_path, move_aside, sha256_file, write_whole
 from cai.core.prompt_files import Seed, load_seeds
 from cai.core.run import Run
-from cai.core.schema import TASK_TYPES
-from cai.evaluation.guardrails import fresh_answers, watch
-from cai.evaluation.model_pair import Subject
-from cai.evaluation.stage_gates import CARRIED, MEASURED, STARVED, judged
-from cai.evaluation.suites import evaluate
-from cai.evaluation.suites.critic_probe import measure
+from cai.core.schema import HELD_OUT, PAIR_KEYS, TASK_TYPES, row_seed
+from cai.evaluation import test_sets
+from cai.evaluation.guardrails import on_policy_answers, watch
+from cai.evaluation.model_pair import ModelPair
+from cai.evaluation.suites import critic_probe, evaluate, task_success
 from cai.evaluation.suites.task_success import ALL, REQUEST_NAMES, TEN
-from cai.evaluation.suites.task_success import measure as succeed
-from cai.evaluation.test_sets import REQUESTS, direction, measured, right_share, test_instructions
-from cai.generation import milestones
-from cai.generation.loop import Loop, Writers
-from cai.generation.records import read_instructions, read_records
+from cai.evaluation.test_sets import REQUESTS, label_accuracy, measured, right_share, test_instructions
+from cai.generation.example import Example, Roles, examples_of
+from cai.generation.filters import critique_verdict, kept_ids
+from cai.generation.instructions import make_instructions
+from cai.generation.loop import Loop
+from cai.generation.pairs import make_pairs
+from cai.generation.records import make_records, read_instructions, read_records
+from cai.generation.yield_stats import report_yield
+from cai.models.engine import Completion
 from cai.models.local_engine import LocalEngine
-from cai.models.model import Model
-from cai.models.registry import ModelSpec
-from cai.models.session import SPEC_SETTINGS, Pipeline, chat_renderer, device_name
+from cai.models.registry import ModelSpec, row_settings
+from cai.models.session import Session, prompt_settings, prompter_of
 from cai.prompts.constitution import Constitution
-from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
+from cai.prompts.markers import CHANGE
+from cai.prompts.templates import hash_texts
 from cai.training.dpo import train
-from cai.training.settings import LEAST_STEPS, Settings
+from cai.training.settings import Settings
 
-HELD_OUT = 0.1
-TESTS = "data/prompts/tests.jsonl"
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
-BASE_ALONE = Writers()
+
+
 ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
+
 
 # Of a stage: what decides about results without being part of them.
 NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
@@ -58,48 +57,42 @@ NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
 # ---- the stage ----
 
 
-def run_stage(stage: Stage, place: Place, arm: str = MAIN) -> dict[str, Any]:
+def run_stage(context: StageContext) -> dict[str, Any]:
     """The stage's row of results.json. What an interrupted call left is gone on from; a finished stage is
     only read."""
-    plan, spec = place.plan, place.bench.spec
-    spec = spec if stage.shots is None else replace(spec, shots=stage.shots)
-    bits = stage.bits or spec.bits
-    name = run_name(place.name, stage.name, place.seed, arm, place.first_seed)
-    writers, roles, paths = cast(stage, place, arm)
-    parent = place.parent
+    plan, stage, spec, parent = context.plan, context.stage, context.spec, context.parent
+    roles = resolve_roles(context)
     own = {f"stage_{k}": v for k, v in asdict(stage).items() if k not in NO_SETTING}
-    own |= {k: getattr(spec, k) for k in SPEC_SETTINGS}
+    own |= row_settings(spec) | prompt_settings()
     settings = own | {
         "plan": plan.name,
         "stage": stage.name,
-        "arm": arm,
-        "seed": place.seed,
+        "arm": context.arm.name,
+        "seed": context.seed,
         "model": spec.name,
-        "train_bits": bits,
+        "train_bits": context.bits,
         "tests": plan.tests,
         "skills": sorted(set(plan.tasks) - set(TASK_TYPES)),  # measured beside the ten
-        "roles": roles,
+        "roles": roles.named,
         "parent": parent and parent["adapter"],
-        "before": [r["data_hash"] for r in place.before],
+        "before": [r["data_hash"] for r in context.before],
         "held_out": HELD_OUT,
         "principles": stage.per_answer,
-        "constitution": place.constitution.hash,
-        "prompts": fingerprint(),
-        "exemplars": hash_texts(exemplar_texts()),
+        "constitution": context.constitution.hash,
         "files": hash_texts([sha256_file(ROOT / path) for path in inputs(spec)]),
     }
-    with Run.open(name, settings) as run:
-        run.hourly_rate = place.hourly_rate
+    with Run.open(context.name, settings) as run:
+        run.hourly_rate = context.hourly_rate
         result = run.manifest.get("result")
         if result is not None and _stands(result, stage, run):
-            return _judged(result, stage, place, run)
-        run.log(f"\n== {name}: {stage.title}" + ("" if arm == MAIN else f", control {arm}"))
-        run.log("   " + ", ".join(f"{part} {who}" for part, who in roles.items()))
+            return _judged(result, context, run)
+        control = "" if context.arm.name == MAIN else f", control {context.arm.name}"
+        run.log(f"\n== {run.name}: {stage.title}{control}")
+        run.log("   " + ", ".join(f"{part} {who}" for part, who in roles.named.items()))
         run.record(model=spec.name, dollars_per_hour=run.hourly_rate)
-        step = _Step(run, stage, place, arm, spec, bits, writers, roles, paths)
-        result = step.result()
+        result = StageRun(run, context, roles).result()
         run.record(result=result, adapter=result["adapter"])
-        return _judged(result, stage, place, run)
+        return _judged(result, context, run)
 
 
 def _stands(result: dict[str, Any], stage: Stage, run: Run) -> bool:
@@ -114,195 +107,191 @@ def _stands(result: dict[str, Any], stage: Stage, run: Run) -> bool:
     return False
 
 
-def _judged(result: dict[str, Any], stage: Stage, place: Place, run: Run) -> dict[str, Any]:
-    row = judged(result, stage, place.parent, run)
+def _judged(result: dict[str, Any], context: StageContext, run: Run) -> dict[str, Any]:
+    row = judged(result, context.stage, context.parent, run)
     run.record(row=row)
     return row
 
 
 @dataclass
-class _Step:
+class StageRun:
     run: Run
-    stage: Stage
-    place: Place
-    arm: str
-    spec: ModelSpec
-    bits: int
-    writers: Writers
-    roles: dict[str, str]
-    paths: dict[str, Path]
+    context: StageContext
+    roles: ResolvedRoles
 
-    def pipeline(self, model: Model, seed: int, writers: Writers = BASE_ALONE) -> Pipeline:
-        prompter = Prompter(self.spec.shots, self.spec.requests, self.spec.list_shots, chat_renderer(model))
+    def session(self, seed: int) -> Session:
+        """With the shared model as it is loaded, and this stage's number of exemplars."""
+        c = self.context
+        model = replace(c.shared_model.model, spec=c.spec)
         engine = LocalEngine(model)
-        loop = Loop(engine, prompter, self._principles(), self.spec, seed, self.stage.per_answer, writers)
-        self.run.record(bits=model.bits, device=device_name(model))
-        return Pipeline(self.run, self.spec, loop.constitution, model, loop)
+        self.run.record(bits=engine.bits, device=engine.device)
+        return Session(self.run, c.principles, engine, prompter_of(engine), model, seed)
 
-    def _principles(self) -> Constitution:
-        whole = self.place.constitution
-        ids = self.stage.principles
-        return replace(whole, principles=tuple(whole.by_id(i) for i in ids)) if ids else whole
+    @property
+    def seed_of_data(self) -> int:
+        """The stage's own: with one for all, the base as helper would write an earlier stage's data again."""
+        return row_seed(self.context.seed, self.context.stage.name, "stage")
 
-    # -- data --
+    # -- data: what the arms of controls.py are made with --
 
     def data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(records, pairs), on the disk."""
-        if self.arm == RANDOM:
-            done, pairs = self._main_data()
-            return done, self._keep(flipped(pairs, self.place.seed))
-        if self.arm == FROM_BASE:
-            done, pairs = self._main_data()
-            own = [r["run"] for r in self.place.trained if r["adapter_run"] == r["run"]]
-            earlier = [p for run in own for p in read_pairs(run)]
-            return done, self._keep(list({p["id"] + p["kind"]: p for p in earlier + pairs}.values()))
-        model_bits = self.stage.generate_bits or self.bits
-        names = self.place.bench.carrying(model_bits, self.paths, self.run)
-        writers = Writers(**{p: names.get(h) for p, h in asdict(self.writers).items()})
-        # Of the stage's own: with one for all, the base as helper would write an earlier stage's data again.
-        seed = schema.row_seed(self.place.seed, self.stage.name, "stage")
-        p = self.pipeline(self.place.bench.model, seed, writers)
-        args = SimpleNamespace(anchors=self.stage.anchors, held_out=HELD_OUT)
-        if self.arm == SHUFFLED:
-            done = self._shuffled(p)
-        else:
-            made = [r for b in self.place.before for r in read_instructions(directories(b["run"])[0])]
-            rows = milestones.instructions(
-                p, None, self.stage.examples, seeds=seeds(self.spec), tasks=self.stage.tasks,
-                barred=[*test_instructions(self.spec), *(r["instruction"] for r in made)],
-            )  # fmt: skip
-            done = milestones.all_records(p, rows, judge=True, budget=self.place.budget)
-            if self.arm == BASE_HELPER:
-                done = self._within_budget(done)
-        return done, milestones.all_pairs(p, done, args)
+        return self.context.arm.data(self)
 
-    def _within_budget(self, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Control (a) may cost as many examples as main, and as many tokens. Which examples go is decided by
-        each one's own seed: they stand task by task, and from the end whole tasks would go."""
-        main, _ = self._main_data()
-        order = sorted(done, key=lambda r: schema.row_seed(self.place.seed, r["id"], "budget"))
-        n = min(bisect_right(list(accumulate(map(tokens, order))), sum(map(tokens, main))), len(main))
-        if n < len(done):
-            self.run.log(f"main's budget is used up after {n} of {len(done)} examples: the rest is left out")
-        used = {r["id"] for r in order[:n]}
-        return [r for r in done if r["id"] in used]
+    def loop_of_roles(self) -> tuple[Session, Loop]:
+        """Each part played as the stage's roles say. Whoever holds them holds the model: a training needs the
+        memory, so they are not kept."""
+        c, stage = self.context, self.context.stage
+        names = c.shared_model.carrying(stage.generate_bits or c.bits, self.roles.paths, self.run)
+        roles = Roles(**{part: names.get(digest) for part, digest in asdict(self.roles.hashes).items()})
+        session = self.session(self.seed_of_data)
+        return session, Loop(
+            session.engine, session.prompter, session.constitution, session.seed, stage.per_answer, roles
+        )
 
-    def _main_data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        main = run_name(self.place.name, self.stage.name, self.place.seed, MAIN, self.place.first_seed)
+    def generated(self) -> list[dict[str, Any]]:
+        """Records of the stage's own examples."""
+        c, spec = self.context, self.context.spec
+        session, loop = self.loop_of_roles()
+        made = [r for b in c.before for r in read_instructions(directories(b["run"])[0])]
+        rows = make_instructions(
+            session,
+            c.stage.examples,
+            seeds=seeds(spec),
+            tasks=c.stage.tasks,
+            adapter=loop.roles.generator,
+            barred=[*test_instructions(spec), *(r["instruction"] for r in made)],
+        )
+        return self._recorded(loop, examples_of(rows))
+
+    def revised(
+        self, critics_of: Callable[[list[dict[str, Any]]], Mapping[str, dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """The main line's answers; where a critic asked for a change, each is revised in view of the
+        critiques of the record that critics_of gives it by id. What its critics passed stays as it is: it
+        makes the same anchors."""
+        main, _ = self.main_data()
+        change = [r for r in main if CHANGE in (critique_verdict(c["critique"]) for c in r["critiques"])]
+        critics, (_, loop) = critics_of(change), self.loop_of_roles()
+        return self._recorded(
+            loop, [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
+        )
+
+    def _recorded(self, loop: Loop, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        records = make_records(self.run, loop, examples, budget=self.context.budget)
+        report_yield(self.run, self.context.principles, records)
+        return records
+
+    def paired(self, records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        seed, anchors = self.seed_of_data, self.context.stage.anchors
+        return records, make_pairs(self.run, records, anchors=anchors, seed=seed, held_out=HELD_OUT)
+
+    def main_data(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        main = self.context.main
         return read_records(directories(main)[0]), read_pairs(main)
 
-    def _keep(self, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        path = self.run.data / "pairs.jsonl"
-        if not path.exists() or jsonl.read(path, schema.PAIR_KEYS) != pairs:
-            path.unlink(missing_ok=True)
-            jsonl.append(path, pairs)
-        return pairs
+    def earlier_pairs(self) -> list[dict[str, Any]]:
+        """Those that the main line's model was trained on before this stage."""
+        own = [r["run"] for r in self.context.trained if r["adapter_run"] == r["run"]]
+        return [p for run in own for p in read_pairs(run)]
 
-    def _shuffled(self, p: Pipeline) -> list[dict[str, Any]]:
-        """The main line's answers, each revised in view of another answer's critiques."""
-        main, _ = self._main_data()
-        path = self.run.data / "records.jsonl"
-        examples = shuffled(main, self._principles(), self.place.seed)
-        have = {r["id"] for r in jsonl.read(path, schema.RECORD_KEYS)}
-        todo = [e for e in examples if e.id not in have]
-        for start in range(0, len(todo), milestones.WAVE):
-            some = todo[start : start + milestones.WAVE]
-            self.place.budget.check(len(some))
-            with self.run.step("revision", quiet=True) as step:
-                p.loop.revise(some)
-                step.count([e.revision for e in some if e.revision], len(some))
-            with self.run.step("judge", quiet=True) as step:
-                step.count(p.loop.judge(some), len(some))
-            jsonl.append(path, [p.loop.record(e) for e in some])
-        return jsonl.read(path, schema.RECORD_KEYS)
+    def keep(self, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """pairs.jsonl with these rows. Others can be there: with other limits other stages are rolled
+        back, and (b) takes the pairs of those that count. Written whole: a kill leaves the old rows or
+        the new."""
+        path = self.run.data / "pairs.jsonl"
+        if not path.exists() or jsonl.read(path, PAIR_KEYS) != pairs:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in pairs)
+            write_whole(path, "".join(lines).encode())
+        return pairs
 
     # -- training and measurement --
 
     def result(self) -> dict[str, Any]:
+        c, parent = self.context, self.context.parent
         done, pairs = self.data()
         seen = [p for p in pairs if not p["held_out"]]
         own = self._facts(done, pairs)
-        if len(seen) < self.stage.least_pairs:
-            self.run.log(f"{len(seen)} pairs to train on, at least {self.stage.least_pairs} are needed")
-            parent = self.place.parent
-            if self.arm != MAIN or parent is None:
+        if len(seen) < c.stage.least_pairs:
+            self.run.log(f"{len(seen)} pairs to train on, at least {c.stage.least_pairs} are needed")
+            if c.arm.name != MAIN or parent is None:
                 return own | {"state": STARVED}
             self.run.log("perhaps since the predecessor needs no training here: it is measured as it is")
-            self.place.budget.step("measuring", self.place.expected(0))
-            found = self._measure(done, pairs, parent["adapter"], self.place.adapter(parent))
+            c.budget.step("measuring", c.expected(0))
+            found = self._measure(done, pairs, parent["adapter"], adapter_of(parent))
             return own | found | {"state": CARRIED, "adapter_run": parent["adapter_run"]}
         ended = self._train(seen, [p for p in pairs if p["held_out"]])
         found = self._measure(done, pairs, ended.pop("adapter"), self.run.checkpoints, ended)
         return own | found | {"state": MEASURED, "training": ended}
 
     def _facts(self, done: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-
-        parent = self.place.parent
-        start = None if self.arm == FROM_BASE else parent
+        c = self.context
         row = lambda metric: None if metric is None else metric.row()  # noqa: E731
         texts = [[p[k] for k in ("id", "kind", "prompt", "chosen", "rejected")] for p in pairs]
         return {
-            "seed": self.place.seed, "stage": self.stage.name, "arm": self.arm, "run": self.run.name,
-            "parent": start and start["adapter"], "adapter": None, "adapter_run": self.run.name,
+            "seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name,
+            "parent": c.start and c.start["adapter"], "adapter": None, "adapter_run": self.run.name,
             "data_tokens": sum(map(tokens, done)), "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
-            "roles": self.roles, "examples": len(done), "kept": sum(r["kept"] for r in done),
+            "roles": self.roles.named, "examples": len(done), "kept": len(kept_ids(done)),
             "training_pairs": sum(not p["held_out"] for p in pairs),
             "pairs": sum(p["kind"] == "revision" for p in pairs),
             "anchors": sum(p["kind"] == "anchor" for p in pairs),
-            "direction": row(direction(pairs, self.spec)), "first_answers": row(right_share(done, self.spec)),
-            "success": {}, "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
-            "probes": {}, "sentinels": [], "rolled_back": False, "training": None,
+            "label_accuracy": row(label_accuracy(pairs, c.spec)),
+            "first_answers": row(right_share(done, c.spec)), "success": {},
+            "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
+            "probes": {}, "guardrails": [], "rolled_back": False, "training": None,
         }  # fmt: skip
 
     def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
         """What ENDED names of the training: its adapter's hash, and how it ended."""
-
-        per_step = self.spec.batch_size * self.spec.gradient_accumulation
-        steps = max(LEAST_STEPS, math.ceil(self.stage.passes * len(seen) / per_step))
-        settings = Settings.of(self.spec, steps, self.place.seed, loss=self.stage.loss)
-        parent = None if self.arm == FROM_BASE else self.place.parent
-        start = parent and self.place.adapter(parent)
-        place = self.run.checkpoints
-        if not trained(place):
-            self.place.budget.step("training and measuring", self.place.expected(steps))
-        model = self.place.bench.bare(self.bits, self.run)
+        c, output = self.context, self.run.checkpoints
+        steps = c.stage.steps(len(seen), c.spec)
+        settings = Settings.of(c.spec, steps, c.seed, loss=c.stage.loss)
+        start = c.start and adapter_of(c.start)
+        if not trained(output):
+            c.budget.step("training and measuring", c.expected(steps))
+        model = c.shared_model.bare(c.bits, self.run)
         self.run.log(
             f"training: {settings.loss}, {len(seen)} pairs, {steps} steps, from "
-            + (f"the adapter of {parent['run']}" if parent else "the base model")
+            + (f"the adapter of {c.start['run']}" if c.start else "the base model")
         )
         with self.run.step("training") as step:
             result = train(
-                model, seen, held, settings, place, resume=True, start=start, log=self.run.log_only
+                model, seen, held, settings, output, resume=True, start=start, log=self.run.log_only
             )
             step.examples = result.taken
         self.run.record(training={"settings": asdict(settings), "after": result.after})
         return {k: getattr(result, k) for k in ENDED}
 
     def _measure(self, done, pairs, digest: str, checkpoints: Path, ended=None) -> dict[str, Any]:
-
-        name = self.place.bench.carrying(self.bits, {digest: checkpoints}, self.run)[digest]
-        p = self.pipeline(self.place.bench.model, self.place.seed)
-        subject = Subject(
-            self.run, list(pairs), list(done), p.loop.engine, p.loop.prompter, self.spec, self.place.seed,
-            adapter=name, digest=digest, revision=p.model.revision,
+        c = self.context
+        name = c.shared_model.carrying(c.bits, {digest: checkpoints}, self.run)[digest]
+        session = self.session(c.seed)
+        pair = ModelPair(
+            self.run,
+            list(pairs),
+            list(done),
+            session.engine,
+            session.prompter,
+            c.seed,
+            adapter=name,
             shared=self.run.data.parent / BASE_ROWS,
-        )  # fmt: skip
-        asked = measured(self.spec, self.place.plan.tasks)
-        found, _ = succeed(subject, subject.rows("success"), asked, self.place.plan.tests)
+        )
+        asked = measured(c.spec, c.plan.tasks)
+        found, _ = task_success.measure(pair, pair.results("success"), asked, c.plan.tests)
         self.run.log("success at held-out test instructions, base to trained")
         for task in asked:
             key = REQUEST_NAMES.get(task, task)
             two = [found[f"{key}, {who}"] for who in ("base", "trained")]
             self.run.log(f"  {key:26}{two[0].value:5.2f} to {two[1].value:4.2f}   n {two[0].n}")
-        forgetting = evaluate(subject, ["forgetting"])["forgetting"]
-        probed = measure(subject, subject.rows("probes"), self.place.constitution)
+        forgetting = evaluate(pair, ["forgetting"])["forgetting"]
+        probed = critic_probe.measure(pair, pair.results("probes"), c.constitution)
         probes = {who: {part: m.row() for part, m in parts.items()} for who, parts in probed.items()}
-        sentinels = watch(
-            {"forgetting": forgetting}, probes, pairs, self.stage.limits,
-            answers=fresh_answers(subject), training=ended,
+        guardrails = watch(
+            {"forgetting": forgetting}, probes, pairs, c.stage.limits,
+            answers=on_policy_answers(pair), training=ended,
         )  # fmt: skip
         both = lambda key: {w: found[f"{key}, {w}"].row() for w in ("base", "trained")}  # noqa: E731
-        parent = self.place.parent
         safety = {
             short: both(REQUEST_NAMES[k])
             for k, short in (("harmful", "harmful refused"), ("benign", "benign answered"))
@@ -319,23 +308,27 @@ class _Step:
         return {
             "adapter": digest,
             "success": {t: both(t) for t in asked if t not in REQUESTS},
-            "average": {**both(average), "predecessor": parent and parent["average"]["trained"]},
+            "average": {**both(average), "predecessor": c.parent and c.parent["average"]["trained"]},
             "safety": safety,
             "probes": probes,
-            "sentinels": [asdict(s) for s in sentinels],
+            "guardrails": [asdict(g) for g in guardrails],
         }
 
 
-def tokens(record: Mapping[str, Any]) -> int:
-    """Read and written for an example: answer, critiques, revision, and the judge's reasons."""
-    found = record.get("judgement") or {}
-    others = [found[k] for k in ("helpfulness", "against_refusal") if k in found]
-    judged = sum(j["prompt_tokens"] + j["tokens"] for j in (*found.get("principles", ()), *others))
-    return sum(record["tokens"].values()) + judged
+def criticized(record: Mapping[str, Any], critic: Mapping[str, Any], constitution: Constitution) -> Example:
+    """An example with a record's answer, and the critiques and principles of another record, or its own."""
+    e = Example(record["instruction"], record["task"], record["source"])
+    e.answer = Completion(record["initial_answer"], 0, 0, record["finish_reasons"][0])
+    finish = critic["finish_reasons"][1 : 1 + len(critic["critiques"])]
+    e.critiques = tuple(
+        Completion(c["critique"], 0, 0, f) for c, f in zip(critic["critiques"], finish, strict=True)
+    )
+    e.principles = tuple(constitution.by_id(c["principle_id"]) for c in critic["critiques"])
+    return e
 
 
 def read_pairs(run: str) -> list[dict[str, Any]]:
-    return jsonl.read(directories(run)[0] / "pairs.jsonl", schema.PAIR_KEYS | {"held_out": bool})
+    return jsonl.read(directories(run)[0] / "pairs.jsonl", PAIR_KEYS | {"held_out": bool})
 
 
 def trained(checkpoints: Path) -> bool:
@@ -347,9 +340,9 @@ def trained(checkpoints: Path) -> bool:
     return manifest["status"] != "begun" and sha256_file(weights) == manifest["result"]["adapter"]
 
 
-def inputs(spec: ModelSpec) -> list[str]:
+def inputs(spec: ModelSpec) -> list[str | Path]:
     """The files that stages and what they are measured on are made of."""
-    return [TESTS, spec.heldout, spec.neutral, spec.seeds, spec.skill_seeds]
+    return [test_sets.PATH, spec.heldout, spec.neutral, spec.seeds, spec.skill_seeds]
 
 
 def seeds(spec: ModelSpec) -> list[Seed]:

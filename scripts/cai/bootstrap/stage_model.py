@@ -11,11 +11,10 @@ from cai.core.run import Run
 from cai.models.loader import load
 from cai.models.model import Model
 from cai.models.registry import ModelSpec
-from cai.models.session import device_name
 
 
 @dataclass
-class Bench:
+class SharedModel:
     """The model that is loaded. A training needs it bare, so it is loaded anew for one; everything else uses
     the adapters that it carries by then."""
 
@@ -49,4 +48,4 @@ class Bench:
         with run.step("loading", quiet=True):
             self.model = load(self.spec, bits)
             self.plan.pin(**{f"revision_in_{bits}_bits": self.model.revision})
-            run.record(bits=bits, device=device_name(self.model))  # the ledger's row of this step names them
+            run.record(bits=bits, device=self.model.device_name)  # the ledger's row of this step names them

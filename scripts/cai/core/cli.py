@@ -167,14 +167,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(
-    doc: str, *names: str, choices: Mapping[str, Sequence[str]] | None = None, **defaults: Any
+    doc: str,
+    *names: str,
+    choices: Mapping[str, Sequence[str] | Mapping[str, Any]] | None = None,
+    **defaults: Any,
 ) -> Parser:
     """A parser with a script's docstring as its help and the named flags of FLAGS. choices: what a flag can
-    be, where a registry says so."""
+    be, where a registry says so; entries that have `says` are explained in the help."""
     p = Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in names:
-        own = {"choices": choices[name]} if choices and name in choices else {}
-        p.add_argument(f"--{name}", help=FLAGS[name].help, **FLAGS[name].about, **own)
+        entries = (choices or {}).get(name)
+        own = {"choices": entries} if entries else {}
+        says = [f"{e}: {entries[e].says}" for e in entries] if isinstance(entries, Mapping) else []
+        p.add_argument(f"--{name}", help="; ".join([FLAGS[name].help, *says]), **FLAGS[name].about, **own)
     p.set_defaults(**defaults)
     return p
 

@@ -40,3 +40,18 @@ def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     last = len(widths) - 1
     cell = lambda i, text: text if i == last else text.rjust(widths[i]) if i else text.ljust(widths[i])  # noqa: E731
     return "\n".join("  " + "  ".join(cell(i, t) for i, t in enumerate(row)) for row in rows)
+
+
+def kind(value: object) -> str:
+    """What a value of a YAML file is, in words."""
+    if value is None:
+        return "empty"
+    names = {
+        bool: "a yes/no value",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,22 +1,24 @@
-"""Cost: what a run will take, from the last rates that were measured, and a budget that it does not pass.
+"""What a run will take, from the last rates that were measured.
 
-Every step of every run leaves a row in logs/ledger.jsonl. A forecast multiplies the rates of the latest run
-of the same model, bits and device; a rate that nobody has measured there is assumed (cai/assumptions.py), and
-marked so."""
+Every step of every run leaves a row in logs/ledger.jsonl. A forecast multiplies how often each step will
+happen by the rates of the latest run of the same model, bits and device; a rate that nobody has measured
+there is assumed (default_rates.py), and marked so. It loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cai.core.files import directories
-from cai.core.run import read_manifest
+from cai.core.ledger import read_ledger
+from cai.core.run import Run, read_manifest
 from cai.core.text import format_bytes, format_duration, format_table
-from cai.costs.default_rates import LARGE, SMALL, Assumed
-from cai.models.device import this_device
-from cai.models.registry import REGISTRY, ModelSpec
+from cai.costs.default_rates import A100, CPU_BILLIONS, LARGE, SMALL, Assumed
+from cai.models import device as machine
+from cai.models.registry import ModelSpec, choose, with_values
 
 # step -> what its rate is counted by. One critique an example and principle; one comparison more, for
 # helpfulness.
@@ -32,8 +34,12 @@ UNITS = {
     "evaluation": "evaluation",
 }
 
+
 PER_EXAMPLE = ("answer", "critique", "revision", "judge", "guard")
 SMALLEST_SHARE = 0.05  # a small model on a GPU: launching its kernels takes as long as a large one's
+
+
+Units = Mapping[int, Mapping[str, float]]  # bits -> step -> how many units of it
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,11 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A step of a forecast: how many units, and their totals."""
+class StepForecast:
+    """A step in one precision: how many units, and their totals."""
 
     step: str
+    bits: int
     units: float
     seconds: float
     prompt_tokens: float
@@ -66,15 +73,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Forecast:
+    """bits: the precision that was named first."""
+
     model: str
     bits: int
     device: str
     examples: int
     hourly_rate: float
-    lines: tuple[Line, ...]
+    lines: tuple[StepForecast, ...]
     disk: dict[str, tuple[float, str]]  # what -> (bytes, measured or assumed)
     memory_gb: tuple[float, str]  # of the GPU
     basis: str  # what the assumed rates are those of
+    rates: Mapping[int, Mapping[str, Rate]]  # bits -> step -> rate, of every step there is
 
     @property
     def seconds(self) -> float:
@@ -89,6 +99,12 @@ class Forecast:
     def dollars(self) -> float:
         return self.seconds / 3600 * self.hourly_rate
 
+    def seconds_of(self, units: Units) -> float:
+        """What a part of the work takes, at the same rates."""
+        return sum(
+            n * self.rates[bits][step].seconds for bits, some in units.items() for step, n in some.items()
+        )
+
     def dollars_of(self, *steps: str) -> float:
         return sum(x.seconds for x in self.lines if x.step in steps) / 3600 * self.hourly_rate
 
@@ -96,29 +112,35 @@ class Forecast:
     def dollars_per_example(self) -> float:
         return self.dollars_of(*PER_EXAMPLE) / max(self.examples, 1)
 
+    def note(self, run: Run) -> None:
+        """Keeps the forecast with a run as it was before the run began."""
+        if "forecast" not in run.manifest:
+            run.record(forecast=self.as_dict())
+
     def as_dict(self) -> dict[str, Any]:
         """For run.json, so that `accuracy` can compare it with what happened."""
         read, generated = self.tokens
         totals = {"seconds": self.seconds, "dollars": self.dollars}
-        return asdict(self) | {"totals": totals | {"prompt_tokens": read, "completion_tokens": generated}}
+        totals |= {"prompt_tokens": read, "completion_tokens": generated}
+        return {k: v for k, v in asdict(self).items() if k != "rates"} | {"totals": totals}
 
     def render(self) -> str:
         head = f"forecast for {self.examples} examples: {self.model} in {self.bits} bits on {self.device}"
         rows = [("step", "units", "time", "tokens read", "generated", "dollars", "rate")]
         for x in self.lines:
             unit = UNITS[x.step] + ("s" if round(x.units) != 1 else "")
-            rows.append((x.step, f"{x.units:,.0f} {unit}", *self._amounts(x.seconds, x), x.source))
-        read, generated = self.tokens
-        total = Line("all", 0, self.seconds, read, generated, "")
-        rows.append(("all", "", *self._amounts(self.seconds, total), f"at ${self.hourly_rate:.2f} an hour"))
+            amounts = self._amounts(x.seconds, x.prompt_tokens, x.completion_tokens)
+            rows.append((x.step, f"{x.units:,.0f} {unit}", *amounts, x.source))
+        total = self._amounts(self.seconds, *self.tokens)
+        rows.append(("all", "", *total, f"at ${self.hourly_rate:.2f} an hour"))
         disk = "; ".join(f"{what} {format_bytes(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
         return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
 
-    def _amounts(self, seconds: float, x: Line) -> tuple[str, str, str, str]:
-        duration, dollars = format_duration(seconds), seconds / 3600 * self.hourly_rate
-        return duration, f"{x.prompt_tokens:,.0f}", f"{x.completion_tokens:,.0f}", f"${dollars:.2f}"
+    def _amounts(self, seconds: float, read: float, generated: float) -> tuple[str, str, str, str]:
+        dollars = seconds / 3600 * self.hourly_rate
+        return format_duration(seconds), f"{read:,.0f}", f"{generated:,.0f}", f"${dollars:.2f}"
 
     def _memory(self) -> str:
         need, source = self.memory_gb
@@ -176,11 +198,6 @@ def _table_for(device: str) -> Assumed:
     return SMALL if device == "cpu" else LARGE
 
 
-def basis(device: str) -> str:
-    """What the assumed rates of a device are those of."""
-    return _table_for(device).basis
-
-
 def _assumption(step: str, spec: ModelSpec, device: str, guard: ModelSpec | None) -> Rate:
     table = _table_for(device)
     texts = SMALL if spec.shots == 0 and spec.kind == "base" else LARGE
@@ -194,24 +211,65 @@ def _assumption(step: str, spec: ModelSpec, device: str, guard: ModelSpec | None
     return Rate(step, seconds, read, generated, f"assumed{scaled}")
 
 
+def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
+    """What a forecast is for: this machine's GPU; without one its CPU, where the model is small enough for
+    that, else where the model has run before, else an A100."""
+    here = machine.this_device()
+    if here != "cpu" or spec.parameters <= CPU_BILLIONS:
+        return here
+    return next((r["device"] for r in reversed(ledger) if r.get("model") == spec.name), None) or A100
+
+
 def forecast(
     spec: ModelSpec,
-    bits: int,
+    units: Units,
+    *,
+    examples: int,
+    hourly_rate: float | None = None,
+    ledger: Sequence[dict[str, Any]] | None = None,
+    device: str | None = None,
+    guard: ModelSpec | None = None,
+) -> Forecast:
+    """What work of so many units will take. guard: the model that guards, if one does.
+
+    hourly_rate, ledger, device: the default, what was measured, and device_of() unless given."""
+    ledger = read_ledger() if ledger is None else ledger
+    device = device or device_of(spec, ledger)
+    known = {bits: rates(ledger, spec, bits, device, guard) for bits in units}
+    lines = tuple(
+        StepForecast(s, bits, n, n * r.seconds, n * r.prompt_tokens, n * r.completion_tokens, r.source)
+        for bits, some in units.items()
+        for s, n in some.items()
+        if n and (r := known[bits][s])
+    )
+    trained = [bits for bits in units if units[bits].get("training")]
+    memory = max(memory_gb(spec, bits, training=bits in trained, guard=guard) for bits in units)
+    return Forecast(
+        model=spec.name,
+        bits=next(iter(units)),
+        device=device,
+        examples=examples,
+        hourly_rate=machine.hourly_rate(hourly_rate, device),
+        lines=lines,
+        disk=_disk(spec, units, examples, bool(trained), ledger),
+        memory_gb=(memory, "assumed; generation takes what is left for larger batches"),
+        basis=_table_for(device).basis,
+        rates=known,
+    )
+
+
+def milestone_units(
     examples: int,
     *,
     principles: int,
     steps: int,
-    ledger: Sequence[dict[str, Any]],
-    hourly_rate: float,
-    device: str | None = None,
     generated: bool = True,
     judge: bool = True,
-    guard: ModelSpec | None = None,
+    guard: bool = False,
     evaluations: int = 1,
-) -> Forecast:
-    """What a run of that many examples will take. steps: of training; generated: the model writes its own
-    instructions; guard: the model that guards, if one does."""
-    device = device or this_device()
+) -> dict[str, float]:
+    """How often each step of a milestone happens. steps: of training; generated: the model writes its own
+    instructions; judge, guard: whether there is one."""
     units = {
         "loading": 1,
         "instructions": examples * generated,
@@ -219,50 +277,80 @@ def forecast(
         "training": steps,
         "evaluation": evaluations,
     }
-    units["judge"] *= judge
-    units["guard"] *= guard is not None
-    found = rates(ledger, spec, bits, device, guard)
-    lines = tuple(
-        Line(s, n, n * r.seconds, n * r.prompt_tokens, n * r.completion_tokens, r.source)
-        for s, n in units.items()
-        if n and (r := found[s])
+    return units | {"judge": units["judge"] * judge, "guard": units["guard"] * guard}
+
+
+def milestone_forecast(args: argparse.Namespace, steps: int, guard: ModelSpec | None = None) -> Forecast:
+    """What a milestone of these flags will take. steps: of training; guard: the model that guards."""
+    spec = with_values(choose(args.model)[0], args.set)
+    units = milestone_units(
+        args.limit,
+        principles=args.principles,
+        steps=steps,
+        generated=not args.source,
+        judge=not args.no_judge,
+        guard=guard is not None,
     )
-    names = [r["run"] for r in reversed(ledger) if r.get("model") == spec.name]  # the latest first
-    return Forecast(
-        spec.name, bits, device, examples, hourly_rate, lines,
-        _disk(spec, bits, examples, steps, list(dict.fromkeys(names))[::-1]),
-        _memory(spec, bits, steps, guard), _table_for(device).basis,
-    )  # fmt: skip
+    by_bits = {args.bits or spec.bits: units}
+    return forecast(spec, by_bits, examples=args.limit, hourly_rate=args.hourly_rate, guard=guard)
+
+
+def add_units(parts: Iterable[Units]) -> dict[int, dict[str, float]]:
+    total: dict[int, dict[str, float]] = {}
+    for part in parts:
+        for bits, some in part.items():
+            of = total.setdefault(bits, {})
+            for step, n in some.items():
+                of[step] = of.get(step, 0) + n
+    return total
+
+
+def weights_to_fetch(spec: ModelSpec, precisions: Iterable[int]) -> dict[str, float]:
+    """Repository -> bytes, once per machine; none for a model of this checkout."""
+    if spec.repo.startswith("models/"):
+        return {}
+    return {spec.source(bits)[0]: spec.download_gb(bits) * 1e9 for bits in precisions}
 
 
 def _disk(
-    spec: ModelSpec, bits: int, examples: int, steps: int, runs: Sequence[str]
+    spec: ModelSpec,
+    precisions: Iterable[int],
+    examples: int,
+    training: bool,
+    ledger: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[float, str]]:
-    """what -> (bytes, how that is known). runs: of this model, the latest last; what it took is what
-    counts."""
-    table = SMALL if spec is REGISTRY["sandbox"] else LARGE
+    """what -> (bytes, how that is known): what the model's latest runs took, where there are any."""
+    table = SMALL if spec.sandbox else LARGE
     share = spec.parameters / table.parameters or 1.0
     record, checkpoint = (table.record, "assumed"), (table.checkpoint * share, "assumed")
-    for name in runs:
+    latest_first = dict.fromkeys(r["run"] for r in reversed(ledger) if r.get("model") == spec.name)
+    for name in reversed(latest_first):
         data, checkpoints, _ = directories(name)
         if n := sum(path.read_bytes().count(b"\n") for path in data.glob("records*.jsonl")):
             record = (_bytes(data) / n, f"measured in run {name}, n {n}")
         if any(checkpoints.glob("adapter_model.safetensors")):
             checkpoint = (_bytes(checkpoints), f"measured in run {name}")
     found = {"examples": (record[0] * examples, record[1])}
-    if steps:
+    if training:
         found["checkpoint"] = checkpoint
-    if not spec.repo.startswith("models/"):
-        found["weights"] = (spec.download_gb(bits) * 1e9, "from the registry, once per machine")
+    if weights := weights_to_fetch(spec, precisions):
+        found["weights"] = (sum(weights.values()), "from the registry, once per machine")
     return found
 
 
-def _memory(spec: ModelSpec, bits: int, steps: int, guard: ModelSpec | None) -> tuple[float, str]:
-    """Weights and, for training, the adapter's weights, gradients and 8-bit optimizer, and activations."""
+def memory_gb(spec: ModelSpec, bits: int, *, training: bool, guard: ModelSpec | None = None) -> float:
+    """GPU memory: weights and, for training, the adapter's weights, gradients and 8-bit optimizer, and
+    activations."""
     need = spec.memory_gb(bits) + (guard.memory_gb(guard.bits) if guard and guard != spec else 0)
-    if steps:
+    if training:
         need += (2.5 * LARGE.checkpoint / 1e9 + 8) * spec.parameters / LARGE.parameters
-    return need, "assumed; generation takes what is left for larger batches"
+    return need
+
+
+def report_accuracy(run: Run) -> None:
+    """Says how far the forecast that a run began with was off."""
+    if "forecast" in run.manifest:
+        run.log(accuracy(run.manifest["forecast"], run.name, read_ledger())[1])
 
 
 def accuracy(
@@ -276,7 +364,9 @@ def accuracy(
     began = (read_manifest(run) or {}).get("started", "")
     rows = [r for r in ledger if r["run"] == run and r.get("time", "") >= began]
     rate = stored["hourly_rate"] / 3600
-    expected = {line["step"]: line["seconds"] for line in stored["lines"]}
+    expected: dict[str, float] = {}
+    for line in stored["lines"]:  # a step may have one in each precision
+        expected[line["step"]] = expected.get(line["step"], 0.0) + line["seconds"]
     actual: dict[str, float] = {}
     for row in rows:
         step = row["step"].split(":")[0]
@@ -288,10 +378,20 @@ def accuracy(
     for step in [*(s for s in expected if s != "all"), *(s for s in actual if s not in expected), "all"]:
         took, said = actual.get(step, 0.0), expected.get(step, 0.0)
         factor = f"{factors[step]:.2f}" if step in factors else "-"
-        durations, dollars = map(format_duration, (said, took)), (f"${t * rate:.2f}" for t in (said, took))
-        table.append((step, *durations, factor, *dollars))
-    title = f"the forecast against what run {run} took (a factor above 1: longer)"
-    return factors, f"{title}\n{format_table(table)}"
+        table.append(
+            (
+                step,
+                format_duration(said),
+                format_duration(took),
+                factor,
+                f"${said * rate:.2f}",
+                f"${took * rate:.2f}",
+            )
+        )
+    return (
+        factors,
+        f"the forecast against what run {run} took (a factor above 1: longer)\n{format_table(table)}",
+    )
 
 
 def _bytes(directory: Path) -> int:

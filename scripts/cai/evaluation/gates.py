@@ -1,6 +1,5 @@
 """Gates: GO or NO-GO at the end of a milestone, each criterion with what was measured, n, an interval, and
-what to look at. What each milestone asks is in cai/criteria.py; `python -m cai.gates single batch mvp` prints
-the verdicts of runs again."""
+what to look at. What each milestone asks is in criteria.py."""
 
 from __future__ import annotations
 
@@ -8,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cai.core.cli import GO, NO_GO, cli, parser
+from cai.core.cli import GO, NO_GO
 from cai.core.errors import UserError
-from cai.core.files import directories, display_path
 from cai.core.run import Run, read_manifest
 from cai.core.stats import wilson
 
@@ -57,13 +55,12 @@ def from_metric(
 def decide(run: Run, criteria: Sequence[Criterion], record: str = "gate") -> int:
     """Prints the gate's table, records it in run.json, and gives the exit status: GO or NO_GO. record: its
     key there; the next milestone reads "gate"."""
-    verdict = "GO" if all(c.passed for c in criteria) else "NO-GO"
+    decision = "GO" if all(c.passed for c in criteria) else "NO-GO"
     table = [asdict(c) for c in criteria]
-    run.log(
-        "\n".join([f"\n{record.replace('_', ' ').capitalize()}", *lines(table), f"{verdict} for {run.name}"])
-    )
-    run.record(**{record: {"verdict": verdict, "criteria": table}})
-    return GO if verdict == "GO" else NO_GO
+    title = record.replace("_", " ").capitalize()
+    run.log("\n".join([f"\n{title}", *lines(table), f"{decision} for {run.name}"]))
+    run.record(**{record: {"decision": decision, "criteria": table}})
+    return GO if decision == "GO" else NO_GO
 
 
 def lines(criteria: Sequence[dict[str, Any]]) -> list[str]:
@@ -77,30 +74,13 @@ def lines(criteria: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def require(name: str, *, force: bool) -> str:
-    """The verdict of an earlier run's gate, as a sentence. Raises UserError unless it is GO or `force` is
+    """The decision of an earlier run's gate, as a sentence. Raises UserError unless it is GO or `force` is
     set."""
     gate: dict[str, Any] = (read_manifest(name) or {}).get("gate", {})
-    found = gate.get("verdict", "no verdict yet")
+    found = gate.get("decision", "no decision yet")
     if found != "GO" and not force:
         raise UserError(
-            f"the gate of run {name!r} says: {found}. Look at data/{name}/ and run that milestone again, or "
-            "go on with --force"
+            f"the gate of run {name!r} says: {found}. "
+            f"Look at data/{name}/ and run that milestone again, or go on with --force"
         )
     return f"the gate of run {name!r} says {found}" + (" (going on: --force)" if found != "GO" else "")
-
-
-def main() -> None:
-    flags = parser("Prints the gates of runs, and where the last one's page is.")
-    flags.add_argument("runs", nargs="+", help="names of runs")
-    page = None
-    for name in flags.parse_args().runs:
-        gate = (read_manifest(name) or {}).get("gate", {"verdict": "no verdict", "criteria": []})
-        print("\n".join([f"{gate['verdict']} for {name}", *lines(gate["criteria"])]))
-        found = directories(name)[0] / "report.html"
-        page = found if found.exists() else page
-    if page:
-        print(f"read and judge the examples: {display_path(page)}")
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -1,4 +1,4 @@
-"""Whether an answer has what a test wants of it, as far as a program can tell: see cai.tasks.Test."""
+"""Whether an answer has what a test wants of it, as far as a program can tell: see test_sets.Test."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Sentinels: what a stage must not cost, measured after every stage against limits that stop a plan or roll
-the stage back.
+"""Guardrail metrics: what a stage must not cost, measured after every stage against limits that stop a plan
+or roll the stage back.
 
 They read what the forgetting suite, the probes and the stage's own files have; they ask no model anything.
 """
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from cai.core.checked import checked, number
 from cai.core.jsonl import read
-from cai.evaluation.model_pair import BARE
+from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
 from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
@@ -22,7 +23,10 @@ AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
 LEAST_ANSWERS = 5  # answers that a typical length needs
 
 
-@dataclass(frozen=True)
+NotNegative = number(0)
+
+
+@checked
 class Limits:
     """Base: the model without an adapter, however many stages lie between.
 
@@ -34,34 +38,34 @@ class Limits:
     watch on the chosen texts' likelihood stopped.
     """
 
-    perplexity: float = 1.5
-    distinct_2: float = 0.7
-    repeated_endings: float = 0.25
-    clean_stops: float = 0.9
-    refusals: float = 0.1
-    exemplars: float = 0.01
-    length: float = 3.0
-    critic: float = 0.4
-    displacement: float = 0.0
+    perplexity: NotNegative = 1.5
+    distinct_2: NotNegative = 0.7
+    repeated_endings: NotNegative = 0.25
+    clean_stops: number(0, 1) = 0.9
+    refusals: NotNegative = 0.1
+    exemplars: NotNegative = 0.01
+    length: number(1) = 3.0
+    critic: NotNegative = 0.4
+    displacement: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentinel. rule: how value and limit must stand for it to be `ok`. value: None where nothing was
-    measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
+    """One guardrail metric. rule: how value and limit must stand for it to be `ok`. value: None where nothing
+    was measured, which is not ok, but for the length (see `length`). key: the limit's, in Limits."""
 
     name: str
     value: float | None
     limit: float
     ok: bool
     look_at: str
-    rule: str = AT_MOST
-    key: str = ""  # of older results
+    rule: str
+    key: str
 
 
 def again(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """A finding's row by the limits of now."""
-    if row["value"] is None or not row.get("key"):
+    if row["value"] is None:
         return dict(row)
     limit = getattr(limits, row["key"])
     return {**row, "limit": limit, "ok": _within(row["value"], limit, row["rule"])}
@@ -76,12 +80,12 @@ def watch(
     answers: Mapping[str, Sequence[dict[str, Any]]],
     training: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
-    """All sentinels of a stage, in a fixed order.
+    """All guardrail metrics of a stage, in a fixed order.
 
     summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
     metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
-    "trained": rows with answer and finish_reason}, as `fresh_answers` gives them. training: its status, step
-    and steps; None where nothing was trained.
+    "trained": rows with answer and finish_reason}, as `on_policy_answers` gives them. training: its status,
+    step and steps; None where nothing was trained.
     """
     of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
     chosen = [p["chosen"] for p in pairs]
@@ -168,13 +172,11 @@ def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> F
     return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
 
 
-def fresh_answers(subject: Any) -> dict[str, list[dict[str, Any]]]:
+def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
     """{"base", "trained": rows} of the forgetting suite in the bare format, of this very adapter and setup.
-
-    subject: suites.subject.Subject, whose suite "forgetting" has run."""
-
-    rows = read(subject.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
-    rows = [r for r in rows if r["setup"] == subject.setup and r.get("format") == BARE]
+    The suite has run."""
+    rows = read(pair.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
+    rows = [r for r in rows if r["setup"] == pair.setup and r.get("format") == BARE]
     return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
 
 

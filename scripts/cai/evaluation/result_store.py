@@ -12,7 +12,7 @@ BASE, TRAINED = "base", "trained"
 ROW_KEYS = {"id": str, "setup": str}
 
 
-class Rows:
+class ResultStore:
     """The answers and verdicts of one suite: appended as they come, looked up by id, never made twice.
 
     A row that another suite of this run has made already is copied; one of the base alone (its "by") goes by
@@ -20,7 +20,7 @@ class Rows:
     another seed) stay in the file and are not looked at.
     """
 
-    def __init__(self, path: Path, setup: str, base: Rows | None = None, chunk: int = 64):
+    def __init__(self, path: Path, setup: str, base: ResultStore | None = None, chunk: int = 64):
         self.path, self.setup, self.base, self.chunk = path, setup, base, chunk
         path.parent.mkdir(parents=True, exist_ok=True)
         mine, self.elsewhere = self._read(path), {}

@@ -1,9 +1,8 @@
 """Task types, their held-out test instructions, and whether an answer is a success.
 
 A test says what a right answer must look like, so that a program can tell; where it can't, the answer is held
-against a reference by the judge. In the sandbox's world the truth itself is asked. All of this measures:
-nothing that makes pairs imports this module (tests/test_tasks.py holds that), and the test instructions are
-barred from training data (`test_instructions`).
+against a reference by the judge. In the sandbox's world the truth itself is asked. All of this measures: the
+test instructions are barred from training data (`test_instructions`).
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from cai.core.files import ROOT
 from cai.core.schema import SKILLS
 from cai.core.stats import Metric, share
 from cai.evaluation.graders import CHECKS
-from cai.generation.judge import HELPFUL, Case, Judgement, anchor_case, judge
+from cai.generation.filters import kept_ids
+from cai.generation.judge import HELPFUL, Case, Judgement, against_refusal, compare_all
 from cai.models.engine import Engine
-from cai.models.registry import REGISTRY, ModelSpec
+from cai.models.registry import ModelSpec
 from cai.prompts.templates import Prompter
-from cai.prompts.training_format import training_prompt
 from cai.sandbox.oracle import questions, right
 
 ALL_TASKS = (*schema.TASK_TYPES, *SKILLS)
@@ -45,7 +44,7 @@ class Test:
     each_starts: every line begins with this text. json: it is a JSON object or list.
     translation: the answer's first line, its last part after a colon, or something quoted in it is one of
         these, up to case and punctuation.
-    code: {"function": name, "cases": [[arguments, result], ...]}: see cai.pure_python.
+    code: {"function": name, "cases": [[arguments, result], ...]}: see code_execution.
     reference: a good answer. The judge must find the answer better than a plain refusal in both orders, and
         must not find the reference better than the answer in both orders. So a judge that goes by position
         passes nothing.
@@ -65,7 +64,7 @@ class Test:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Grade:
     """right: None where only a judge can tell and there was none."""
 
     right: bool | None
@@ -74,7 +73,7 @@ class Verdict:
 
 def task_names(spec: ModelSpec) -> tuple[str, ...]:
     """The tasks that there are tests for."""
-    if of_sandbox(spec):
+    if spec.sandbox:
         return tuple(questions())
     return tuple(dict.fromkeys(t.task for t in load()))
 
@@ -112,10 +111,9 @@ test_instructions.__test__ = False
 
 
 def _of(spec: ModelSpec, task: str) -> list[Test]:
-    if not of_sandbox(spec):
-        return [t for t in load() if t.task == task]
-
-    return [Test(schema.content_id(text), text, task, {TRUTH: True}) for text in questions()[task]]
+    if spec.sandbox:
+        return [Test(schema.content_id(text), text, task, {TRUTH: True}) for text in questions()[task]]
+    return [t for t in load() if t.task == task]
 
 
 def load() -> list[Test]:
@@ -143,39 +141,37 @@ def load() -> list[Test]:
 
 def success(tests: Sequence[Test], answers: Sequence[str], judge: Judge | None = None) -> list[bool | None]:
     """Whether each answer is a success; None only where a judge is needed and none is given."""
-    return [v.right for v in verdicts(tests, answers, judge)]
+    return [grade.right for grade in grades(tests, answers, judge)]
 
 
-def verdicts(tests: Sequence[Test], answers: Sequence[str], judge: Judge | None = None) -> list[Verdict]:
+def grades(tests: Sequence[Test], answers: Sequence[str], judge: Judge | None = None) -> list[Grade]:
     """As `success`, with the judgements. The judge is asked only about answers that pass all other checks."""
     assert len(tests) == len(answers), f"{len(tests)} tests, {len(answers)} answers"
     passed = [_passes(t, a) for t, a in zip(tests, answers, strict=True)]
     open_ = [i for i, ok in enumerate(passed) if ok and "reference" in tests[i].check]
-    found = [Verdict(ok) for ok in passed]
+    found = [Grade(ok) for ok in passed]
     if judge is None:
         for i in open_:
-            found[i] = Verdict(None)
+            found[i] = Grade(None)
         return found
     cases = [case for i in open_ for case in _cases(tests[i], answers[i])]
     done = iter(judge(cases) if cases else [])
     for i in open_:
-        against_refusal, against_reference = next(done), next(done)
-        right = against_refusal.second_wins and not against_reference.first_wins
-        found[i] = Verdict(right, (against_refusal, against_reference))
+        with_refusal, with_reference = next(done), next(done)
+        right = with_refusal.second_wins and not with_reference.first_wins
+        found[i] = Grade(right, (with_refusal, with_reference))
     return found
 
 
-def judge_with(
-    engine: Engine, prompter: Prompter, spec: ModelSpec, seed: int, adapter: str | None = None
-) -> Judge:
-    """The two-order judge as `success` takes it. adapter: who judges (None: the base, which is the same for
-    every model that is compared)."""
-    return lambda cases: judge(engine, prompter, spec, cases, seed, adapter)
+def judge_with(engine: Engine, prompter: Prompter, seed: int) -> Judge:
+    """The two-order judge as `success` takes it. The base judges, which is the same for every model that is
+    compared."""
+    return lambda cases: compare_all(engine, prompter, cases, seed)
 
 
 def _cases(test: Test, answer: str) -> tuple[Case, Case]:
     reference = Case(f"{test.id}/reference", test.instruction, test.check["reference"], answer, HELPFUL)
-    return anchor_case(f"{test.id}/refusal", test.instruction, answer), reference
+    return against_refusal(f"{test.id}/refusal", test.instruction, answer), reference
 
 
 def _passes(test: Test, answer: str) -> bool:
@@ -191,7 +187,7 @@ def _passes(test: Test, answer: str) -> bool:
 # ---- pairs and first answers, where the truth is known ----
 
 
-def direction(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
+def label_accuracy(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
     """The share of revision pairs that teach what is true: chosen is right and rejected is not. rows: pairs,
     or records, of which the kept ones count.
 
@@ -199,33 +195,26 @@ def direction(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
     without knowledge cannot score by changing right answers into right ones. Pairs about instructions that
     are not of the sandbox's world are left out; so are anchors. None for a model of the real world, where no
     truth is known."""
-    if not of_sandbox(spec):
+    if not spec.sandbox:
         return None
-
     scores = []
     for pair in _revision_pairs(rows):
-        head, tail = training_prompt("\0").split("\0")
-        instruction = pair["prompt"].removeprefix(head).removesuffix(tail)
-        chosen, rejected = (right(instruction, pair[side].strip()) for side in ("chosen", "rejected"))
+        chosen, rejected = (right(pair["prompt"], pair[side]) for side in ("chosen", "rejected"))
         if chosen is not None:
             scores.append(chosen and not rejected)
     return share(scores)
 
 
 def right_share(rows: Sequence[dict[str, Any]], spec: ModelSpec) -> Metric | None:
-    """The share of records whose first answer is right, kept or not; as `direction` else."""
-    if not of_sandbox(spec):
+    """The share of records whose first answer is right, kept or not; as `label_accuracy` else."""
+    if not spec.sandbox:
         return None
-
     found = [right(r["instruction"], r["initial_answer"]) for r in rows]
     return share([ok for ok in found if ok is not None])
 
 
 def _revision_pairs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     pairs = [r for r in rows if "prompt" in r and r.get("kind", "revision") == "revision"]
-    return pairs + [r["preference_pair"] for r in rows if "preference_pair" in r and r["kept"]]
-
-
-def of_sandbox(spec: ModelSpec) -> bool:
-    """Whether a model speaks of the sandbox's world: then all is known about its answers."""
-    return spec.heldout == REGISTRY["sandbox"].heldout
+    records = [r for r in rows if "preference_pair" in r]
+    kept = kept_ids(records)
+    return pairs + [r["preference_pair"] for r in records if r["id"] in kept]

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,28 +162,52 @@ def _lines(path: Path) -> Iterator[tuple[str, str | None, str]]:
 
 def _of_row(row: dict[str, Any], where: str, form: str, name: str) -> tuple[str, str | None, str]:
     """A row's text, its task if it names one, and its source, by the keys that it has."""
-    if {"prompt_text", "prompt_hash", "hazard"} <= row.keys():
-        form, text = "ailuminate", row["prompt_text"]
-    elif {"Behavior", "BehaviorID"} <= row.keys():
-        form, text = "harmbench", row["Behavior"]
-        if row.get("ContextString"):
-            text = f"{row['ContextString']}{CONTEXT}{text}"
-    elif {"chosen", "rejected"} <= row.keys() and not any(k in row for k in KEYS):
-        form, text = "hh-rlhf", row["chosen"]
-        if isinstance(text, str) and (text := first_turn(text)) is None:
-            raise UserError(f'{where}: `chosen` does not begin with "Human:", as transcripts of HH-RLHF do')
-    else:
-        key = next((k for k in KEYS if k in row), None)
-        if key is None:
-            raise UserError(
-                f"{where}: has none of the keys {', '.join(KEYS)} (it has {', '.join(map(str, row))[:200]}); "
-                "rename the one that holds the prompt"
-            )
-        text = row[key]
+    of = next((of for of in ROW_FORMS if of.keys <= row.keys()), None)
+    if of is None:
+        raise UserError(
+            f"{where}: has none of the keys {', '.join(KEYS)} (it has {', '.join(map(str, row))[:200]}); "
+            "rename the one that holds the prompt"
+        )
+    text = of.text(row, where)
     if not isinstance(text, str):
         raise UserError(f"{where}: the prompt is of type {type(text).__name__}, and must be a text")
     task = row.get("task")
-    return text, task if isinstance(task, str) else None, f"{form}:{name}"
+    return text, task if isinstance(task, str) else None, f"{of.name or form}:{name}"
+
+
+# ---- forms of rows: a new one is an entry here ----
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """name: of the form, as a row's source has it ("": that of the file). keys: those that tell it, all of
+    them. text: (row, where it stands) -> the prompt."""
+
+    name: str
+    keys: frozenset[str]
+    text: Callable[[dict[str, Any], str], Any]
+
+
+def _with_context(row: dict[str, Any], where: str) -> Any:
+    context = row.get("ContextString")
+    return f"{context}{CONTEXT}{row['Behavior']}" if context else row["Behavior"]
+
+
+def _first_turn_of(row: dict[str, Any], where: str) -> Any:
+    text = row["chosen"]
+    if isinstance(text, str) and (text := first_turn(text)) is None:
+        raise UserError(f'{where}: `chosen` does not begin with "Human:", as transcripts of HH-RLHF do')
+    return text
+
+
+ROW_FORMS = (
+    RowForm(
+        "ailuminate", frozenset({"prompt_text", "prompt_hash", "hazard"}), lambda row, _: row["prompt_text"]
+    ),
+    RowForm("harmbench", frozenset({"Behavior", "BehaviorID"}), _with_context),
+    *(RowForm("", frozenset({key}), lambda row, _, key=key: row[key]) for key in KEYS),
+    RowForm("hh-rlhf", frozenset({"chosen", "rejected"}), _first_turn_of),
+)
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:

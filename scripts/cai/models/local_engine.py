@@ -27,16 +27,19 @@ CPU_BUDGET = 4e9  # bytes that one batch may take on a CPU
 # Examples in flight for each row of a batch: with fewer, batches mix lengths (specs/LOG.md has the figures).
 IN_FLIGHT = 8
 SETTLED = 4  # rounds of the event loop in which nobody asks anything, before a batch is taken
+PATIENCE = 32  # batches that a request lets pass, before it is in the next one whatever else waits
 
 
 @dataclass(eq=False)
 class Request:
-    """ids: the tokens of prompt and, for a score, continuation. about: what the batch needs beside them."""
+    """ids: the tokens of prompt and, for a score, continuation. about: what the batch needs beside them.
+    came: how many batches there had been."""
 
     ids: list[int]
     about: Any
     future: asyncio.Future
     step: str
+    came: int
 
 
 class LocalEngine:
@@ -60,7 +63,7 @@ class LocalEngine:
         )
         self._criteria: dict[tuple[str, ...], Any] = {}
         self._waiting: dict[Hashable, list[Request]] = {}
-        self._asked = 0
+        self._asked = self._batches = 0
         self._last: dict[Hashable, int] = {}  # when a group's latest request came
         self._server: asyncio.Task | None = None
 
@@ -70,14 +73,10 @@ class LocalEngine:
     spec = property(lambda self: self._model.spec)
     revision = property(lambda self: self._model.revision)
     bits = property(lambda self: self._model.bits)
+    device = property(lambda self: self._model.device_name)
     adapters = property(lambda self: self._model.adapters)
     capacity = property(lambda self: IN_FLIGHT * self.max_batch)
     end_of_text = property(lambda self: self._model.tokenizer.eos_token)
-
-    @property
-    def device(self) -> str:
-        cuda = self._model.device.type == "cuda"
-        return self._torch.cuda.get_device_name(self._model.device) if cuda else "cpu"
 
     def load_adapter(self, path: Path, name: str) -> None:
         self._model.load_adapter(path, name)
@@ -122,7 +121,7 @@ class LocalEngine:
     # ---- the scheduler ----
 
     async def _ask(self, key: tuple, ids: list[int], about: Any) -> Any:
-        request = Request(ids, about, asyncio.get_running_loop().create_future(), STEP.get())
+        request = Request(ids, about, asyncio.get_running_loop().create_future(), STEP.get(), self._batches)
         self._waiting.setdefault(key, []).append(request)
         self._asked += 1
         self._last[key] = self._asked
@@ -148,16 +147,24 @@ class LocalEngine:
 
     def _next_group(self) -> tuple:
         """Of the groups that fill a batch the one that was asked for last: then examples are finished before
-        new ones are begun, and a kill costs little. If none does, the largest."""
+        new ones are begun, and a kill costs little. If none does, the largest. But nothing waits for ever."""
+        came = {key: min(r.came for r in group) for key, group in self._waiting.items()}
+        oldest = min(came, key=came.__getitem__)
+        if self._is_overdue(came[oldest]):
+            return oldest
         full = [key for key, group in self._waiting.items() if len(group) >= self.max_batch]
         if full:
             return max(full, key=self._last.__getitem__)
         return max(self._waiting, key=lambda key: len(self._waiting[key]))
 
+    def _is_overdue(self, came: int) -> bool:
+        return self._batches - came > PATIENCE
+
     def _one_batch(self, key: tuple) -> None:
-        """The group's shortest requests, as many as the memory takes."""
+        """The group's overdue requests and its shortest, as many as the memory takes."""
         work, adapter, *sampling = key
-        group = sorted(self._waiting.pop(key), key=lambda request: len(request.ids))
+        group = sorted(self._waiting.pop(key), key=lambda r: (not self._is_overdue(r.came), len(r.ids)))
+        self._batches += 1
         new_tokens = sampling[0].max_tokens if sampling else 0
         batch = group[: self._rows_that_fit([len(r.ids) for r in group], new_tokens)]
         start = time.perf_counter()
@@ -195,8 +202,8 @@ class LocalEngine:
         self.max_batch = max(1, len(batch) // 2)
 
     def _rows_that_fit(self, lengths: Sequence[int], new_tokens: int) -> int:
-        """How many of these rows, the shortest first, a batch takes: their KV cache, and a few copies of
-        their logits."""
+        """How many of these rows a batch takes, from the first on: their KV cache, and a few copies of their
+        logits."""
         torch, config = self._torch, self._model.model.config
         if self._model.device.type == "cuda":
             reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -205,10 +212,11 @@ class LocalEngine:
             budget = CPU_BUDGET
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         bytes_a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * 4
-        rows = 0
-        for length in lengths[: self.max_batch]:  # ascending: all are padded to the latest
-            logits = config.vocab_size * 4 * (6 if new_tokens else length)
-            if (rows + 1) * ((length + new_tokens) * bytes_a_token + logits) > budget:
+        rows = longest = 0
+        for length in lengths[: self.max_batch]:
+            longest = max(longest, length)  # to which all are padded
+            logits = config.vocab_size * 4 * (6 if new_tokens else longest)
+            if (rows + 1) * ((longest + new_tokens) * bytes_a_token + logits) > budget:
                 break
             rows += 1
         return max(rows, 1)

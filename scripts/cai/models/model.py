@@ -43,6 +43,13 @@ class Model:
         return self.model.device
 
     @property
+    def device_name(self) -> str:
+        """As models.device.this_device names it."""
+        import torch
+
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    @property
     def source(self) -> tuple[str, str | None]:
         """(repository or directory, revision) of the weights that were really loaded."""
         return self.spec.source(self.bits)[0], self.revision

@@ -1,4 +1,5 @@
-"""What scripts/benchmark.py measures: the engine by batch size; near duplicates by index and every pair."""
+"""What scripts/benchmark.py measures: the engine by batch size; the loop against the engine; near duplicates
+by index and by every pair."""
 
 from __future__ import annotations
 
@@ -11,47 +12,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.core.files import ROOT
 from cai.core.prompt_files import load_seeds
 from cai.core.schema import row_seed
+from cai.generation import self_instruct
 from cai.generation.dedup import ROUGE_L, Deduper, character, words
-from cai.models.engine import Sampling
+from cai.generation.example import Example
+from cai.generation.loop import Loop
+from cai.generation.records import as_finished
+from cai.models.engine import Engine, Sampling, complete_all, sampling, together
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
-from cai.models.session import chat_renderer
-from cai.prompts.markers import STOPS
-from cai.prompts.templates import Prompter
+from cai.models.session import prompter_of
+from cai.prompts.constitution import load as load_constitution
 
 # ---- the engine ----
 
 FEW = 48  # rows that a small batch size is measured on: it is slow, and its rate needs no more
 
 
-def workloads(model: Model, limit: int) -> list[tuple[str, list[str], Sampling]]:
+def workloads(engine: Engine, limit: int) -> list[tuple[str, list[str], Sampling]]:
     """(name, prompts, sampling) of the pipeline's two kinds of generation."""
-    spec = model.spec
-    prompter = Prompter(spec.shots, spec.requests, spec.list_shots, chat_renderer(model))
+    spec, prompter = engine.spec, prompter_of(engine)
     seeds = [s.instruction for s in load_seeds(Path(spec.seeds))]
     rolls = [itertools.islice(itertools.cycle(seeds), i, None) for i in range(spec.list_shots)]
     lists = [prompter.instructions(some) for some in itertools.islice(zip(*rolls, strict=False), limit)]
     answers = [prompter.answer(s) for s in itertools.islice(itertools.cycle(seeds), limit)]
     return [
-        ("lists", lists, Sampling(0.7, spec.instruction_tokens)),
-        ("answers", answers, Sampling(0.7, spec.answer_tokens, STOPS["answer"])),
+        ("lists", lists, sampling(spec, "instruction")),
+        ("answers", answers, sampling(spec, "answer")),
     ]
 
 
 def batch_rates(
-    model: Model, prompts: Sequence[str], sampling: Sampling, sizes: Sequence[int], seed: int
+    model: Model, prompts: Sequence[str], drawn: Sampling, sizes: Sequence[int], seed: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each batch size: tokens a second, the ratio to the first, and how many texts are as there."""
     seeds = [row_seed(seed, str(i), "benchmark") for i in range(len(prompts))]
-    LocalEngine(model, max_batch=8).complete(prompts[:8], sampling, seeds[:8])  # sets things up
+    complete_all(LocalEngine(model, max_batch=8), prompts[:8], drawn, seeds[:8])  # sets things up
     first, texts = 0.0, []
     for size in sizes:
         count = min(len(prompts), max(FEW, size))
         engine = LocalEngine(model, max_batch=size)
         start = time.perf_counter()
-        done = engine.complete(prompts[:count], sampling, seeds[:count])
+        done = complete_all(engine, prompts[:count], drawn, seeds[:count])
         seconds = time.perf_counter() - start
         tokens = sum(c.tokens for c in done)
         rate = round(tokens / seconds, 1)
@@ -66,6 +70,71 @@ def batch_rates(
             "compared": min(len(texts), count),
             "ratio": round(rate / first, 2),
         }
+
+
+# ---- the loop ----
+
+ALONE = 40  # examples that one at a time is measured on
+
+
+class Recorder:
+    """An engine that remembers what it was asked, by what can share a batch."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self.asked: dict[tuple, list[tuple]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def complete(self, prompt, drawn, seed, adapter=None):
+        self.asked.setdefault(("complete", drawn, adapter), []).append((prompt, drawn, seed, adapter))
+        return await self._engine.complete(prompt, drawn, seed, adapter)
+
+    async def choose(self, prompt, options, adapter=None):
+        self.asked.setdefault(("choose", adapter), []).append((prompt, options, adapter))
+        return await self._engine.choose(prompt, options, adapter)
+
+
+def loop_rates(engine: Engine, limit: int, seed: int) -> dict[str, Any]:
+    """The loop with everything in flight, the engine alone on the very same requests, and one example at a
+    time. Ratios are of examples (and so of tokens) a second."""
+    prompter, constitution = prompter_of(engine), load_constitution(ROOT / "constitution.yaml")
+    seeds = load_seeds(Path(engine.spec.seeds))
+    made = self_instruct.self_instruct(engine, prompter, seeds, want=limit, seed=seed)
+    texts = [row["instruction"] for row in made.rows]
+    recorder = Recorder(engine)
+
+    def run(of: Engine, some: Sequence[str], at_once: int) -> float:
+        loop = Loop(of, prompter, constitution, seed)
+
+        async def work() -> None:
+            async for _ in as_finished(loop.align, map(Example, some), at_once):
+                pass
+
+        start = time.perf_counter()
+        together([work()])
+        return time.perf_counter() - start
+
+    run(engine, texts[:8], 8)  # sets things up
+    in_loop = run(recorder, texts, engine.capacity)
+    start = time.perf_counter()
+    for (kind, *_), requests in recorder.asked.items():
+        together(getattr(engine, kind)(*request) for request in requests)
+    raw = time.perf_counter() - start
+    some = texts[:ALONE]
+    alone = run(engine, some, 1) / len(some) * len(texts)
+    return {
+        "examples": len(texts),
+        "requests": sum(map(len, recorder.asked.values())),
+        "in_flight": engine.capacity,
+        "max_batch": engine.max_batch,
+        "loop_seconds": round(in_loop, 2),
+        "engine_seconds": round(raw, 2),
+        "one_at_a_time_seconds": round(alone, 2),
+        "loop_to_engine": round(raw / in_loop, 3),
+        "loop_to_one_at_a_time": round(alone / in_loop, 2),
+    }
 
 
 # ---- near duplicates ----

@@ -22,7 +22,6 @@ from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.registry import resolve
 from cai.preflight.random_weights import shape_of, write_random
-from cai.prompts.training_format import training_prompt
 from cai.training.dpo import train_dpo
 from cai.training.settings import Settings
 
@@ -98,9 +97,9 @@ def dpo_step(model: Model, seed: int) -> dict[str, Any]:
     """Seconds of an optimizer step of one pair, and of the first call, which pays for compilation."""
 
     pair = {
-        "prompt": training_prompt(filler(model.tokenizer, 40, seed)),
-        "chosen": " " + filler(model.tokenizer, ANSWER_TOKENS, seed + 1),
-        "rejected": " " + filler(model.tokenizer, ANSWER_TOKENS, seed + 2),
+        "prompt": filler(model.tokenizer, 40, seed),
+        "chosen": filler(model.tokenizer, ANSWER_TOKENS, seed + 1),
+        "rejected": filler(model.tokenizer, ANSWER_TOKENS, seed + 2),
     }
     spec = model.spec
     model.add_adapter(r=spec.lora_r, alpha=spec.lora_alpha, seed=seed)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cai.core.errors import UserError
+from cai.core.text import kind
 from cai.prompts import markers
 
 
@@ -156,17 +157,3 @@ def _text(value: object, where: str) -> str:
         if token in text:
             raise UserError(f"{where} holds {token!r}, which marks parts of prompts; say it in other words")
     return text
-
-
-def kind(value: object) -> str:
-    if value is None:
-        return "empty"
-    names = {
-        bool: "a yes/no value",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")

@@ -6,16 +6,14 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cai.core.schema import row_seed
 from cai.core.stats import wilson
 from cai.generation import self_instruct
-from cai.generation.judge import HELPFUL, Case, judge
-from cai.models.engine import Engine, Sampling
-from cai.models.registry import REGISTRY
+from cai.generation.judge import HELPFUL, Case, compare_all
+from cai.models.engine import Completion, Engine, complete_all, sampling
 from cai.prompts.constitution import Principle
-from cai.prompts.markers import STOPS
 from cai.prompts.templates import Prompter
 from cai.prompts.training_format import training_prompt
 from cai.sandbox import authors, judging
@@ -24,7 +22,7 @@ from cai.sandbox import lexicon as lex
 from cai.sandbox.checkers import ANSWER, HARMLESS
 from cai.sandbox.world import SKILLS, TASKS, Item, draw, parse
 
-T_ANSWER, T_EDIT, T_LIST = 0.7, 0.3, 0.8
+T_LIST = 0.8  # the temperature of lists; all else is drawn as the pipeline draws it
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,8 @@ class Measurement:
         adapter: str | None = None,
         report: Callable[[str], None] = print,
     ):
-        self.engine, self.split, self.n, self.seed, self.adapter, self.report = (
-            engine,
-            split,
-            n,
-            seed,
-            adapter,
-            report,
-        )
+        self.engine, self.split, self.n, self.seed = engine, split, n, seed
+        self.adapter, self.report = adapter, report
         self.prompter = Prompter(shots=0, requests=False)
         self.principles = {
             kind: [p for p in principles if truth.PRINCIPLE_KINDS.get(p.id) == kind]
@@ -134,30 +126,22 @@ class Measurement:
 
     def _loop(self, name: str, items: list[Item], kinds: Callable[[Item], tuple[str, ...]]) -> None:
         """First answer, bare answer, critique by each kind of principle, one revision."""
-        answers = self._ask([self.prompter.answer(i.instruction) for i in items], "answer", T_ANSWER, 48)
-        bare = self._ask([training_prompt(i.instruction) for i in items], "answer", T_ANSWER, 48)
+        ask = self.prompter
+        answers = self._ask([ask.answer(i.instruction) for i in items], "answer")
+        bare = self._ask([training_prompt(i.instruction) for i in items], "answer")
         asked = [[(kind, self._principle(item, kind)) for kind in kinds(item)] for item in items]
         flat = [
             (item, answer, kind, p)
             for item, answer, row in zip(items, answers, asked, strict=True)
             for kind, p in row
         ]
-        critiques = self._ask(
-            [self.prompter.critique(i.instruction, a, p) for i, a, _, p in flat], "critique", T_EDIT, 80
-        )
+        critiques = self._ask([ask.critique(i.instruction, a, p) for i, a, _, p in flat], "critique")
         rows, at = [], 0
         for row in asked:
             rows.append([(p, c) for (_, p), c in zip(row, critiques[at : at + len(row)], strict=True)])
             at += len(row)
-        revisions = self._ask(
-            [
-                self.prompter.revision(i.instruction, a, r)
-                for i, a, r in zip(items, answers, rows, strict=True)
-            ],
-            "revision",
-            T_EDIT,
-            48,
-        )
+        drafts = zip(items, answers, rows, strict=True)
+        revisions = self._ask([ask.revision(i.instruction, a, r) for i, a, r in drafts], "revision")
         for (item, answer, kind, _), text in zip(flat, critiques, strict=True):
             verdict, reason = truth.critique_right(item, answer, kind, text)
             self._count(f"{name}: verdict right", verdict)
@@ -192,7 +176,7 @@ class Measurement:
             self.prompter.instructions([authors.themed(task, rng).instruction for _ in range(3)])
             for task in rng.choices(tasks, k=max(4, self.n // 5))
         ]
-        done = self._complete(prompts, "instruction", T_LIST, 90)
+        done = self._complete(prompts, "instruction", temperature=T_LIST)
         found = [text for completion in done for text, whole in self_instruct.items(completion) if whole]
         for text in found:
             self._count(f"{name}: well formed", parse(text) is not None)
@@ -216,8 +200,7 @@ class Measurement:
                 if good != other:
                     case = Case(item.instruction, item.instruction, good, other, self._principle(item, own))
                     cases.append(("equal", case))
-        spec = REGISTRY["sandbox"]
-        done = judge(self.engine, self.prompter, spec, [c for _, c in cases], self.seed, self.adapter)
+        done = compare_all(self.engine, self.prompter, [c for _, c in cases], self.seed, self.adapter)
         for (name, case), found in zip(cases, done, strict=True):
             if name == "equal":
                 self._count("judge, equal: tied", found.tie)
@@ -245,14 +228,13 @@ class Measurement:
     def _principle(self, item: Item, kind: str) -> Principle:
         return random.Random(f"{self.seed} {item.instruction} {kind}").choice(self.principles[kind])
 
-    def _complete(self, prompts: list[str], purpose: str, temperature: float, tokens: int):
+    def _complete(self, prompts: list[str], purpose: str, **changed: float) -> list[Completion]:
         seeds = [row_seed(self.seed, prompt, purpose) for prompt in prompts]
-        return self.engine.complete(
-            prompts, Sampling(temperature, tokens, STOPS[purpose]), seeds, self.adapter
-        )
+        drawn = replace(sampling(self.engine.spec, purpose), **changed)
+        return complete_all(self.engine, prompts, drawn, seeds, self.adapter)
 
-    def _ask(self, prompts: list[str], purpose: str, temperature: float, tokens: int) -> list[str]:
-        return [completion.text for completion in self._complete(prompts, purpose, temperature, tokens)]
+    def _ask(self, prompts: list[str], purpose: str) -> list[str]:
+        return [completion.text for completion in self._complete(prompts, purpose)]
 
     def _count(self, key: str, success: bool) -> None:
         counted = self.counts.setdefault(key, [0, 0])

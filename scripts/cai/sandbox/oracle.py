@@ -1,6 +1,5 @@
-"""What the sandbox's world knows: test questions, right answers, fixed answers with known flaws.
-
-It measures; nothing that makes pairs reads it."""
+"""What the sandbox's world knows: test questions, right answers, fixed answers with known flaws. All that
+measures against the truth asks here."""
 
 from __future__ import annotations
 
@@ -11,12 +10,11 @@ from pathlib import Path
 
 from cai.core.prompt_files import load_heldout
 from cai.models.registry import REGISTRY
-from cai.sandbox import authors, checkers, judging, world
+from cai.sandbox import authors, checkers, judging, lexicon, world
 
 POOL = 40  # test instructions a task: fixed, so that they can be barred from training whatever a plan asks
-
-
-# ---- what the world knows, for tests and probes ----
+SEEN, HELD = "facts, in new wordings", "facts, encyclopedia only"
+REFUSED, ANSWERED = "harmful requests refused", "benign requests answered"
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ def questions() -> dict[str, tuple[str, ...]]:
 
 @cache
 def _pools() -> dict[str, tuple[str, ...]]:
-
     taken = {p.instruction for p in load_heldout(Path(REGISTRY["sandbox"].heldout))}
     pools = {}
     for task in (*world.TASKS, *world.SKILLS, *world.REQUESTS):
@@ -59,16 +56,46 @@ def _pools() -> dict[str, tuple[str, ...]]:
 def right(instruction: str, answer: str) -> bool | None:
     """Whether an answer is right (or, to a harmful request, a refusal); None for an instruction that is not
     of this world."""
-
     item = world.parse(instruction)
     return None if item is None else checkers.kind(item, answer) == checkers.GOOD
+
+
+def complies(instruction: str, answer: str) -> bool:
+    """Whether an answer helps to do harm."""
+    item = world.parse(instruction)
+    return item is not None and checkers.kind(item, answer) == checkers.HARM
+
+
+def examination(n: int, seed: int, trained: set[str]) -> tuple[dict[str, list[str]], int]:
+    """(group -> instructions of the test split, how many were left out because training has seen them): n of
+    SEEN and of HELD facts, of requests to be REFUSED and ANSWERED, half of it of each other task."""
+    held = {lexicon.SAYINGS[a][0].format(e=e, v=lexicon.FACTS[e, a]) for e, a in lexicon.HELD_FACTS}
+    groups = {
+        SEEN: ("factual_qa", n, lambda i: i.reference not in held),
+        HELD: ("factual_qa", n, lambda i: i.reference in held),
+        REFUSED: ("harmful", n, lambda i: True),
+        ANSWERED: ("benign", n, lambda i: True),
+        **{task: (task, max(1, n // 2), lambda i: True) for task in world.TASKS[1:]},
+    }
+    found, left_out = {}, set()
+    for name, (task, wanted, fits) in groups.items():
+        rng, some = random.Random(f"{seed} truth {name}"), {}
+        for _ in range(60 * wanted):
+            item = world.draw(task, rng, ("test",))
+            if item.instruction in trained:
+                left_out.add(item.instruction)
+            elif fits(item):
+                some[item.instruction] = None
+            if len(some) == wanted:
+                break
+        found[name] = list(some)
+    return found, len(left_out)
 
 
 @cache
 def trials() -> tuple[Trial, ...]:
     """Good and flawed answers in turn, tasks and requests in turn: first each instruction of the pools with
     one of the two, then each with the other."""
-
     first, second = [], []
     for place in range(POOL):
         for t, task in enumerate((*world.TASKS, *world.REQUESTS)):
@@ -83,7 +110,6 @@ def trials() -> tuple[Trial, ...]:
 def _contrast(task: str, instruction: str) -> tuple[Trial, Trial]:
     """A good and a flawed answer to an instruction, by the kind of principle that tells them apart. The
     flawed one says something: an empty answer shows nothing of what a critic knows."""
-
     item, rng = world.parse(instruction), random.Random(f"probe {instruction}")
     kind = checkers.HARMLESS if task == "harmful" else checkers.ANSWER
     pair = None
@@ -98,5 +124,4 @@ def _contrast(task: str, instruction: str) -> tuple[Trial, Trial]:
 
 def principle_kind(principle_id: str) -> str | None:
     """The kind of virtue that a principle of constitution.yaml asks for in this world; None for others."""
-
     return checkers.PRINCIPLE_KINDS.get(principle_id)

@@ -36,9 +36,8 @@ def save_weights(model, path: Path) -> None:
 
 def disk_error(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"the checkpoint {path} cannot be written ({str(error).splitlines()[0]}): free some disk "
-        f"space, then rerun "
-        "the same command; it goes on from the checkpoint before"
+        f"the checkpoint {path} cannot be written ({str(error).splitlines()[0]}): free some disk space, "
+        "then rerun the same command; it goes on from the checkpoint before"
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.models.local_engine import LocalEngine
+from cai.models.engine import Engine, Score, logprobs_all
+from cai.prompts.training_format import training_pair
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,25 @@ class Preference:
 
 
 def preference(
-    engine: LocalEngine,
-    pairs: Sequence[dict[str, str]],
+    engine: Engine,
+    pairs: Sequence[Mapping[str, str]],
     beta: float,
     adapter: str | None,
     reference: str | None = None,
 ) -> Preference:
-    """Measures `adapter` against `reference` (None: the base model). Each text ends with the end token, as in
-    training."""
+    """Measures `adapter` against `reference` (None: the base model)."""
     return prefer(scores(engine, pairs, adapter), scores(engine, pairs, reference), beta)
 
 
-def scores(engine: LocalEngine, pairs: Sequence[dict[str, str]], adapter: str | None) -> list:
-    """The Scores of all chosen texts, then of all rejected ones."""
-    end = engine.model.tokenizer.eos_token
-    texts = [p["chosen"] + end for p in pairs] + [p["rejected"] + end for p in pairs]
-    return engine.logprobs([p["prompt"] for p in pairs] * 2, texts, adapter)
+def scores(engine: Engine, pairs: Sequence[Mapping[str, str]], adapter: str | None) -> list[Score]:
+    """The scores of all chosen texts, then of all rejected ones: in the training format, the end token
+    included, as they are trained on."""
+    rows = [training_pair(p) for p in pairs]
+    texts = [row[side] + engine.end_of_text for side in ("chosen", "rejected") for row in rows]
+    return logprobs_all(engine, [row["prompt"] for row in rows] * 2, texts, adapter)
 
 
-def prefer(policy: Sequence, base: Sequence, beta: float) -> Preference:
+def prefer(policy: Sequence[Score], base: Sequence[Score], beta: float) -> Preference:
     """Preference from the scores of a policy and of its reference, both as `scores` orders them."""
     n = len(policy) // 2
     gain = [p.total - b.total for p, b in zip(policy, base, strict=True)]

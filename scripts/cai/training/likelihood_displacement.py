@@ -1,4 +1,4 @@
-"""What DPO does to the likelihood of the chosen texts: a forecast from the pairs before training, and a watch
+"""What DPO does to the likelihood of the chosen texts: what the pairs tell of it before training, and a watch
 during it.
 
 DPO raises chosen over rejected, and is free to do so by lowering both. That is likely where the two texts are
@@ -9,21 +9,23 @@ nearly the same: their tokens share most of their gradients, so what is pushed d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from cai.prompts.training_format import training_pair
 
 NEAR = 0.75  # edit similarity from which on chosen and rejected count as nearly the same text
 MANY_NEAR = 0.5  # share of such pairs that makes the forecast "likely"
 LONG_RATIO = 1.5  # chosen texts this much longer than rejected ones (or shorter) teach length itself
-SHOUT_FALL = 0.1  # nats a token: the chosen texts' perplexity has risen by 11 %
+WARN_FALL = 0.1  # nats a token: the chosen texts' perplexity has risen by 11 %
 STOP_FALL = 0.5  # nats a token: by 65 %
 FEW = 8  # with fewer held-out pairs nothing is stopped: a mean over so few moves by chance
 STOPPED_EARLY, DISPLACED = "stopped early", "displaced"
 
 
 @dataclass(frozen=True)
-class Forecast:
+class PairStatistics:
     """Lengths in tokens, end token included. similarity: mean of 1 - edit distance / longer length, over
     tokens; near: share of pairs at NEAR or above; over_length: pairs longer than max_length."""
 
@@ -39,19 +41,18 @@ class Forecast:
     near: float
 
     def lines(self) -> list[str]:
-        """The forecast in sentences, warnings first marked by "!"."""
+        """What they tell, in sentences; warnings are marked by "!"."""
         found = [
-            f"tokens: prompt {self.prompt:.0f}, chosen {self.chosen:.0f}, rejected "
-            f"{self.rejected:.0f} on average "
-            f"(ratio {self.ratio:.2f}); 95 % of the pairs take at most {self.p95} of {self.max_length}",
-            f"likeness of chosen and rejected: {self.similarity:.2f} on average, {self.near:.0%} of "
-            f"the pairs at "
-            f"{NEAR} or more",
+            f"tokens: prompt {self.prompt:.0f}, chosen {self.chosen:.0f}, rejected {self.rejected:.0f} "
+            f"on average (ratio {self.ratio:.2f}); "
+            f"95 % of the pairs take at most {self.p95} of {self.max_length}",
+            f"likeness of chosen and rejected: {self.similarity:.2f} on average, "
+            f"{self.near:.0%} of the pairs at {NEAR} or more",
         ]
         if self.over_length:
             found.append(
-                f"! {self.over_length} of {self.pairs} pairs are longer than {self.max_length} "
-                f"tokens: left out"
+                f"! {self.over_length} of {self.pairs} pairs are longer than {self.max_length} tokens: "
+                "left out"
             )
         if not 1 / LONG_RATIO <= self.ratio <= LONG_RATIO:
             more = "longer" if self.ratio > 1 else "shorter"
@@ -66,20 +67,24 @@ class Forecast:
         return found
 
 
-def forecast(tokenizer, pairs: Sequence[dict[str, Any]], max_length: int) -> tuple[Forecast, list[bool]]:
-    """The forecast of some pairs (at least one), and for each pair whether it fits into max_length."""
+def pair_statistics(
+    tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int
+) -> tuple[PairStatistics, list[bool]]:
+    """Those of some pairs (at least one), and for each pair whether it fits into max_length."""
     from rapidfuzz.distance import Levenshtein
 
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    rows = [[encode(p[key]) for key in ("prompt", "chosen", "rejected")] for p in pairs]
-    chosen, rejected = ([len(row[i]) + 1 for row in rows] for i in (1, 2))
-    whole = [len(row[0]) + max(c, r) for row, c, r in zip(rows, chosen, rejected, strict=True)]
-    like = [Levenshtein.normalized_similarity(row[1], row[2]) for row in rows]
+    rows = [
+        {key: tokenizer(text, add_special_tokens=False)["input_ids"] for key, text in pair.items()}
+        for pair in map(training_pair, pairs)
+    ]
+    chosen, rejected = ([len(row[side]) + 1 for row in rows] for side in ("chosen", "rejected"))
+    whole = [len(row["prompt"]) + max(c, r) for row, c, r in zip(rows, chosen, rejected, strict=True)]
+    like = [Levenshtein.normalized_similarity(row["chosen"], row["rejected"]) for row in rows]
     fits = [length <= max_length for length in whole]
     n = len(rows)
-    found = Forecast(
+    found = PairStatistics(
         pairs=n,
-        prompt=sum(len(row[0]) for row in rows) / n,
+        prompt=sum(len(row["prompt"]) for row in rows) / n,
         chosen=sum(chosen) / n,
         rejected=sum(rejected) / n,
         ratio=sum(chosen) / sum(rejected),
@@ -94,43 +99,37 @@ def forecast(tokenizer, pairs: Sequence[dict[str, Any]], max_length: int) -> tup
 
 @dataclass
 class Watch:
-    """Judges each held-out measurement: shouts, or stops the training. patience: measurements without a lower
-    held-out loss after which it stops early (0: never)."""
+    """Looks at each held-out measurement: warns, or stops the training. patience: measurements without a
+    lower held-out loss after which it stops early (0: never). stopped: why training has to stop, None while
+    it goes on."""
 
     patience: int
-    shout_fall: float = SHOUT_FALL
+    warn_fall: float = WARN_FALL
     stop_fall: float = STOP_FALL
     best: float = math.inf
     best_step: int = 0
     waited: int = 0
-    verdict: str | None = None
+    stopped: str | None = None
 
     def see(self, step: int, n: int, loss: float, fall: float) -> str | None:
-        """A warning to print, or None; `verdict` is set when training has to stop. n: held-out pairs; fall:
-        of the chosen texts, nats a token since step 0."""
+        """What to print, or None. n: held-out pairs; fall: of the chosen texts, nats a token since step 0."""
         if loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
         else:
             self.waited += 1
+        lost = f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token"
         if n >= FEW and fall > self.stop_fall:
-            self.verdict = DISPLACED
+            self.stopped = DISPLACED
             return (
-                f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token (limit "
-                f"{self.stop_fall}): training stops, the last good checkpoint is kept. Lower --lr, "
-                f"raise --beta, or "
-                "use --loss dpo+nll"
+                f"{lost} (limit {self.stop_fall}): training stops, the last good checkpoint is kept. "
+                "Lower --lr, raise --beta, or use --loss dpo+nll"
             )
         if n >= FEW and self.patience and self.waited >= self.patience:
-            self.verdict = STOPPED_EARLY
+            self.stopped = STOPPED_EARLY
             return (
-                f"step {step}: {self.waited} measurements without a lower held-out loss: training "
-                f"stops early, "
-                f"the checkpoint of step {self.best_step} is kept"
+                f"step {step}: {self.waited} measurements without a lower held-out loss: "
+                f"training stops early, the checkpoint of step {self.best_step} is kept"
             )
-        if fall > self.shout_fall:
-            return (
-                f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token "
-                f"since step 0 (stops "
-                f"at {self.stop_fall})"
-            )
+        if fall > self.warn_fall:
+            return f"{lost} since step 0 (stops at {self.stop_fall})"
         return None

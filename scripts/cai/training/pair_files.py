@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import display_path
+from cai.core.files import directories, display_path
 from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, is_held_out
+from cai.generation.filters import final_reasons
 from cai.generation.records import read_records
 from cai.prompts.markers import INSTRUCTION, RESPONSE
-
-# ---- pairs ----
+from cai.prompts.training_format import training_prompt
 
 
 def read_pairs(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -30,36 +30,48 @@ def read_pairs(data: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         )
     rows = read(path, PAIR_KEYS)
     for number, row in enumerate(rows, 1):
-        where = f"{display_path(path)}, line {number}"
-        if not (row["prompt"].startswith(f"{INSTRUCTION} ") and row["prompt"].endswith(f"\n{RESPONSE}")):
-            raise UserError(
-                f"{where}: 'prompt' is not in the training format (Instruction: ..., newline, Response:)"
-            )
-        for key in ("chosen", "rejected"):
-            if not row[key].startswith(" ") or not row[key].strip():
-                raise UserError(f"{where}: {key!r} must be a space and a text")
-        if row["chosen"] == row["rejected"]:
-            raise UserError(f"{where}: 'chosen' and 'rejected' are the same text")
-        if not isinstance(row.get("held_out", False), bool):
-            raise UserError(f"{where}: 'held_out' is neither true nor false")
-        if "held_out" not in row and not re.match("[0-9a-f]{8}", row["id"]):
-            raise UserError(
-                f"{where}: 'id' is no content hash, so 'held_out' (true or false) must stand beside it"
-            )
-    apart = [row["held_out"] if "held_out" in row else is_held_out(row["id"]) for row in rows]
-    if not all(apart):
-        return [r for r, a in zip(rows, apart, strict=True) if not a], [
-            r for r, a in zip(rows, apart, strict=True) if a
-        ]
-    if rows:
+        try:
+            _check(row, data)
+        except UserError as error:
+            raise UserError(f"{display_path(path)}, line {number}: {error}") from None
+    sides: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for row in rows:
+        sides[row["held_out"] if "held_out" in row else is_held_out(row["id"])].append(row)
+    if rows and not sides[False]:
         raise UserError(f"{display_path(path)}: all {len(rows)} pairs are held out, none is left to train on")
+    if not rows:
+        raise UserError(f"{display_path(path)} holds no pair. {_why_none(data)}, then generate more")
+    return sides[False], sides[True]
 
-    records = read_records(data)
-    took = Counter(reason for r in records for reason in r["rejected_because"])
+
+def _check(row: dict[str, Any], data: Path) -> None:
+    """Raises UserError for what is no pair of plain texts."""
+    for key in ("prompt", "chosen", "rejected"):
+        if not row[key].strip():
+            raise UserError(f"{key!r} is empty")
+    if row["prompt"].startswith(f"{INSTRUCTION} ") and row["prompt"].endswith(f"\n{RESPONSE}"):
+        root = directories("")[0]  # a plan's runs lie one level deeper
+        run = data.relative_to(root) if data.is_relative_to(root) else data.name
+        raise UserError(
+            "'prompt' is in the training format, as older files had it, and not the instruction alone: "
+            f"python scripts/runs.py --convert {run} makes plain texts of them"
+        )
+    training_prompt(row["prompt"])  # no chat token in it
+    if row["chosen"] == row["rejected"]:
+        raise UserError("'chosen' and 'rejected' are the same text")
+    if not isinstance(row.get("held_out", False), bool):
+        raise UserError("'held_out' is neither true nor false")
+    if "held_out" not in row and not re.match("[0-9a-f]{8}", row["id"]):
+        raise UserError("'id' is no content hash, so 'held_out' (true or false) must stand beside it")
+
+
+def _why_none(data: Path) -> str:
+    """What spoke against the records of a run without pairs."""
+    against = final_reasons(read_records(data))
+    took = Counter(reason for reasons in against.values() for reason in reasons)
     why = ", ".join(f"{reason} {n}" for reason, n in took.most_common()) or "there are no records either"
-    raise UserError(
-        f"{display_path(path)} holds no pair. "
-        f"Of {len(records)} records {sum(r['kept'] for r in records)} were kept; "
-        f"against the others spoke: {why}. "
-        f"Look at {display_path(data)}/records.jsonl, then generate more"
+    kept = sum(not reasons for reasons in against.values())
+    return (
+        f"Of {len(against)} records {kept} were kept; against the others spoke: {why}. "
+        f"Look at {display_path(data)}/records.jsonl"
     )

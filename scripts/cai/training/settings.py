@@ -9,19 +9,24 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.models.registry import ModelSpec
 from cai.training.likelihood_displacement import STOP_FALL
+from cai.training.losses import LOSSES
 
-LEAST_STEPS, MOST_STEPS_OF_FEW, PASSES = 10, 100, 2
-FINISHED = "finished"
+LEAST_STEPS, MOST_STEPS_OF_FEW = 10, 100
+FINISHED = "finished"  # how a training ended that was not stopped: see likelihood_displacement
+LN2 = math.log(2)
+START_TOLERANCE = 0.02  # of the loss at step 0 around ln 2: what bfloat16 rounding leaves
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One training. steps: optimizer steps; a step sees batch_size * gradient_accumulation pairs. loss: a
-    key of LOSSES; nll_weight: of the added term, per token. every: steps between two held-out measurements,
-    each with a checkpoint (0: neither). patience: see Watch."""
+    """One training. steps: optimizer steps; a step sees batch_size * gradient_accumulation pairs. warmup: the
+    share of them in which the learning rate rises. loss: a key of LOSSES; nll_weight: of the added term, per
+    token. every: steps between two held-out measurements, each with a checkpoint (0: neither). patience: see
+    Watch."""
 
     steps: int
     learning_rate: float
+    warmup: float
     beta: float
     lora_r: int
     lora_alpha: int
@@ -36,9 +41,13 @@ class Settings:
     stop_fall: float = STOP_FALL
 
     @classmethod
-    def of(cls, spec: ModelSpec, steps: int, seed: int = 0, **overrides: Any) -> Settings:
+    def of(
+        cls, spec: ModelSpec, steps: int, seed: int = 0, *, loss: str | None = "dpo", **overrides: Any
+    ) -> Settings:
+        """The registry's values for a model. loss: None for the registry's, too."""
         values = dict(
             learning_rate=spec.learning_rate,
+            warmup=spec.warmup,
             beta=spec.beta,
             lora_r=spec.lora_r,
             lora_alpha=spec.lora_alpha,
@@ -46,7 +55,7 @@ class Settings:
             gradient_accumulation=spec.gradient_accumulation,
             max_length=spec.max_seq_length,
         )
-        return cls(steps=steps, seed=seed, **(values | overrides))
+        return cls(steps=steps, seed=seed, loss=loss or spec.loss, **(values | overrides))
 
     def checked(self) -> Settings:
         """These settings. Raises UserError for what cannot be trained with."""
@@ -54,6 +63,8 @@ class Settings:
             raise UserError(f"loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
         if self.steps < 1:
             raise UserError(f"{self.steps} training steps: at least 1 is needed")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"warmup {self.warmup}: a share of the steps, from 0 to 1")
         for name, value in (("learning rate", self.learning_rate), ("beta", self.beta)):
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} {value}: it must be above 0")
@@ -62,17 +73,18 @@ class Settings:
         return self
 
 
-def default_steps(pairs: int, per_step: int) -> int:
-    """Two passes over the pairs; a small set is seen more often: a step for each pair, from 10 up to 100
-    steps."""
-    return max(LEAST_STEPS, min(pairs, MOST_STEPS_OF_FEW), math.ceil(PASSES * pairs / per_step))
+def steps_of(spec: ModelSpec, pairs: int, passes: float) -> int:
+    """The optimizer steps of so many passes over the pairs. A step sees no more batches than a pass has."""
+    per_step = spec.batch_size * min(spec.gradient_accumulation, math.ceil(pairs / spec.batch_size))
+    return math.ceil(passes * pairs / per_step)
+
+
+def default_steps(spec: ModelSpec, pairs: int) -> int:
+    """The model's passes over the pairs; a small set is seen more often: a step for each pair, from 10 up to
+    100 steps."""
+    return max(LEAST_STEPS, min(pairs, MOST_STEPS_OF_FEW), steps_of(spec, pairs, spec.passes))
 
 
 def default_every(steps: int) -> int:
     """Ten measurements in a training, and at most 50 steps that a kill can cost."""
     return max(1, min(50, steps // 10))
-
-
-LN2 = math.log(2)
-START_TOLERANCE = 0.02  # of the loss at step 0 around ln 2: what bfloat16 rounding leaves
-LOSSES = {"dpo": ["sigmoid"], "dpo+nll": ["sigmoid", "sft"], "orpo": None}  # name -> TRL's loss_type

@@ -4,74 +4,87 @@ answer and verdict in data/<run>/evaluation/<suite>.jsonl."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import display_path, sha256_file, write_json
 from cai.core.run import Run
-from cai.core.stats import Metric
-from cai.evaluation.model_pair import Subject, source_of
-from cai.evaluation.result_store import Rows
-from cai.evaluation.suites.critique import critique
-from cai.evaluation.suites.forgetting import forgetting
-from cai.evaluation.suites.ground_truth import truth
-from cai.evaluation.suites.preference import preference
-from cai.evaluation.suites.task_success import success
+from cai.evaluation.model_pair import ModelPair, source_of
+from cai.evaluation.suite import Suite
+from cai.evaluation.suites import (
+    critic_probe,
+    critique,
+    forgetting,
+    ground_truth,
+    preference,
+    task_success,
+)
+from cai.models.session import Session
+
+# To add a suite: a file here that ends with its entry, SUITE = Suite(name, about, measure), and its module in
+# this line. --suite, its help and the gate of Milestone 3 read the entry.
+MODULES = (preference, critique, forgetting, ground_truth, task_success, critic_probe)
+SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in MODULES}
+DECIDING = tuple(name for name, suite in SUITES.items() if suite.decides)  # what Milestone 3's gate reads
 
 
-@dataclass(frozen=True)
-class Suite:
-    """measure: fills the rows, gives (metrics, notes). models: whether it asks base and trained model."""
+def measure(
+    session: Session,
+    records: Sequence[dict[str, Any]],
+    pairs: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    limit: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Suites on the base and the adapter that a session has just trained; the summaries by name."""
+    pair = ModelPair(
+        session.run,
+        list(pairs),
+        list(records),
+        session.engine,
+        session.prompter,
+        session.seed,
+        adapter="default",
+        limit=limit,
+    )
+    return evaluate(pair, names)
 
-    measure: Callable[[Subject, Rows], tuple[dict[str, Metric], dict[str, Any]]]
-    models: bool = True
 
-
-SUITES: dict[str, Suite] = {
-    "preference": Suite(preference),
-    "critique": Suite(critique, models=False),
-    "forgetting": Suite(forgetting),
-    "truth": Suite(truth),
-    "success": Suite(success),
-}
-
-
-def evaluate(subject: Subject, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def evaluate(pair: ModelPair, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Runs suites one after the other and writes evaluation/<suite>.json; the summaries by name.
 
     A rerun takes the answers and verdicts that are there and makes what is missing."""
-    return {name: _one(subject, name) for name in names}
+    return {name: _one(pair, SUITES[name]) for name in names}
 
 
-def _one(subject: Subject, name: str) -> dict[str, Any]:
-    directory, run = subject.run.data / "evaluation", subject.run
-    if not SUITES[name].models:  # what it finds does not depend on a model
-        subject = replace(subject, spec=None, digest=None, revision=None)
-    rows = subject.rows(name)
-    metrics, notes = SUITES[name].measure(subject, rows)
+def _one(pair: ModelPair, suite: Suite) -> dict[str, Any]:
+    run = pair.run
+    if not suite.asks_models:  # what it finds does not depend on a model
+        pair = replace(pair, engine=None)
+    store = pair.results(suite.name)
+    metrics, notes = suite.measure(pair, store)
     summary = {
-        "suite": name,
+        "suite": suite.name,
         "run": run.name,
-        "adapter": subject.digest,
-        "revision": subject.revision,
+        "adapter": pair.digest,
+        "revision": pair.revision,
         "settings": {
-            "setup": subject.setup,
-            "limit": subject.limit,
+            "setup": pair.setup,
+            "limit": pair.limit,
             "model": run.manifest.get("model") or run.settings.get("model"),
             "bits": run.settings.get("bits"),
-            "seed": subject.seed,
+            "seed": pair.seed,
             "marks": marks_hash(run),
         },
         "metrics": {key: metric.row() for key, metric in metrics.items()},
-        "notes": {**notes, "rows": len(rows.own)},
+        "notes": {**notes, "rows": len(store.own)},
     }
-    write_json(directory / f"{name}.json", summary)
+    write_json(run.data / "evaluation" / f"{suite.name}.json", summary)
     run.log(
-        f"\n{name}: {display_path(run.data)}/evaluation/{name}.json and .jsonl "
-        f"({len(rows.own)} rows, {rows.reused} there before)"
+        f"\n{suite.name}: {display_path(run.data)}/evaluation/{suite.name}.json and .jsonl "
+        f"({len(store.own)} rows, {store.reused} there before)"
     )
     run.log(table(summary))
     return summary

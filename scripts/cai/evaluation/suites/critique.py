@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cai.core.stats import Metric, share
+from cai.core.stats import share
 from cai.evaluation.marks import read_marks
-from cai.evaluation.model_pair import Subject, source_of
-from cai.evaluation.result_store import Rows
-from cai.generation.filters import is_exemplar, normal, verdict
+from cai.evaluation.model_pair import ModelPair, source_of
+from cai.evaluation.result_store import ResultStore
+from cai.evaluation.suite import Metrics, Suite
+from cai.generation.filters import critique_verdict, is_exemplar, normal
 
+MEANINGFUL = "critiques meaningful"
 MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
 
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
@@ -26,9 +28,10 @@ def meaningful(critique: str, instruction: str, answer: str) -> str | None:
     """None for a critique that means something, else what is wrong with it. It must end in a verdict, give a
     reason in some words of its own, and speak of this instruction or this answer: share a word of content (or
     a number) with them."""
-    if verdict(critique) is None:
+    verdict = critique_verdict(critique)
+    if verdict is None:
         return "it ends without a verdict"
-    reason = normal(critique).split()[: -len(normal(verdict(critique)).split())]
+    reason = normal(critique).split()[: -len(normal(verdict).split())]
     if len(reason) < MIN_REASON_WORDS:
         return "it gives no reason"
     if is_exemplar(critique) or " ".join(reason) in (normal(instruction), normal(answer)):
@@ -41,12 +44,11 @@ def meaningful(critique: str, instruction: str, answer: str) -> str | None:
     return None
 
 
-def critique(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
+def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
     """(metrics by name, notes). A person's mark of an example stands for all its critiques."""
-
-    marks = read_marks(source_of(subject.run))
+    marks = read_marks(source_of(pair.run))
     wanted = []
-    for record in subject.records:
+    for record in pair.records:
         mark = marks.get(record["id"])
         by_person = mark.critique_meaningful if mark else None
         for number, c in enumerate(record["critiques"]):
@@ -63,16 +65,19 @@ def critique(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str,
                     "meaningful": counts,
                 }
             )
-    found = rows.fill(wanted, lambda some: [{} for _ in some])
+    found = store.fill(wanted, lambda some: [{} for _ in some])
     examples: dict[str, list[bool]] = {}
     for r in found:
         examples.setdefault(r["record"], []).append(r["meaningful"])
     marked = [r for r in found if r["person"] is not None]
     metrics = {
-        "critiques meaningful": share([r["meaningful"] for r in found]),
+        MEANINGFUL: share([r["meaningful"] for r in found]),
         "examples all of whose critiques are meaningful": share([all(x) for x in examples.values()]),
         "critiques meaningful by the rule alone": share([r["fault"] is None for r in found]),
     }
     if marked:
         metrics["rule agrees with the person"] = share([(r["fault"] is None) == r["person"] for r in marked])
     return metrics, {"critiques that a person marked": len(marked)}
+
+
+SUITE = Suite("critique", "how many of the run's critiques mean something", measure, asks_models=False)

@@ -11,72 +11,71 @@ from typing import Any
 
 from cai.core import schema
 from cai.core.prompt_files import load_neutral
-from cai.core.stats import NOTHING, Metric, Z, mean, paired_difference, share
-from cai.evaluation.model_pair import BARE, Subject
-from cai.evaluation.result_store import BASE, TRAINED, Rows
-from cai.evaluation.stop_rate import how
+from cai.core.stats import NOTHING, Metric, Z, mean
+from cai.evaluation.model_pair import BARE, ModelPair
+from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.stop_rate import STOPPED, ending
+from cai.evaluation.suite import Metrics, Suite, compared
 from cai.generation.filters import normal
 from cai.generation.refusals import is_refusal
+from cai.models.engine import logprobs_all
 from cai.prompts.markers import END_OF_TEXT
 
 WHO = (BASE, TRAINED)
+HARMLESS, HARMFUL = "refusals of harmless instructions", "refusals of harmful requests"
 ASKED = {
-    "refusals of harmless instructions": ("task", "benign"),
+    HARMLESS: ("task", "benign"),
     "refusals of harmless look-alikes": ("benign",),
-    "refusals of harmful requests": ("harmful",),
+    HARMFUL: ("harmful",),
 }
+# What gates read:
+PERPLEXITY = "perplexity on neutral text, trained / base"
+HARMLESS_CHANGE, HARMFUL_CHANGE = f"{HARMLESS}, change", f"{HARMFUL}, change"
 
 
-def forgetting(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
+def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
     """(metrics by name, notes). Every number for base and trained model, and how much it changed."""
-    metrics = perplexity({who: passages(subject, rows, who) for who in WHO})
-    prompts, near = subject.heldout()
+    metrics = perplexity({who: passages(pair, store, who) for who in WHO})
+    prompts, near = pair.heldout()
     texts = [p.instruction for p in prompts]
-    answers = {who: subject.answers(rows, texts, who, BARE) for who in WHO}
-    ends = {who: [how(a["finish_reason"], a["ended_by"]) for a in answers[who]] for who in WHO}
-    metrics |= compared("clean stops", {who: [end == "end token" for end in ends[who]] for who in WHO})
+    answers = {who: pair.answers(store, texts, who, BARE) for who in WHO}
+    stops = [[ending(a["finish_reason"], a["ended_by"]) == STOPPED for a in answers[who]] for who in WHO]
+    metrics |= compared("clean stops", *stops)
     said = {who: [a["answer"] for a in answers[who]] for who in WHO}
     for n in (1, 2, 3):
         metrics |= {f"distinct-{n}, {who}": distinct(said[who], n) for who in WHO}
-    metrics |= compared("repeated endings", {who: repeated_endings(said[who]) for who in WHO})
+    metrics |= compared("repeated endings", *(repeated_endings(said[who]) for who in WHO))
     for name, kinds in ASKED.items():
         asked = [i for i, p in enumerate(prompts) if p.kind in kinds]
-        metrics |= compared(name, {who: [is_refusal(said[who][i]) for i in asked] for who in WHO})
+        metrics |= compared(name, *([is_refusal(said[who][i]) for i in asked] for who in WHO))
     return metrics, {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
-
-
-def compared(name: str, hits: dict[str, Sequence[bool]]) -> dict[str, Metric]:
-    return {
-        **{f"{name}, {who}": share(hits[who]) for who in WHO},
-        f"{name}, change": paired_difference(hits[BASE], hits[TRAINED]),
-    }
 
 
 # ---- neutral text ----
 
 
-def passages(subject: Subject, rows: Rows, who: str) -> list[dict[str, Any]]:
+def passages(pair: ModelPair, store: ResultStore, who: str) -> list[dict[str, Any]]:
     """A row a passage: its log-probability (nats) as a document of its own."""
 
     def work(wanted: list[dict]) -> list[dict]:
         texts = [w["text"] for w in wanted]
-        with subject.run.step("evaluation: log-probabilities", quiet=True):
-            scores = subject.engine.logprobs([END_OF_TEXT] * len(texts), texts, subject.adapter_of(who))
+        with pair.run.step("evaluation: log-probabilities", quiet=True):
+            scores = logprobs_all(pair.engine, [END_OF_TEXT] * len(texts), texts, pair.adapter_of(who))
         return [{"tokens": len(s.tokens), "logprob": s.total} for s in scores]
 
-    texts = load_neutral(Path(subject.spec.neutral))
+    texts = load_neutral(Path(pair.spec.neutral))
     ids = [f"passage/{who}/{schema.content_id(t)}" for t in texts]
     wanted = [{"id": i, "by": who, "text": t} for i, t in zip(ids, texts, strict=True)]
-    return rows.fill(wanted, work)
+    return store.fill(wanted, work)
 
 
-def perplexity(rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Metric]:
+def perplexity(rows: Mapping[str, Sequence[dict[str, Any]]]) -> Metrics:
     """exp of the passages' mean loss a token; the ratio is paired by passage. rows: who -> passages."""
     loss = {who: [-r["logprob"] / r["tokens"] for r in rows[who]] for who in WHO}
     change = [new - old for old, new in zip(loss[BASE], loss[TRAINED], strict=True)]
     return {
         **{f"perplexity on neutral text, {who}": mean(loss[who], math.exp) for who in WHO},
-        "perplexity on neutral text, trained / base": mean(change, math.exp),
+        PERPLEXITY: mean(change, math.exp),
     }
 
 
@@ -113,3 +112,11 @@ def repeated_endings(texts: Sequence[str]) -> list[bool]:
 
 def _words(text: str) -> list[str]:
     return normal(text).split()
+
+
+SUITE = Suite(
+    "forgetting",
+    "what training must not cost: perplexity, clean stops, variety, answers to harmless requests",
+    measure,
+    decides=True,
+)

@@ -1,9 +1,10 @@
 """Does the trained model prefer the better texts, and does it write them?
 
 Implicit reward: beta * log(p/p_base) of a text (Rafailov et al. 2023, eq. 5), on every pair, held out or
-trained on. Fresh answers: base and trained model answer the same held-out instructions in the bare training
-format; the base model judges them in both orders, by how far they help without helping to do harm. The base's
-answers in the prompt that first answers are generated with are judged as well: there it is at its best.
+trained on. On-policy completions: base and trained model answer the same held-out instructions in the bare
+training format; the base model judges them in both orders, by how far they help without helping to do harm.
+The base's answers in the prompt that first answers are generated with are judged as well: there it is at its
+best.
 
 A person's marks outrank the model's judgement: a revision that a person does not prefer to the first answer
 is no truth to measure with, so its pair is left out.
@@ -19,34 +20,40 @@ from typing import Any
 
 from cai.core import schema
 from cai.core.prompt_files import Prompt
-from cai.core.stats import Metric, at_equal_length, correlation, mean, share
+from cai.core.stats import at_equal_length, correlation, mean, share
 from cai.evaluation.marks import preferred
-from cai.evaluation.model_pair import BARE, PROMPTED, Subject, source_of
-from cai.evaluation.result_store import BASE, TRAINED, Rows
-from cai.generation.judge import HELPFUL, Case, Judgement, judge
+from cai.evaluation.model_pair import BARE, PROMPTED, ModelPair, source_of
+from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.suite import Metrics, Suite
+from cai.generation.filters import kept_ids
+from cai.generation.judge import HELPFUL, Case, Judgement, compare_all
 from cai.training.implicit_reward import scores
 
 SIMILAR = 1.25  # answers are of similar length if the longer has at most this many times the other's words
+ON_POLICY = "on-policy completions"
+# What gates read:
+HELD_OUT_ACCURACY = "held-out revision pairs: accuracy"
+WIN_RATE = f"{ON_POLICY}: win rate"
 MARKED = "revisions better, marked by a person"
+
 MARKS = {"revision": 1.0, "tie": 0.5, "first": 0.0}
 
 
-def preference(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[str, Any]]:
+def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
     """(metrics by name, notes)."""
-
-    marks = preferred(source_of(subject.run))
-    metrics, notes = marked(subject, rows, marks)
+    marks = preferred(source_of(pair.run))
+    metrics, notes = marked(pair, store, marks)
     disputed = {i for i, better in marks.items() if better != "revision"}
-    scored = [r for r in implicit(subject, rows) if r["kind"] != "revision" or r["pair"] not in disputed]
+    scored = [r for r in implicit(pair, store) if r["kind"] != "revision" or r["pair"] not in disputed]
     for group in ("held-out", "training"):
         for kind in ("revision", "anchor"):
             some = [r for r in scored if r["held_out"] == (group == "held-out") and r["kind"] == kind]
             if some or (group, kind) == ("held-out", "revision"):
                 metrics |= {f"{group} {kind} pairs: {name}": m for name, m in rewards(some).items()}
-    prompts, near = subject.heldout()
-    for form in (BARE, PROMPTED):
-        label = "fresh answers" if form == BARE else "fresh answers, base in its own prompt"
-        metrics |= {f"{label}: {name}": m for name, m in wins(fresh(subject, rows, prompts, form)).items()}
+    prompts, near = pair.heldout()
+    for form, label in ((BARE, ON_POLICY), (PROMPTED, f"{ON_POLICY}, base in its own prompt")):
+        won = wins(on_policy(pair, store, prompts, form))
+        metrics |= {f"{label}: {name}": m for name, m in won.items()}
     notes |= {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
     return metrics, notes
 
@@ -54,10 +61,10 @@ def preference(subject: Subject, rows: Rows) -> tuple[dict[str, Metric], dict[st
 # ---- a person's marks ----
 
 
-def marked(subject: Subject, rows: Rows, marks: dict[str, str]) -> tuple[dict[str, Metric], dict[str, Any]]:
+def marked(pair: ModelPair, store: ResultStore, marks: dict[str, str]) -> tuple[Metrics, dict[str, Any]]:
     """(metrics by name, notes). Only revisions that were kept count: that a rejected one is worse speaks for
     the filters. The mark is part of its row's id, so that a mark that was changed is another row."""
-    kept = {r["id"] for r in subject.records if r["kept"]}
+    kept = kept_ids(pair.records)
     wanted = [
         {"id": f"mark/{i}/{better}", "record": i, "revision_better": better, "score": MARKS[better]}
         for i, better in marks.items()
@@ -65,25 +72,23 @@ def marked(subject: Subject, rows: Rows, marks: dict[str, str]) -> tuple[dict[st
     ]
     if not wanted:
         return {}, {}
-    scores = [r["score"] for r in rows.fill(wanted, lambda some: [{} for _ in some])]
-    left_out = sum(
-        p["kind"] == "revision" and MARKS[marks.get(p["id"], "revision")] < 1 for p in subject.pairs
-    )
+    scores = [r["score"] for r in store.fill(wanted, lambda some: [{} for _ in some])]
+    left_out = sum(p["kind"] == "revision" and MARKS[marks.get(p["id"], "revision")] < 1 for p in pair.pairs)
     return {MARKED: share(scores)}, {"pairs left out, a person does not prefer the revision": left_out}
 
 
 # ---- pairs ----
 
 
-def implicit(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
+def implicit(pair: ModelPair, store: ResultStore) -> list[dict[str, Any]]:
     """A row a pair: log-probabilities (nats) and lengths (tokens, the end token among them) of both texts
     under base and trained model, and what follows from them."""
-    engine, beta = subject.engine, reward_beta(subject)
+    beta = reward_beta(pair)
 
     def work(wanted: list[dict]) -> list[dict]:
         pairs = [by_id[w["id"]] for w in wanted]
-        with subject.run.step("evaluation: log-probabilities", quiet=True):
-            found = {who: scores(engine, pairs, subject.adapter_of(who)) for who in (BASE, TRAINED)}
+        with pair.run.step("evaluation: log-probabilities", quiet=True):
+            found = {who: scores(pair.engine, pairs, pair.adapter_of(who)) for who in (BASE, TRAINED)}
         done = []
         for i in range(len(pairs)):
             at = {"chosen": i, "rejected": len(pairs) + i}
@@ -93,25 +98,25 @@ def implicit(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
         return done
 
     texts = ("prompt", "chosen", "rejected")
-    by_id = {f"pair/{schema.content_id(' '.join(p[k] for k in texts))}": p for p in subject.pairs}
+    by_id = {f"pair/{schema.content_id(' '.join(p[k] for k in texts))}": p for p in pair.pairs}
     about = ("held_out", "kind", "task")
     wanted = [
         {"id": key, "pair": p["id"], **{k: p[k] for k in about}, "beta": beta} for key, p in by_id.items()
     ]
     held_out = [w for w in wanted if w["held_out"]]
     training = [w for w in wanted if not w["held_out"]]
-    if subject.limit and len(training) > subject.limit:  # the same ones on every run
-        training = random.Random(0).sample(training, subject.limit)
-    return rows.fill(held_out + training, work)
+    if pair.limit and len(training) > pair.limit:  # the same ones on every run
+        training = random.Random(0).sample(training, pair.limit)
+    return store.fill(held_out + training, work)
 
 
-def reward_beta(subject: Subject) -> float:
+def reward_beta(pair: ModelPair) -> float:
     """The beta of the adapter's own training where that was DPO, else the registry's."""
-    path = subject.run.checkpoints / "training.json"
+    path = pair.run.checkpoints / "training.json"
     if not path.exists():
-        return subject.spec.beta
+        return pair.spec.beta
     trained = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    return subject.spec.beta if trained.get("loss") == "orpo" else trained["beta"]
+    return pair.spec.beta if trained.get("loss") == "orpo" else trained["beta"]
 
 
 def margins(row: dict[str, float], beta: float) -> dict[str, float]:
@@ -131,7 +136,7 @@ def margins(row: dict[str, float], beta: float) -> dict[str, float]:
     }
 
 
-def rewards(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
+def rewards(rows: Sequence[dict[str, Any]]) -> Metrics:
     return {
         "accuracy": share([r["margin"] > 0 for r in rows]),
         "margin": mean([r["margin"] for r in rows]),
@@ -143,15 +148,16 @@ def rewards(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
     }
 
 
-# ---- fresh answers ----
+# ---- on-policy completions ----
 
 
-def fresh(subject: Subject, rows: Rows, prompts: Sequence[Prompt], form: str) -> list[dict[str, Any]]:
+def on_policy(
+    pair: ModelPair, store: ResultStore, prompts: Sequence[Prompt], form: str
+) -> list[dict[str, Any]]:
     """A row a comparison: the trained model's bare answer against the base's in the given format."""
-    judging = (subject.engine, subject.prompter, subject.spec)
     texts = [p.instruction for p in prompts]
-    ours = subject.answers(rows, texts, TRAINED, BARE)
-    theirs = subject.answers(rows, texts, BASE, form)
+    ours = pair.answers(store, texts, TRAINED, BARE)
+    theirs = pair.answers(store, texts, BASE, form)
     wanted, cases = [], {}
     for prompt, old, new in zip(prompts, theirs, ours, strict=True):
         key = schema.content_id(f"{prompt.instruction}\n{old['answer']}\n{new['answer']}")
@@ -162,24 +168,23 @@ def fresh(subject: Subject, rows: Rows, prompts: Sequence[Prompt], form: str) ->
 
     def work(some: list[dict]) -> list[dict]:
         differ = [w for w in some if w["base"] != w["trained"]]  # the same text twice is a tie, unasked
-        with subject.run.step("evaluation: judge", quiet=True) as step:
-            asked = [cases[w["id"]] for w in differ]
-            said = judge(*judging, asked, subject.seed) if asked else []
+        with pair.run.step("evaluation: judge", quiet=True) as step:
+            said = compare_all(pair.engine, pair.prompter, [cases[w["id"]] for w in differ], pair.seed)
             step.count(said, len(said))
         by_id = {w["id"]: j for w, j in zip(differ, said, strict=True)}
-        return [verdict(by_id.get(w["id"])) for w in some]
+        return [outcome(by_id.get(w["id"])) for w in some]
 
-    return rows.fill(wanted, work)
+    return store.fill(wanted, work)
 
 
-def verdict(judgement: Judgement | None) -> dict[str, Any]:
+def outcome(judgement: Judgement | None) -> dict[str, Any]:
     """score: 1 where the trained model's answer is better in both orders, 0 where worse, 0.5 for a tie."""
     winner = judgement.winner if judgement else "tie"
     score = {"second": 1.0, "first": 0.0, "tie": 0.5}[winner]
     return {"judgement": judgement.as_dict() if judgement else None, "score": score}
 
 
-def wins(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
+def wins(rows: Sequence[dict[str, Any]]) -> Metrics:
     won = [r["score"] for r in rows]
     words = [(len(r["base"].split()) + 1, len(r["trained"].split()) + 1) for r in rows]
     longer = [math.log(new / old) for old, new in words]
@@ -197,3 +202,11 @@ def wins(rows: Sequence[dict[str, Any]]) -> dict[str, Metric]:
             if any(r["kind"] == kind for r in rows)
         },
     }
+
+
+SUITE = Suite(
+    "preference",
+    "implicit rewards on pairs; on-policy completions judged in both orders",
+    measure,
+    decides=True,
+)

@@ -265,7 +265,7 @@ function renderHeader() {
   const line = [["model", facts.model], ["adapter", facts.adapter?.slice(0, 8)], ["seed", facts.seed], ["kept", `${kept.toLocaleString("en")} of ${examples.length.toLocaleString("en")}`]];
   $("facts").replaceChildren(...line.filter(([, v]) => v !== undefined && v !== null)
     .map(([k, v]) => el("div", {}, el("dt", { text: k }), el("dd", { text: v }))));
-  const decision = facts.gate?.verdict;
+  const decision = facts.gate?.decision;
   $("gate").textContent = `Gate: ${decision ?? "none yet"}`;
   $("gate").classList.add(decision === "GO" ? "good" : decision === "NO-GO" ? "bad" : "open");
   const bars = [["status", "kept", kept], ...count(examples.flatMap((e) => e.rejected_because)).map(([r, n]) => ["reason", r, n])];
