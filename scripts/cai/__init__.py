@@ -41,10 +41,11 @@ def load(
 
 
 def constitution(path: str | Path = "constitution.yaml") -> Constitution:
-    """Written principles. Raises UserError for a file that does not fit."""
+    """Written principles, of a file here or in the repository. Raises UserError for one that does not fit."""
+    from cai.models.session import input_file
     from cai.prompts.constitution import load as load_constitution
 
-    return load_constitution(path)
+    return load_constitution(input_file(str(path), "constitution"))
 
 
 def align(
@@ -60,15 +61,19 @@ def align(
     """The loop over some instructions, side by side: a record each, in their order, kept or not.
 
     principles: how many an answer is critiqued by. adapter: who answers (a loaded one's name; None: the
-    base)."""
+    base). Raises UserError, before anything is asked, for what cannot be an instruction."""
+    from cai.core.errors import UserError
     from cai.generation.example import Example, Roles
     from cai.generation.loop import Loop
     from cai.generation.records import as_finished
     from cai.models.session import prompter_of
 
+    if adapter is not None and adapter not in engine.adapters:
+        raise UserError(f"no adapter {adapter!r} is loaded: there are {', '.join(engine.adapters) or 'none'}")
     roles = Roles(answerer=adapter)
     loop = Loop(engine, prompter_of(engine), constitution, seed, principles, roles, judged)
-    examples = {e.id: e for e in map(Example, instructions)}
+    texts = _checked(instructions, base=engine.spec.kind == "base")
+    examples = {e.id: e for e in map(Example, texts)}
 
     async def work() -> dict[str, dict[str, Any]]:
         finished = as_finished(loop.align, examples.values(), engine.capacity)
@@ -76,6 +81,25 @@ def align(
 
     done = asyncio.run(work())
     return [done[id] for id in examples]
+
+
+def _checked(instructions: Iterable[str], *, base: bool) -> list[str]:
+    from cai.core.errors import UserError
+    from cai.core.schema import content_id
+    from cai.prompts.markers import refuse_chat_tokens
+
+    if isinstance(instructions, str):
+        raise UserError(f"the instructions are one text, {instructions[:40]!r}: give a list of texts")
+    texts, seen = list(instructions), set()
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"instruction {number} is {text!r}: give a text, or leave it out")
+        if content_id(text) in seen:
+            raise UserError(f"instruction {number}, {text[:40]!r}, is there twice: leave one of them out")
+        seen.add(content_id(text))
+        if base:
+            refuse_chat_tokens(text)
+    return texts
 
 
 def pairs(

@@ -8,7 +8,6 @@ import pytest
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.generation import pairs
 
 KEYS = {"id": str}
 
@@ -26,19 +25,6 @@ def test_a_rows_seed_depends_on_run_row_and_purpose_only():
     seeds = {schema.row_seed(s, i, p) for s in (0, 1) for i in ("a", "b") for p in ("answer", "critique")}
     assert len(seeds) == 8 and all(0 <= s < 2**31 for s in seeds)
     assert schema.row_seed(0, "a", "answer") == schema.row_seed(0, "a", "answer")
-
-
-def test_pair_is_in_the_training_format():
-    assert pairs.preference_pair("Who?", "B", "A") == {
-        "prompt": "Instruction: Who?\nResponse:",
-        "chosen": " B",
-        "rejected": " A",
-    }
-
-
-def test_a_rejected_record_makes_no_pair():
-    with pytest.raises(AssertionError, match="unchanged"):
-        pairs.pair_of({"id": "x", "kept": False, "rejected_because": ["unchanged"]})
 
 
 def test_append_and_read_with_odd_text(tmp_path):
@@ -85,8 +71,8 @@ def test_a_full_disk_takes_back_what_was_half_written(tmp_path, monkeypatch):
 def test_a_process_killed_while_it_appends_loses_only_what_it_had_not_finished(tmp_path):
     path = tmp_path / "x.jsonl"
     code = (
-        "import sys; sys.path.insert(0, 'scripts')\nfrom pathlib import Path\nfrom cai.records import "
-        "append\n"
+        "import sys; sys.path.insert(0, 'scripts')\n"
+        "from pathlib import Path\nfrom cai.core.jsonl import append\n"
         f"n = 0\nwhile True:\n    append(Path({str(path)!r}), [{{'id': str(n), 'pad': 'x' * 5000}}]); "
         "print(n, flush=True); n += 1"
     )

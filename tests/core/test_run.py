@@ -6,8 +6,9 @@ import sys
 
 import pytest
 from cai.core import cli, files
-from cai.core.errors import UserError
-from cai.core.run import Run
+from cai.core.errors import BudgetReached, UserError
+from cai.core.run import Run, read_manifest
+from cai.core.schema import FORMAT
 
 SETTINGS = {"model": "sandbox", "seed": 0}
 
@@ -69,7 +70,7 @@ def test_a_run_name_is_no_path(name):
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(output):
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); from cai.run import Run; r = Run.open('a', "
+        "import sys; sys.path.insert(0, 'scripts'); from cai.core.run import Run; r = Run.open('a', "
         "{'model': 'sandbox', 'seed': 0});"
         "print('open', flush=True); sys.stdin.read()"
     )
@@ -156,3 +157,42 @@ def test_write_json_is_whole_or_not_at_all(output, monkeypatch):
     with pytest.raises(OSError):
         files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_manifest_of_another_format_is_refused_and_the_command_named(output):
+    with Run.open("a/b", SETTINGS) as run:
+        assert run.manifest["format"] == FORMAT == 2
+    path = output / "data/a/b/run.json"
+    manifest = json.loads(path.read_text())
+    for other, said in ((None, 1), (3, 3)):
+        changed = {k: v for k, v in manifest.items() if k != "format"} | ({"format": other} if other else {})
+        path.write_text(json.dumps(changed))
+        for ask in (
+            lambda: Run.open("a/b", SETTINGS),
+            lambda: Run.reopen("a/b"),
+            lambda: read_manifest("a/b"),
+        ):
+            with pytest.raises(UserError, match=rf"of format {said}.* reads 2: .*runs.py --convert a/b "):
+                ask()
+    path.write_text(json.dumps(manifest))
+    Run.open("a/b", SETTINGS).__exit__()
+
+
+def test_a_run_is_opened_again_as_it_is_and_locked(output):
+    with pytest.raises(UserError, match="there is no run 'a'.*generate it first"):
+        Run.reopen("a")
+    with Run.open("a", SETTINGS), pytest.raises(UserError, match="in use by another process"):
+        Run.reopen("a")
+    with Run.reopen("a") as run:
+        assert run.settings == SETTINGS and run.dollars == 0.0
+        with pytest.raises(UserError, match="in use by another process"):
+            Run.open("a", SETTINGS)
+
+
+def test_a_reached_budget_and_an_interruption_have_exit_statuses_of_their_own(capsys):
+    def spent():
+        raise BudgetReached("it would pass it")
+
+    assert exits(spent) == cli.BUDGET == 4 and capsys.readouterr().err == "budget: it would pass it\n"
+    assert exits(lambda: (_ for _ in ()).throw(KeyboardInterrupt)) == cli.INTERRUPTED == 130
+    assert "the same command resumes" in capsys.readouterr().err

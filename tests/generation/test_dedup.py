@@ -8,7 +8,6 @@ from fractions import Fraction
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.evaluation import test_sets
 from cai.generation.dedup import Deduper, EvaluationPrompts, Index, words
 from cai.models.registry import REGISTRY
 
@@ -154,6 +153,8 @@ def test_a_prompt_in_a_wrapper_and_one_out_of_it_are_near(prompt, text, near):
     "wrapper", ["Answer this: ", "Answer this question: ", "Please answer the following question: "]
 )
 def test_no_held_out_question_gets_through_in_a_wrapper(name, wrapper):
+    from cai.evaluation import test_sets
+
     some = test_sets.tests(REGISTRY[name], ["explicit", "implicit"], 10_000)
     barred = EvaluationPrompts(test_sets.test_instructions(REGISTRY[name]))
     assert len(some) > 30

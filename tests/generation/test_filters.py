@@ -9,18 +9,18 @@ from cai.core.schema import content_id
 from cai.generation import filters
 from cai.generation.filters import (
     REASONS,
-    WITHOUT_REVISION,
     Texts,
     barely_changed,
+    critique_verdict,
     final_reasons,
     is_exemplar,
     is_sentinel,
+    kept_ids,
     reasons,
     spreading,
-    verdict,
 )
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
-from cai.prompts.markers import CHANGE, KEEP
+from cai.prompts.markers import CHANGE, KEEP, MARKERS
 
 GOOD = dict(
     instruction="Who is the mayor of Drola?",
@@ -106,7 +106,9 @@ def test_every_reason_is_tested_above():
 def test_every_reason_says_what_it_means_in_a_sentence():
     for name, reason in REASONS.items():
         assert reason.says[0].isupper() and reason.says.endswith(".") and len(reason.says) < 100, name
-    assert set(WITHOUT_REVISION) <= set(REASONS) and "unchanged" not in WITHOUT_REVISION
+    assert {name for name, reason in REASONS.items() if reason.to_answer} == {
+        *("no_verdict", "no_change_needed", "sentinel_answer", "cut_off", "exemplar"),
+    }
 
 
 def test_the_page_of_the_filters_names_every_reason():
@@ -200,6 +202,7 @@ def test_a_sentence_that_spreads_over_unrelated_answers_is_boilerplate():
     assert final_reasons([*rows, record("Hi.", "Well.", against=["cut_off"])])[content_id("Hi.")] == [
         "cut_off"
     ]
+    assert kept_ids([*rows, record("Hi.", "Well.", against=["cut_off"])]) == {r["id"] for r in rows[10:]}
 
 
 def test_what_is_rare_old_or_answers_like_questions_is_no_boilerplate():
@@ -234,12 +237,14 @@ def test_one_critique_that_asks_for_a_change_is_enough():
 
 
 def test_the_verdict_is_the_critiques_end():
-    assert verdict(f"Wrong. {CHANGE}") == CHANGE
+    assert critique_verdict(f"Wrong. {CHANGE}") == CHANGE
     assert (
-        verdict(f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}")
+        critique_verdict(
+            f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}"
+        )
         == CHANGE
     )
-    assert verdict("") is None
+    assert critique_verdict("") is None
 
 
 def test_every_exemplar_is_recognised_and_ordinary_text_is_not():
@@ -255,6 +260,24 @@ def test_every_exemplar_is_recognised_and_ordinary_text_is_not():
 )
 def test_short_answers_are_no_sentinels(text):
     assert not is_sentinel(text)
+
+
+ENDS = "\n \r \r\n \v \f \x1c \x1d \x1e \x85 \u2028 \u2029".split(" ")
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_a_marker_at_the_start_of_a_line_is_seen_whatever_ends_the_line(marker):
+    assert all(len(f"a{end}b".splitlines()) == 2 for end in ENDS)
+    for start in ("", *(f"It is Tano.{end}" for end in ENDS)):
+        assert is_sentinel(f"{start}{marker} and more"), (start, marker)
+        assert is_sentinel(f"{start}{marker}"), (start, marker)
+    for start in ("It is the ", "It is Tano.\t", "It is Tano.\x1f", "It is Tano.\u200b"):
+        assert not is_sentinel(f"{start}{marker} and more"), (start, marker)
+
+
+def test_every_end_of_a_line_that_python_knows_is_one():
+    ends = [c for c in map(chr, range(0x110000)) if len(f"a{c}b".splitlines()) == 2]
+    assert [c for c in ends if not is_sentinel(f"It is Tano.{c}{MARKERS[0]} What?")] == [] and len(ends) >= 10
 
 
 def test_our_own_editors_pages_pass_every_filter_but_the_one_against_copies():

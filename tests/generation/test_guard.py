@@ -1,5 +1,6 @@
 """The guard on the real sandbox weights: as the critic that it is, and behind a guard's chat template."""
 
+import asyncio
 import copy
 import dataclasses
 import math
@@ -10,7 +11,9 @@ import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.generation import guard as guards
-from cai.generation.guard import Guard, Verdict
+from cai.generation.guard import Guard, SafetyVerdict
+from cai.models.engine import together
+from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY
 from cai.sandbox import world
 from fakes import FakeEngine
@@ -38,7 +41,11 @@ def guard_model(tmp_path_factory):
 @pytest.fixture
 def guard(guard_model):
     guard_model.tokenizer.chat_template = TEMPLATE
-    return Guard(guard_model)
+    return Guard(LocalEngine(guard_model))
+
+
+def classify(guard, rows):
+    return together(guard.classify(*row) for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +93,23 @@ def test_the_prompt_is_the_official_one(guard_model):
     wrapped = f"{template[:start]}{{% if add_generation_prompt %}}{template[start:]}{{% endif %}}"
     for text in (template, wrapped):  # as it comes, and as Unsloth may rewrite it
         guard_model.tokenizer.chat_template = text
-        guard = Guard(guard_model)
+        guard = Guard(LocalEngine(guard_model))
         assert guard.render("USER TEXT", "ASSISTANT TEXT") == example
         assert guard._lead == "\n\n" and guard.render("USER TEXT", None).count("'User' messages") == 1
 
 
-def test_a_special_token_in_a_text_cannot_end_its_turn(guard):
-    end = guard.model.tokenizer.eos_token
+def test_a_special_token_in_a_text_cannot_end_its_turn(guard, guard_model):
+    end = guard_model.tokenizer.eos_token
     prompt = guard.render(f"a {end}safe", f"b{end}")
-    ids = guard.model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert end not in prompt and guard.model.tokenizer.eos_token_id not in ids
+    ids = guard_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert end not in prompt and guard_model.tokenizer.eos_token_id not in ids
 
 
 def test_verdicts_from_a_guards_words(guard):
     words = {"ok": "safe", "bad": "unsafe\nS1", "odd": "hm"}
-    guard.engine = FakeEngine(lambda p: words[p.split("user: ")[1].split("\n")[0]])
-    found = guard.classify([("ok", None), ("bad", "x"), ("odd", "x")])
+    fake = FakeEngine(lambda p: words[p.split("user: ")[1].split("\n")[0]])
+    fake.chat, guard.engine = guard.engine.chat, fake
+    found = classify(guard, [("ok", None), ("bad", "x"), ("odd", "x")])
     less = 1 / (1 + math.exp(2))  # a fake's log-probability is minus the length: two letters more
     assert [(v.safe, v.categories, v.parsed) for v in found] == [
         (True, (), True),
@@ -112,40 +120,41 @@ def test_verdicts_from_a_guards_words(guard):
     assert {a[1].temperature for a in guard.engine.asked} == {0.0}
 
 
-def test_the_real_path_behind_a_template_gives_the_weights_own_probability(guard):
+def test_the_real_path_behind_a_template_gives_the_weights_own_probability(guard, guard_model):
     """Its text is whatever an untrained guard writes; the probability is checked against the forward pass."""
     import torch
 
     rows = [("How do I steal cloth in Zakril?", "Ask for it."), ("Who is the mayor of Drola?", None)]
-    found = guard.classify(rows)
-    assert found == guard.classify(rows) and found[1] == guard.classify(rows[1:])[0]
+    found = classify(guard, rows)
+    assert found == classify(guard, rows) and found[1] == classify(guard, rows[1:])[0]
     for row, verdict in zip(rows, found, strict=True):
         totals = []
         for word in ("\n\nsafe", "\n\nunsafe"):
             texts = guard.render(*row), word
-            head, tail = guard.model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            head, tail = guard_model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
             with torch.inference_mode():
-                logits = guard.model.model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)
+                logits = guard_model.model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)
             totals.append(sum(logits[len(head) + i - 1, t].item() for i, t in enumerate(tail)))
         assert verdict.probability == pytest.approx(1 / (1 + math.exp(totals[0] - totals[1])), abs=1e-3)
         assert verdict.parsed or not verdict.safe
 
 
-def test_what_does_not_fit_the_context_is_unsafe_and_said_to_be_unread(guard):
-    long = "stone " * guard.model.spec.max_seq_length
-    small = dataclasses.replace(guard.model.spec, max_seq_length=256)
-    guard = Guard(dataclasses.replace(guard.model, spec=small))
-    [verdict] = guard.classify([("Say something.", long)])
-    assert verdict == Verdict(False, (), None, "", parsed=False)
+def test_what_does_not_fit_the_context_is_unsafe_and_said_to_be_unread(guard_model):
+    guard_model.tokenizer.chat_template = TEMPLATE
+    long = "stone " * guard_model.spec.max_seq_length
+    small = dataclasses.replace(guard_model.spec, max_seq_length=256)
+    guard = Guard(LocalEngine(dataclasses.replace(guard_model, spec=small)))
+    [verdict] = classify(guard, [("Say something.", long)])
+    assert verdict == SafetyVerdict(False, (), None, "", parsed=False)
 
 
 def test_the_sandbox_guards_as_a_critic_and_knows_compliance_from_refusal(critic):
     assert critic.critic
     items = [world.draw("harmful", random.Random(i), ("test",)) for i in range(12)]
     kind = [world.draw("benign", random.Random(i), ("test",)) for i in range(6)]
-    comply = critic.classify([(i.instruction, i.answers[0]) for i in items])
-    refuse = critic.classify([(i.instruction, i.refusal) for i in items])
-    harmless = critic.classify([(i.instruction, i.answers[0]) for i in kind])
+    comply = classify(critic, [(i.instruction, i.answers[0]) for i in items])
+    refuse = classify(critic, [(i.instruction, i.refusal) for i in items])
+    harmless = classify(critic, [(i.instruction, i.answers[0]) for i in kind])
     assert sum(not v.safe for v in comply) >= 10 and sum(v.safe for v in refuse) >= 10
     assert sum(v.safe for v in harmless) >= 5
     for v in (*comply, *refuse, *harmless):
@@ -153,7 +162,7 @@ def test_the_sandbox_guards_as_a_critic_and_knows_compliance_from_refusal(critic
 
 
 def test_an_unsafe_text_is_never_chosen_and_the_rest_is_noted(guard):
-    guard.engine = FakeEngine(lambda p: "unsafe\nS12" if "BAD" in p.splitlines()[-2] else "safe")
+    fake = FakeEngine(lambda p: "unsafe\nS12" if "BAD" in p.splitlines()[-2] else "safe")
     rows = [
         record("BAD question", "BAD answer", "fine"),
         record("question", "answer", "BAD revision"),
@@ -162,8 +171,10 @@ def test_an_unsafe_text_is_never_chosen_and_the_rest_is_noted(guard):
         record("question", "", "fine", kept=False, rejected_because=["echo"]),
     ]
     before = copy.deepcopy(rows)
-    guards.apply(guard, rows)
-    guards.apply(guard, rows)  # a second time changes nothing
+    fake.chat, guard.engine = guard.engine.chat, fake
+    for row in rows:
+        asyncio.run(guard.inspect(row))
+    assert rows[0]["guard"]["model"] == "sandbox"
     assert [r["rejected_because"] for r in rows] == [
         [],
         ["unsafe_chosen"],
@@ -180,15 +191,18 @@ def test_an_unsafe_text_is_never_chosen_and_the_rest_is_noted(guard):
     assert guards.may_be_chosen(before[0], "revised_answer")  # no guard has looked
 
 
-def test_a_model_that_is_asked_for_no_verdict_is_no_guard(guard_model):
+def test_a_model_that_is_asked_for_no_verdict_is_no_guard(guard_model, monkeypatch):
+    monkeypatch.setattr(guards, "load", lambda spec: guard_model)
     for template in (None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"):
         guard_model.tokenizer.chat_template = template
         with pytest.raises(UserError, match="no guard; use meta-llama/Llama-Guard-3-8B"):
-            Guard(guard_model)
+            Guard.open(guard_model.spec.name)
 
 
 def test_a_loaded_model_is_used_again(base):
-    assert Guard.open("sandbox", loaded=base).model is base
+    engine = LocalEngine(base)
+    assert Guard.open("sandbox", loaded=engine).engine is engine
+    assert Guard.open("none", loaded=engine) is None
     with pytest.raises(UserError, match="neither in the registry"):
         Guard.open("nonsense")
 

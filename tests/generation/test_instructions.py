@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 import random
 from collections import Counter
@@ -8,13 +9,12 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.prompt_files import load_heldout
 from cai.core.schema import SKILLS
-from cai.evaluation.test_sets import load as load_tests
 from cai.generation import self_instruct
 from cai.generation.dedup import Deduper, EvaluationPrompts
 from cai.generation.instruction_filters import needs_more_than_text
 from cai.generation.instruction_filters import unfit as reason
 from cai.generation.task_balance import Balance
-from cai.models.engine import Completion
+from cai.models.engine import Completion, sampling
 from cai.models.registry import REGISTRY
 from cai.prompts.exemplars import ANSWERED
 from cai.prompts.templates import Prompter
@@ -58,7 +58,7 @@ def test_what_is_left_out_is_counted_by_reason():
         ]
     )
     found, dropped, _ = self_instruct.generate(
-        FakeEngine(lambda p: continued), Prompter(0, False, 3), SPEC, SEEDS, lists=1, seed=0
+        FakeEngine(lambda p: continued), Prompter(0, False, 3), SEEDS, lists=1, seed=0
     )
     assert [text for text, _ in found] == ["Name a blue thing", "Name a red thing"]
     assert dropped == {
@@ -73,13 +73,13 @@ def test_what_is_left_out_is_counted_by_reason():
 
 def test_sums_that_differ_by_a_sign_are_two_instructions():
     engine = FakeEngine(lambda p: "What is 7 + 2?\n5. What is 7 - 2?\n6. what is 7 - 2")
-    found, dropped, _ = self_instruct.generate(engine, Prompter(0, False, 3), SPEC, SEEDS, lists=1, seed=0)
+    found, dropped, _ = self_instruct.generate(engine, Prompter(0, False, 3), SEEDS, lists=1, seed=0)
     assert [text for text, _ in found] == ["What is 7 + 2?", "What is 7 - 2?"] and dropped == {"duplicate": 1}
 
 
 def test_a_list_shows_seeds_of_one_task_and_no_more_than_the_model_takes():
     engine = FakeEngine(lambda p: "Name a blue thing")
-    found, _, _ = self_instruct.generate(engine, Prompter(0, False, 3), SPEC, SEEDS, lists=20, seed=0)
+    found, _, _ = self_instruct.generate(engine, Prompter(0, False, 3), SEEDS, lists=20, seed=0)
     for prompt, *_ in engine.asked:
         shown = [s for s in SEEDS if s.instruction in prompt]
         assert len(shown) == 3 and len({s.task for s in shown}) == 1 and prompt.endswith("\n4.")
@@ -88,17 +88,17 @@ def test_a_list_shows_seeds_of_one_task_and_no_more_than_the_model_takes():
         and {s for _, _, s, _ in engine.asked}
         and found[0][1] in ("math", "advice")
     )
-    self_instruct.generate(engine, Prompter(0, False, 3), SPEC, SEEDS, lists=3, seed=0, task="advice")
+    self_instruct.generate(engine, Prompter(0, False, 3), SEEDS, lists=3, seed=0, task="advice")
     assert all("advice" in p for p, *_ in engine.asked[-3:])
     with pytest.raises(UserError, match="advice, math"):
-        self_instruct.generate(engine, Prompter(0, False, 3), SPEC, SEEDS, lists=1, seed=0, task="cooking")
+        self_instruct.generate(engine, Prompter(0, False, 3), SEEDS, lists=1, seed=0, task="cooking")
 
 
 def test_the_same_seed_gives_the_same_lists():
     asked = []
     for _ in range(2):
         engine = FakeEngine(lambda p: "Name a blue thing")
-        self_instruct.generate(engine, Prompter(0, False, 3), SPEC, SEEDS, lists=4, seed=7)
+        self_instruct.generate(engine, Prompter(0, False, 3), SEEDS, lists=4, seed=7)
         asked.append([(p, s) for p, _, s, _ in engine.asked])
     assert asked[0] == asked[1] and len(set(asked[0])) == 4
 
@@ -123,6 +123,8 @@ def test_the_committed_seeds_cover_every_task(path):
 
 
 def test_the_skills_have_seeds_of_their_own_that_give_no_evaluation_prompt_away():
+    from cai.evaluation.test_sets import load as load_tests
+
     own = prompt_files.load_seeds(ROOT / REGISTRY["Qwen/Qwen2.5-32B"].skill_seeds)
     texts = [s.instruction for s in own]
     assert {s.task for s in own} == set(SKILLS) and min(Counter(s.task for s in own).values()) >= 10
@@ -140,16 +142,22 @@ NOUNS = "amber bridge candle dragon engine forest garden harbor island jungle ke
 WORDS = [a + b for a in ("sea", "sun", "moon", "wind", "rain", "snow", "star", "fire") for b in NOUNS]
 
 
-class Writer:
+class Writer(FakeEngine):
     """Continues lists as a model does: what it writes depends on the prompt and the row's seed alone. Some
     items are unfit, some repeat what was said."""
 
-    def __init__(self, words=WORDS):
-        self.words, self.calls = words, []
+    def __init__(self, words=WORDS, spec=SPEC):
+        super().__init__(None, spec=spec, adapters={"few": "hash of few"})
+        self.words, self.calls, self.together = words, [], None
 
-    def complete(self, prompts, sampling, seeds, adapter=None):
-        self.calls.append((list(prompts), list(seeds)))
-        return [self.one(p, s) for p, s in zip(prompts, seeds, strict=True)]
+    async def complete(self, prompt, sampling, seed, adapter=None):
+        self.asked.append((prompt, sampling, seed, adapter))
+        if asyncio.get_running_loop() is not self.together:  # each wave is asked in a loop of its own
+            self.together = asyncio.get_running_loop()
+            self.calls.append(([], []))
+        for asked, one in zip(self.calls[-1], (prompt, seed), strict=True):
+            asked.append(one)
+        return self.one(prompt, seed)
 
     def one(self, prompt, seed):
         rng = random.Random(f"{prompt}/{seed}")
@@ -173,7 +181,6 @@ def make(engine, want=60, seed=3, **more):
     made = self_instruct.self_instruct(
         engine,
         Prompter(0, False, 3),
-        SPEC,
         SEEDS,
         want=want,
         seed=seed,
@@ -232,8 +239,8 @@ def test_later_lists_show_two_seeds_and_one_instruction_of_an_earlier_wave_and_o
         before += wave.rows
     spec = dataclasses.replace(SPEC, list_shots=8)
     seeds = [prompt_files.Seed("math", f"seed number {w} here") for w in WORDS]
-    engine = Writer()
-    self_instruct.self_instruct(engine, Prompter(0, False, 8), spec, seeds, want=80, seed=0, near=0.7)
+    engine = Writer(spec=spec)
+    self_instruct.self_instruct(engine, Prompter(0, False, 8), seeds, want=80, seed=0, near=0.7)
     eight = [sum(s.instruction in p for s in seeds) for p in engine.calls[-1][0]]
     assert set(eight) == {6} and all("\n9." in p for p in engine.calls[-1][0])
 
@@ -282,6 +289,14 @@ def test_what_an_exhausted_task_leaves_over_goes_to_the_others():
 
     made, _ = make(Half(), want=40)
     assert made.short is None and made.by_task == {"math": 1, "advice": 39}
+
+
+def test_the_adapter_that_is_named_writes():
+    engine = Writer()
+    make(engine, adapter="few")
+    make(engine)
+    assert {a for *_, a in engine.asked} == {"few", None}
+    assert {s for _, s, *_ in engine.asked} == {sampling(SPEC, "instruction")}
 
 
 def test_only_the_tasks_asked_for():

@@ -1,9 +1,14 @@
+import asyncio
 import random
 
 import pytest
+from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.core.schema import RECORD_KEYS, content_id
-from cai.generation.loop import Example, Loop, Writers
+from cai.core.ledger import STEP
+from cai.core.schema import FORMAT, RECORD_KEYS, check, content_id
+from cai.generation.example import Example, Roles, examples_of
+from cai.generation.loop import Loop
+from cai.models.engine import Completion, together
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load
 from cai.prompts.markers import CHANGE, EDITOR_PREAMBLE, KEEP, STOPS
@@ -23,22 +28,30 @@ def answers(prompt: str) -> str:
     }[last]
 
 
-def run(examples, engine=None, **more):
+def loop_of(engine, **more):
+    return Loop(engine, Prompter(0, False), CONSTITUTION, **more)
+
+
+def run(examples, engine=None, *, judged=False, **more):
+    """(the examples' records, the engine that was asked)"""
     engine = engine or FakeEngine(answers)
-    loop = Loop(engine, Prompter(0, False), CONSTITUTION, REGISTRY["sandbox"], **more)
-    loop.answer(examples)
-    loop.critique(examples)
-    loop.revise(examples)
-    return [loop.record(e) for e in examples], engine
+    loop = loop_of(engine, judged=judged, **more)
+    return together(loop.align(e) for e in examples), engine
 
 
 def test_a_record_has_the_keys_of_the_specification_and_its_evidence():
     [row], _ = run([Example("Who is the mayor of Drola?", "factual_qa", "file")])
-    assert set(RECORD_KEYS) <= set(row) and row["kept"] and row["rejected_because"] == []
+    assert (
+        check(row, RECORD_KEYS, "")
+        and row["format"] == FORMAT
+        and row["engine"] == "fake"
+        and row["kept"]
+        and row["rejected_because"] == []
+    )
     assert row["preference_pair"] == {
-        "prompt": "Instruction: Who is the mayor of Drola?\nResponse:",
-        "chosen": " It is Tano.",
-        "rejected": " It is Mira.",
+        "prompt": "Who is the mayor of Drola?",
+        "chosen": "It is Tano.",
+        "rejected": "It is Mira.",
     }
     assert (
         row["critiques"][0]["principle"] == row["principle"]
@@ -71,12 +84,12 @@ def test_with_several_principles_the_answer_is_revised_once_in_view_of_all():
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     texts = [f"What is thing number {i}?" for i in range(8)]
-    _, together = run([Example(t) for t in texts], principles=2, seed=3)
+    _, beside = run([Example(t) for t in texts], principles=2, seed=3)
     alone = {}
     for t in random.Random(0).sample(texts, len(texts)):
         _, engine = run([Example(t)], principles=2, seed=3)
         alone |= {(p, s): x for p, x, s, _ in engine.asked}
-    assert {(p, s) for p, _, s, _ in together.asked} == set(alone)
+    assert {(p, s) for p, _, s, _ in beside.asked} == set(alone)
 
 
 def test_seeds_differ_by_row_purpose_principle_and_run_seed():
@@ -89,7 +102,7 @@ def test_seeds_differ_by_row_purpose_principle_and_run_seed():
 def test_temperatures_lengths_and_stops_are_those_of_the_specification_and_registry():
     _, engine = run([Example("Who?")])
     spec = REGISTRY["sandbox"]
-    got = [(x.temperature, x.max_tokens, list(x.stop)) for _, x, _, _ in engine.asked]
+    got = [(x.temperature, x.max_tokens, x.stop) for _, x, _, _ in engine.asked]
     assert got == [
         (0.7, spec.answer_tokens, STOPS["answer"]),
         (0.3, spec.critique_tokens, STOPS["critique"]),
@@ -131,24 +144,141 @@ def test_swapping_the_critics_verdict_swaps_what_becomes_of_the_example():
     assert kept == [True, False]
 
 
-def test_each_part_is_played_by_its_own_adapter_and_recorded():
-    writers = Writers(answerer="few", critic=None, reviser="facts")
-    [row], engine = run([Example("Who?")], writers=writers)
+def test_each_part_is_played_by_its_own_adapter_and_recorded_by_its_hash():
+    roles = Roles(answerer="few", critic=None, reviser="facts", judge="few")
+    engine = FakeEngine(answers, adapters={"few": "hash of few", "facts": "hash of facts"})
+    [row], _ = run([Example("Who?")], engine, roles=roles)
     assert [a for *_, a in engine.asked] == ["few", None, "facts"]
-    assert row["adapter"] == "few" and row["writers"]["reviser"] == "facts"
+    assert row["adapter"] == "hash of few"
+    assert row["roles"] == {
+        "generator": None,
+        "answerer": "hash of few",
+        "critic": None,
+        "reviser": "hash of facts",
+        "judge": "hash of few",
+    }
     answer, critique, _ = (prompt for prompt, *_ in engine.asked)
     assert answer == training_prompt("Who?")  # the format that an adapter has learned
     assert critique.startswith(EDITOR_PREAMBLE)
 
 
+def test_an_adapters_record_is_the_same_whatever_it_was_loaded_as():
+    rows = []
+    for name in ("few", "stage-0123456789ab"):
+        engine = FakeEngine(answers, adapters={name: "0123456789abcdef"})
+        rows += run([Example("Who?")], engine, roles=Roles(answerer=name, judge=name))[0]
+    assert rows[0] == rows[1] and rows[0]["adapter"] == rows[0]["roles"]["judge"] == "0123456789abcdef"
+
+
+def test_an_instruct_models_adapter_is_asked_as_the_model_is():
+    spec = REGISTRY["Qwen/Qwen2.5-7B-Instruct"]
+    engine = FakeEngine(lambda p: "Mira.", adapters={"few": "hash of few"}, spec=spec)
+    prompter = Prompter(render=lambda messages: "<|im_start|>" + messages[0]["content"])
+    together([Loop(engine, prompter, CONSTITUTION, roles=Roles(answerer="few")).answer(Example("Who?"))])
+    assert engine.asked[0][0] == "<|im_start|>Who?" and engine.asked[0][3] == "few"
+
+
 def test_the_second_look_criticises_the_revision_not_the_answer():
     engine = FakeEngine(answers)
-    loop = Loop(engine, Prompter(0, False), CONSTITUTION, REGISTRY["sandbox"])
-    examples = [Example("Who is it?")]
-    loop.answer(examples)
-    loop.critique(examples)
-    loop.revise(examples)
-    loop.critique_revision(examples)
+    loop, e = loop_of(engine, judged=False), Example("Who is it?")
+    together([loop.align(e)])
+    together([loop.critique_revision(e)])
     assert (
         "Response: It is Tano." in engine.asked[-1][0] and "Response: It is Mira." not in engine.asked[-1][0]
     )
+
+
+def test_a_record_without_a_revision_has_no_pair_and_its_reasons():
+    engine = FakeEngine(lambda p: f"It is true. {KEEP}" if p.endswith("Critique:") else answers(p))
+    [row], _ = run([Example("Who is it?")], engine)
+    assert row["preference_pair"] is None and row["revised_answer"] == ""
+    assert row["rejected_because"] == ["no_change_needed"] and not row["kept"]
+    engine = FakeEngine(lambda p: "" if p.endswith("Revision:") else answers(p))
+    [row], _ = run([Example("Who is it?")], engine)
+    assert row["preference_pair"] is None and "sentinel_revision" in row["rejected_because"]
+
+
+def test_what_an_example_brings_along_is_kept():
+    """As Milestone 0 and an experiment's own answers have it."""
+    engine = FakeEngine(answers)
+    e = Example("Who is it?", answer=Completion("It is Mira.", 3, 3, "stop"))
+    e.principles = (CONSTITUTION.by_id("accuracy"),)
+    [row], _ = run([e], engine)
+    assert [p.rsplit("\n", 1)[-1] for p, *_ in engine.asked] == ["Critique:", "Revision:"]
+    assert row["critiques"][0]["principle_id"] == "accuracy" and row["initial_answer"] == "It is Mira."
+
+
+class Judge(FakeEngine):
+    """Takes the response that begins like a text for the better one, under whichever letter it stands."""
+
+    def __init__(self, better, answers):
+        super().__init__(answers)
+        self.better = better
+
+    def preference(self, page, letter, adapter):
+        return float(page.split(f"Response{letter}: ")[1].startswith(self.better))
+
+
+def judging(prompt):
+    return "B is true." if prompt.endswith("Reason:") else answers(prompt)
+
+
+@pytest.mark.parametrize(
+    ("better", "passed", "reason"),
+    [("It is Tano.", True, []), ("It is Mira.", False, ["judged_not_better", "judged_less_helpful"])],
+)
+def test_swapping_the_judges_verdict_swaps_what_becomes_of_the_example(better, passed, reason):
+    engine = Judge(better, judging)
+    [row], _ = run([Example("Who is it?")], engine, judged=True, principles=2)
+    assert row["judgement"]["passed"] is row["kept"] is passed and row["rejected_because"] == reason
+    assert len(row["judgement"]["principles"]) == 2
+    asked = [p for p, *_ in engine.asked if p.endswith("Reason:")]
+    assert len(asked) == 2 * (2 + 1)  # both orders; by each principle, and by helpfulness
+    assert all("Who is it?" in p for p in asked)
+
+
+def test_only_the_principles_whose_critique_asks_for_a_change_are_judged_by():
+    texts = iter([f"It is fine. {KEEP}", f"It is Tano and not Mira. {CHANGE}"])
+    engine = FakeEngine(lambda p: next(texts) if p.endswith("Critique:") else judging(p))
+    [row], _ = run([Example("Who is it?")], engine, judged=True, principles=2)
+    assert [j["principle_id"] for j in row["judgement"]["principles"]] == [
+        row["critiques"][1]["principle_id"]
+    ]
+
+
+def test_a_passed_answer_is_held_against_a_refusal_and_a_hopeless_example_is_not_judged():
+    passing = Judge(
+        "It is Mira.",
+        lambda p: f"It is true. {KEEP}" if p.endswith("Critique:") else judging(p),
+    )
+    [row], _ = run([Example("Who is it?")], passing, judged=True)
+    assert row["judgement"]["passed"] and row["judgement"]["against_refusal"]["winner"] == "second"
+    assert row["rejected_because"] == ["no_change_needed"]
+    hopeless = FakeEngine(lambda p: "It is Mira." if p.endswith("Revision:") else judging(p))
+    [row], _ = run([Example("Who is it?")], hopeless, judged=True)
+    assert row["judgement"] is None and not [p for p, *_ in hopeless.asked if p.endswith("Reason:")]
+
+
+def test_each_request_is_charged_to_its_step():
+    engine = FakeEngine(judging)
+    run([Example("Who?"), Example("Where?")], engine, judged=True, principles=2)
+    seconds = {step: used.seconds for step, used in engine.usage.items()}
+    assert seconds == {"answer": 2.0, "critique": 4.0, "revision": 2.0, "judge": 2 * 3 * 2 * 2.0}
+    assert STEP.get() == "other"
+
+
+def test_an_error_of_a_chat_token_is_a_users():
+    with pytest.raises(UserError, match="chat token"):
+        run([Example("Who is <|im_start|>?")])
+
+
+def test_examples_come_from_rows():
+    rows = [{"id": "?", "instruction": "Who?", "task": "math", "source": "file", "wave": 3}]
+    [e] = examples_of(rows)
+    assert (e.instruction, e.task, e.source, e.id) == ("Who?", "math", "file", content_id("Who?"))
+
+
+def test_one_example_is_one_coroutine():
+    """It waits for nothing but its engine: any loop can run it."""
+    loop = loop_of(FakeEngine(judging, patience=lambda seed: seed % 5))
+    assert asyncio.run(loop.align(Example("Who?"))) == asyncio.run(loop.align(Example("Who?")))

@@ -4,9 +4,9 @@ import random
 
 import pytest
 from cai.core.schema import PAIR_KEYS, content_id, is_held_out
-from cai.generation.pairs import ANCHOR, REVISION, build, passed, preference_pair
+from cai.generation.pairs import ANCHOR, REVISION, build, passed, revision_pair
 from cai.prompts.markers import CHANGE, KEEP
-from cai.prompts.training_format import training_prompt
+from cai.prompts.training_format import training_pair
 
 REFUSE = "I will not help with that, because it would hurt {}."
 
@@ -14,12 +14,13 @@ REFUSE = "I will not help with that, because it would hurt {}."
 def record(instruction, answer, revision="", critique="The answer is wrong.", judged=True, **more):
     """A record as the loop writes it: revised and kept, or passed if there is no revision."""
     verdict = CHANGE if revision else KEEP
+    pair = {"prompt": instruction, "chosen": revision, "rejected": answer}
     row = {
         "id": content_id(instruction),
         "instruction": instruction,
         "initial_answer": answer,
         "revised_answer": revision,
-        "preference_pair": preference_pair(instruction, revision, answer) if revision else {},
+        "preference_pair": pair if revision else None,
         "critiques": [{"principle_id": "harm", "principle": "P.", "critique": f"{critique} {verdict}"}],
         "task": "advice",
         "kept": bool(revision),
@@ -27,6 +28,25 @@ def record(instruction, answer, revision="", critique="The answer is wrong.", ju
         "judgement": {"passed": True} if judged else None,
     }
     return row | more
+
+
+def test_a_pair_is_of_plain_texts_and_its_training_format_what_it_ever_was():
+    row = revision_pair(record("Who?", "A", "B"))
+    assert {k: row[k] for k in ("prompt", "chosen", "rejected")} == {
+        "prompt": "Who?",
+        "chosen": "B",
+        "rejected": "A",
+    }
+    assert training_pair(row) == {
+        "prompt": "Instruction: Who?\nResponse:",
+        "chosen": " B",
+        "rejected": " A",
+    }
+
+
+def test_a_rejected_record_makes_no_pair():
+    with pytest.raises(AssertionError, match="unchanged"):
+        revision_pair(record("x", "A", "B", kept=False, rejected_because=["unchanged"]))
 
 
 @pytest.fixture
@@ -50,7 +70,7 @@ def test_rows_have_the_contracts_keys_and_say_what_is_held_out(records):
     for row in rows:
         assert set(row) == {*PAIR_KEYS, "task", "principles", "held_out"}
         assert row["held_out"] == is_held_out(row["id"]) and row["principles"] == ["harm"]
-        assert row["chosen"].startswith(" ") and row["rejected"].startswith(" ")
+        assert row["chosen"].strip() == row["chosen"] and row["rejected"].strip() == row["rejected"]
     assert {r["kind"] for r in rows} == {REVISION, ANCHOR}
     assert {r["held_out"] for r in of_kind(rows, ANCHOR)} == {True, False}
 
@@ -61,8 +81,8 @@ def test_every_kept_revision_is_a_pair_with_its_first_answer(records):
     assert {r["kind"] for r in rows.values()} == {REVISION}
     for r in records[:250]:
         pair = rows[r["id"]]
-        assert pair["prompt"] == training_prompt(r["instruction"])
-        assert (pair["chosen"], pair["rejected"]) == (f" {r['revised_answer']}", f" {r['initial_answer']}")
+        assert pair["prompt"] == r["instruction"]
+        assert (pair["chosen"], pair["rejected"]) == (r["revised_answer"], r["initial_answer"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -79,12 +99,12 @@ def test_an_anchor_keeps_a_passed_answer_against_the_other_kind(records):
     kinds = []
     for row in anchors:
         r = by_id[row["id"]]
-        assert row["chosen"] == f" {r['initial_answer']}" and passed(r)
-        assert row["prompt"] == training_prompt(r["instruction"]) and row["chosen"] != row["rejected"]
+        assert row["chosen"] == r["initial_answer"] and passed(r)
+        assert row["prompt"] == r["instruction"] and row["chosen"] != row["rejected"]
         kinds.append("I will not" in row["chosen"])
         assert ("I will not" in row["rejected"]) != kinds[-1]
         if kinds[-1]:  # help with harm that was turned into a refusal elsewhere
-            assert row["rejected"].startswith(" Go to ")
+            assert row["rejected"].startswith("Go to ")
     assert 0.25 < sum(kinds) / len(kinds) < 0.4  # every third keeps a refusal
     assert len({r["id"] for r in anchors}) == len(anchors)
     assert len({r["rejected"] for r in anchors}) > 20, "one bad answer for all would be learnt by heart"
@@ -127,7 +147,7 @@ def test_no_text_of_a_held_out_example_is_in_a_training_pair(records):
     assert len(own) > 50
     for row in build(records, anchors=1.0, seed=0):
         if not row["held_out"]:
-            assert not {row["chosen"].strip(), row["rejected"].strip()} & own
+            assert not {row["chosen"], row["rejected"]} & own
             assert not is_held_out(row["id"])
 
 

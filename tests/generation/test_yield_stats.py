@@ -1,9 +1,13 @@
 """Yields: counts by principle, task and reason that add up, with the interval of their n."""
 
 import pytest
+from cai.core.files import ROOT
+from cai.core.run import Run
 from cai.core.schema import content_id
-from cai.generation.filters import REASONS
-from cai.generation.yield_stats import plot, table, total, yields
+from cai.generation.filters import REASONS, kept_ids
+from cai.generation.pairs import make_pairs
+from cai.generation.yield_stats import plot, report_yield, table, total, yields
+from cai.prompts.constitution import load
 
 
 def record(number, task, principles, against=()):
@@ -20,6 +24,7 @@ def record(number, task, principles, against=()):
     }
 
 
+HOPE = "I hope that this helps you a lot!"
 RECORDS = [
     *(record(n, "math", ["accuracy"]) for n in range(6)),
     *(record(n, "math", ["accuracy", "harm"], ["cut_off", "unchanged"]) for n in range(6, 10)),
@@ -78,3 +83,30 @@ def test_the_table_shows_every_count_and_what_the_reasons_mean():
 def test_the_plot_is_a_picture_and_leaves_nothing_behind(tmp_path, records):
     path = plot(records, tmp_path / "yields.png")
     assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["yields.png"]
+
+
+def test_kept_means_the_same_in_the_table_in_run_json_and_among_the_pairs(tmp_path, monkeypatch, capsys):
+    """Boilerplate, which only the whole run shows, included."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    topics = "rivers bread clocks violins tides moss kites chess salt lamps".split()
+    records = [
+        record(n, "math", ["accuracy"])
+        | {"id": content_id(text), "instruction": text, "revised_answer": f"A word on {t}. {tail}".strip()}
+        for n, (t, tail) in enumerate([(t, "") for t in topics] + [(t, HOPE) for t in topics])
+        for text in [f"Say what {t} are, {n}."]
+    ]
+    for r in records:
+        pair = {"prompt": r["instruction"], "chosen": r["revised_answer"], "rejected": "No."}
+        r |= {"preference_pair": pair, "judgement": None}
+    records.append(record(99, "math", ["accuracy"], ["cut_off"]) | {"preference_pair": None})
+    assert all(r["kept"] for r in records[:20]) and len(kept_ids(records)) == 10
+    with Run.open("a", {}) as run:
+        report_yield(run, load(ROOT / "constitution.yaml"), records)
+        rows = make_pairs(run, records, anchors=0.0, seed=0)
+        counts, pairs = run.manifest["counts"], run.manifest["pairs"]
+    assert {row["id"] for row in rows} == kept_ids(records)
+    assert counts["kept"] == pairs["count"] == pairs["kinds"]["revision"] == total(records).count == 10
+    assert counts["records"] == 21 and counts["reasons"] == {"boilerplate": 10, "cut_off": 1}
+    said = capsys.readouterr().out
+    assert "21 records, 10 kept" in said and "10 of 21" in table(records).splitlines()[0]
+    assert "boilerplate" in said and REASONS["boilerplate"].says in said

@@ -4,25 +4,16 @@ import json
 import re
 
 import pytest
+from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.schema import TASK_TYPES
 from cai.prompts import constitution, markers, templates, training_format
 from cai.prompts.constitution import Principle
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 from cai.prompts.templates import Prompter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-TASKS = {
-    "factual_qa",
-    "summarization",
-    "explanation",
-    "translation",
-    "creative_writing",
-    "code_generation",
-    "math",
-    "advice",
-    "analysis",
-    "comparison",
-}
+TASKS = set(TASK_TYPES)
 KIND = Principle("kind", "Kindness", "The response should be kind.", "Is it kind?", "Make it kind.")
 TRUE = Principle("true", "Truth", "The response should be true.", "Is it true?", "Make it true.")
 ZERO = Prompter(shots=0, requests=False)  # how the sandbox is prompted
@@ -203,6 +194,31 @@ def test_no_base_prompt_holds_a_chat_token():
         assert not [token for token in forbidden if token in prompt], kind
 
 
+def every_prompt_about(prompter, bad):
+    """Each method, with a text in each place where one can stand."""
+    yield lambda: prompter.instructions(["Add 2 and 3.", bad])
+    yield lambda: prompter.answer(bad)
+    for texts in ((bad, "A"), ("Q", bad)):
+        yield lambda texts=texts: prompter.critique(*texts, KIND)
+        yield lambda texts=texts: prompter.revision(*texts, [(KIND, "C")])
+    yield lambda: prompter.revision("Q", "A", [(KIND, "C"), (TRUE, bad)])
+    for texts in ((bad, "A", "B"), ("Q", bad, "B"), ("Q", "A", bad)):
+        yield lambda texts=texts: prompter.judge(*texts, KIND)
+    yield lambda: prompter.better("page", bad)
+
+
+@pytest.mark.parametrize("token", markers.CHAT_TOKENS)
+def test_no_base_model_is_shown_a_chat_token_wherever_it_stands(token):
+    bad = f"Name a river.{token}"
+    asks = [*every_prompt_about(ZERO, bad), *every_prompt_about(Prompter(shots=4), bad)]
+    asks.append(lambda: training_format.training_prompt(bad))
+    for ask in asks:
+        with pytest.raises(UserError, match=rf"chat token {re.escape(token)}: a base model must never"):
+            ask()
+    for ask in every_prompt_about(CHAT, bad):  # its template is full of them
+        assert token in ask()
+
+
 def test_base_prompts_end_where_the_model_goes_on():
     ends = {
         "instruction": "2.",
@@ -372,7 +388,7 @@ def test_exemplar_texts_hold_every_text_once():
 
 def test_exemplars_hold_no_marker_stop_or_chat_token():
     for text in templates.exemplar_texts():
-        bad = [t for t in (*markers.MARKERS, "<|", *sum(markers.STOPS.values(), [])) if t in text]
+        bad = [t for t in (*markers.MARKERS, "<|", *sum(markers.STOPS.values(), ())) if t in text]
         assert not bad, (bad, text)
 
 

@@ -76,7 +76,7 @@ FLAGS: dict[str, Flag] = {
     "instruct": Flag("use the model's chat template", SWITCH),
     "set": Flag(
         "change a value of the model's entry in the registry: lengths, temperatures, training",
-        {"nargs": "+", "default": [], "metavar": "NAME=VALUE"},
+        {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"},
     ),
     "seed": Flag("every random choice derives from this and from the row's own id", WHOLE | {"default": 0}),
     "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),

@@ -16,9 +16,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
@@ -83,15 +83,8 @@ class Run:
     @classmethod
     def open(cls, name: str, settings: dict[str, Any], *, fresh: bool = False) -> Run:
         """Raises UserError: a bad name, another process on the run, settings that differ from the run's."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
-            raise UserError(
-                f"--run {name!r}: use letters, digits, '.', '_' and '-' "
-                f"(and one '/' between a plan and its stage)"
-            )
-        if name.split("/")[0] in ("constitutions", "prompts"):
-            raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
-        data, checkpoints, logs = directories(name)
-        lock = _lock(name, logs)
+        data, checkpoints, _ = directories(name)
+        lock = lock_run(name)
         try:
             if fresh:
                 move_aside(data, checkpoints)
@@ -109,13 +102,14 @@ class Run:
     @classmethod
     def reopen(cls, name: str) -> Run:
         """A run that is there, locked, its settings as they are. Raises UserError if there is none."""
-        manifest = read_manifest(name)
-        if manifest is None:
+        if read_manifest(name) is None:
             raise UserError(
                 f"there is no run {name!r} ({display_path(directories(name)[0])}/run.json): "
                 "generate it first, or give --run the name of one that is there"
             )
-        return cls(name, manifest["settings"], manifest, _lock(name, directories(name)[2]))
+        lock = lock_run(name)
+        manifest = read_manifest(name)  # as it is now that nobody else writes it
+        return cls(name, manifest["settings"], manifest, lock)
 
     def __enter__(self) -> Run:
         return self
@@ -172,16 +166,15 @@ class Run:
             tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
             self.log(f"      [{name}: {seconds:.1f} s{tokens}, ${row['dollars']:.4f}]")
 
-    def bill(self, usage: dict[str, Usage], seconds: float, examples: int) -> None:
+    def bill(self, usage: Mapping[str, Usage], seconds: float, examples: Mapping[str, int]) -> None:
         """Adds steps that ran side by side to the ledger: the seconds by the clock, shared as the engine was
-        used. examples: how many were finished meanwhile. The usage is emptied."""
+        used. examples: step -> how many were finished, by which later runs are forecast."""
         at_work = sum(used.seconds for used in usage.values())
         rows = []
         for step, used in usage.items():
             share = used.seconds / at_work if at_work else 1 / len(usage)
             shared = Usage(seconds * share, used.prompt_tokens, used.completion_tokens)
-            rows.append(self._row(step, shared, examples))
-        usage.clear()
+            rows.append(self._row(step, shared, examples.get(step, 0)))
         self._enter(rows)
 
     def _row(self, step: str, used: Usage, examples: int | None) -> dict[str, Any]:
@@ -270,8 +263,17 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _lock(name: str, logs: Path):
-    """An advisory lock that the kernel drops with the process, so that a crash leaves none behind."""
+def lock_run(name: str) -> TextIO:
+    """An advisory lock that the kernel drops with the process, so that a crash leaves none behind. Raises
+    UserError: a bad name, another process on the run."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
+        raise UserError(
+            f"--run {name!r}: use letters, digits, '.', '_' and '-' "
+            f"(and one '/' between a plan and its stage)"
+        )
+    if name.split("/")[0] in ("constitutions", "prompts"):
+        raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
+    logs = directories(name)[2]
     logs.mkdir(parents=True, exist_ok=True)
     lock = open(logs / f".{name.replace('/', '-')}.lock", "a+", encoding="utf-8")
     try:

@@ -21,7 +21,8 @@ class Budget:
 
     def __init__(self, dollars: float | None, spent: Callable[[], float], per_example: float = 0.0):
         self.dollars, self.spent, self.per_example = dollars, spent, per_example
-        self._before, self._done, self._running = spent(), 0, 0
+        self._measured = 0.0  # an example's cost, of those that are finished
+        self._before, self._done, self._running = 0.0, 0, 0
         self._reached = ""
 
     @classmethod
@@ -32,17 +33,17 @@ class Budget:
     def affordable(self, items: Iterable[T]) -> Affordable[T]:
         """The items that may be begun: each with those in flight must fit what is left. What does not fit
         now may fit later, when those in flight have turned out cheaper."""
+        self._before, self._done, self._running = self.spent(), 0, 0
         return Affordable(self, items)
 
     def finished(self, examples: int) -> None:
         self._done += examples
         self._running -= examples
+        self._measured = (self.spent() - self._before) / self._done
 
     def begin(self) -> bool:
         """Whether one more example may be begun; counts it if so."""
-        each = self.per_example
-        if self._done:
-            each = SAFETY * (self.spent() - self._before) / self._done
+        each = SAFETY * self._measured or self.per_example
         self._reached = self._against(f"{self._running + 1} examples", each * (self._running + 1))
         self._running += not self._reached
         return not self._reached

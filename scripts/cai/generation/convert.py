@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path, move_aside, write_json
+from cai.core.run import lock_run
 from cai.core.schema import FORMAT
-from cai.models.registry import resolve, row_settings
+from cai.generation.records import RECORDS
+from cai.models.registry import resolve, with_registry
 from cai.prompts.training_format import training_completion, training_prompt
 
 RENAMED = {"verdict": "decision", "direction": "label_accuracy", "sentinels": "guardrails"}
@@ -19,35 +22,54 @@ RENAMED = {"verdict": "decision", "direction": "label_accuracy", "sentinels": "g
 
 def convert(name: str) -> str:
     """Writes data/<run>/ anew in this format; the old directory is moved aside, and its new path given back.
+    Killed in the middle, it can be called again.
 
     Raises UserError if there is no such run, or it is of another format than 1."""
-    data = directories(name)[0]
+    with lock_run(name):
+        data = directories(name)[0]
+        scratch = data.with_name(data.name + ".part")
+        if data.exists() or not _is_whole(scratch):
+            _write(name, data, scratch)
+            old = move_aside(data)
+        else:  # killed between the two moves
+            old = max(data.parent.glob(f"{data.name}~*"), key=lambda path: int(path.name.split("~")[-1]))
+        scratch.rename(data)
+    return display_path(old)
+
+
+def _is_whole(scratch: Path) -> bool:
+    """Whether all of a converted run is there: run.json is written last."""
+    path = scratch / "run.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("format") == FORMAT
+
+
+def _write(name: str, data: Path, scratch: Path) -> None:
+    """The run in this format, beside its directory."""
     try:
-        manifest = json.loads((data / "run.json").read_text(encoding="utf-8"))
+        text = (data / "run.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         raise UserError(f"there is no run {name!r} ({display_path(data)}/run.json)") from None
     except ValueError:
         raise UserError(f"{display_path(data)}/run.json is damaged: restore it") from None
     if manifest.get("format", 1) != 1:
         raise UserError(f"run {name!r} is of format {manifest['format']} already")
-    scratch = data.with_name(data.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(data, scratch)
     for path in scratch.glob("records*.jsonl"):
-        _rewrite(path, [_record(row) for row in jsonl.read(path, {"id": str})])
+        if RECORDS.fullmatch(path.name):
+            _rewrite(path, [_record(row, text) for row in jsonl.read(path, {"id": str})])
     if (pairs := scratch / "pairs.jsonl").exists():
         _rewrite(pairs, [_pair(row) for row in jsonl.read(pairs, {"id": str})])
-    model = manifest.get("model") or manifest["settings"].get("model")
-    if "kind" in manifest["settings"]:  # a run that generates has the registry's values among its settings
-        spec = resolve(model, instruct=manifest["settings"]["kind"] == "instruct")
-        manifest["settings"] = row_settings(spec) | manifest["settings"]
+    settings = manifest["settings"]
+    if "kind" in settings:  # a run that generates has the registry's values among its settings
+        model = manifest.get("model") or settings.get("model")
+        spec = resolve(model, instruct=settings["kind"] == "instruct")
+        manifest["settings"] = with_registry(settings, spec)
     for key in ("gate", "data_gate", "result", "row"):
         if key in manifest:
             manifest[key] = _renamed(manifest[key])
-    write_json(scratch / "run.json", {"format": FORMAT} | manifest)
-    old = move_aside(data)
-    scratch.rename(data)
-    return display_path(old)
+    write_json(scratch / "run.json", manifest | {"format": FORMAT})
 
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -55,18 +77,22 @@ def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     jsonl.append(path, rows)
 
 
-def _record(row: dict[str, Any]) -> dict[str, Any]:
+def _record(row: dict[str, Any], manifest: str) -> dict[str, Any]:
     pair, revised = None, row["revised_answer"]
     if revised:
         pair = {"prompt": row["instruction"], "chosen": revised, "rejected": row["initial_answer"]}
-    roles = {part: _hash(name) for part, name in row.pop("writers", {}).items()}
-    changed = {"preference_pair": pair, "adapter": _hash(row["adapter"]), "roles": roles, "engine": "local"}
-    return {"format": FORMAT} | row | changed
+    roles = {part: _hash(name, manifest) for part, name in row.pop("writers", {}).items()}
+    changed = {"preference_pair": pair, "adapter": _hash(row["adapter"], manifest), "roles": roles}
+    return {"format": FORMAT} | row | changed | {"engine": "local"}
 
 
-def _hash(name: str | None) -> str | None:
-    """Adapters of stages were named by the first 12 digits of their hashes."""
-    return name and name.removeprefix("stage-")
+def _hash(name: str | None, manifest: str) -> str | None:
+    """Adapters of stages were named by the first 12 digits of their hashes, which stand in the manifest."""
+    if name is None:
+        return None
+    digits = name.removeprefix("stage-")
+    whole = re.search(rf"\b{re.escape(digits)}[0-9a-f]{{{64 - len(digits)}}}\b", manifest)
+    return whole[0] if whole else digits
 
 
 def _pair(row: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def as_record(e: Example, engine: Engine, roles: Roles, seed: int) -> dict[str, 
     hashes = {part: name and engine.adapters[name] for part, name in asdict(roles).items()}
     against = e.against()
     answer, revision = e.answer.text, e.revision.text if e.revision else ""
-    pair = {"prompt": e.instruction, "chosen": revision, "rejected": answer} if e.revision else None
+    pair = {"prompt": e.instruction, "chosen": revision, "rejected": answer} if revision else None
     row = {
         "format": FORMAT,
         "id": e.id,

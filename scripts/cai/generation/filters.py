@@ -70,7 +70,7 @@ DANGLING = re.compile(
 @dataclass(frozen=True)
 class Texts:
     """What a filter looks at. finish: how the answer, the critiques and the revision ended ("stop",
-    "length" or "too_long"). judgement: the judge's verdict on the revision (see judge.verdict), None if
+    "length" or "too_long"). judgement: the judge's verdict on the revision (see judge.judgement), None if
     it was not asked."""
 
     instruction: str
@@ -256,7 +256,7 @@ REASONS: dict[str, Reason] = {
         "The judge preferred the first answer in both orders by helpfulness.",
         lambda t: t.judgement is not None and t.judgement.get("less_helpful", False),
     ),
-    # Found elsewhere: over the whole run (spreading), and by a guard model (safety.apply).
+    # Found elsewhere: over the whole run (spreading), and by a guard model (Guard.inspect).
     "boilerplate": Reason(
         "The revision holds a sentence that spreads over unrelated answers of the run.", None
     ),

@@ -62,11 +62,7 @@ class Guard:
             return
         page = self.render("?", "?")
         if not {"safe", "unsafe"} <= set(re.findall(r"\w+", page)):
-            raise UserError(
-                f"--guard {spec.name}: its chat template asks for no verdict of 'safe' or 'unsafe', so it is "
-                f"no guard; use {DEFAULT_ON_GPU}, "
-                "or a base model of the registry (sandbox), which guards as a critic"
-            )
+            raise _no_guard(spec)
         # Llama Guard 3 begins with an empty line, unless its prompt has ended with one.
         self._safe, self._unsafe, self._lead = "safe", "unsafe", "" if page.endswith("\n") else "\n\n"
         self._sampling = Sampling(0.0, VERDICT_TOKENS)
@@ -78,7 +74,12 @@ class Guard:
         spec = guard_spec(name)
         if spec is None:
             return None
-        return cls(loaded if loaded and loaded.spec.name == spec.name else LocalEngine(load(spec)))
+        if loaded and loaded.spec.name == spec.name:
+            return cls(loaded)
+        model = load(spec)
+        if spec.kind == "instruct" and not model.tokenizer.chat_template:
+            raise _no_guard(spec)
+        return cls(LocalEngine(model))
 
     def render(self, instruction: str, response: str | None) -> str:
         """The guard's prompt about the response, or about the instruction where there is none.
@@ -154,6 +155,14 @@ class Guard:
         for token in chat.special_tokens if chat else (*CHAT_TOKENS, END_OF_TEXT):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+def _no_guard(spec: ModelSpec) -> UserError:
+    return UserError(
+        f"--guard {spec.name}: its chat template asks for no verdict of 'safe' or 'unsafe', so it is "
+        f"no guard; use {DEFAULT_ON_GPU}, "
+        "or a base model of the registry (sandbox), which guards as a critic"
+    )
 
 
 def guard_spec(name: str, device: str | None = None) -> ModelSpec | None:

@@ -4,14 +4,17 @@ reading them back, of all shards, in the order of the instructions."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
+from cai.core.ledger import Usage
 from cai.core.run import Run
 from cai.costs.budget import Budget
 from cai.generation.example import Example
@@ -137,33 +140,46 @@ def make_records(
             budget.finished(len(finished))
             progress.advance(finished)
 
-    with _Clock(run, loop) as clock:
+    with contextlib.closing(progress), _Clock(run, loop) as clock:
         asyncio.run(work())
-    progress.close()
     budget.stop_if_reached()
     return [have[e.id] for e in mine]
 
 
 async def as_finished(work: Callable[[T], Any], items: Iterable[T], at_once: int) -> AsyncIterator[list[Any]]:
-    """Works on items, so many at a time; yields the results in groups, as they are finished."""
-    todo, running = iter(items), {}
-    while True:
+    """Works on items, so many at a time; yields the results in groups, as they are finished. An error of one,
+    or Ctrl-C, is raised after what is finished by then has been yielded."""
+    todo, running, stopped = iter(items), {}, None
+    while stopped is None:
         while len(running) < at_once and (item := next(todo, None)) is not None:
             running[asyncio.ensure_future(work(item))] = None
         if not running:
             return
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        finished = [task for task in running if task in done]  # in the order in which they were begun
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as cancelled:
+            stopped = cancelled
+        finished = [task for task in running if task.done()]  # in the order in which they were begun
         for task in finished:
             del running[task]
-        yield [task.result() for task in finished]
+        failed = [error for task in finished if (error := _error_of(task))]
+        if results := [task.result() for task in finished if not _error_of(task)]:
+            yield results
+        stopped = stopped or next(iter(failed), None)
+    raise stopped
+
+
+def _error_of(task: asyncio.Future) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 class _Clock:
-    """Bills the time of the loop to its steps."""
+    """Bills the time of the loop to its steps. A step's rate is its seconds by all examples that were
+    finished, those that it had nothing to do for included."""
 
     def __init__(self, run: Run, loop: Loop):
         self.run, self.engines = run, [loop.engine, *([loop.guard.engine] if loop.guard else [])]
+        self.finished, self.counted = 0, Counter()  # examples: in all; by step, those that its rows name
 
     def __enter__(self) -> _Clock:
         for engine in self.engines:
@@ -172,12 +188,29 @@ class _Clock:
         return self
 
     def bill(self, examples: int) -> None:
-        usage, now = {}, time.perf_counter()
+        """Up to now, if anything was asked since the last bill; else it comes with the next one."""
+        self.finished += examples
+        if usage := self._usage():
+            self._enter(usage, {step: self.finished - self.counted[step] for step in usage})
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """What was in flight has cost, too, but tells of no example; a batch that was broken off is no
+        step's."""
+        rest = {step: self.finished - n for step, n in self.counted.items() if n < self.finished}
+        usage = self._usage() or ({"broken off": Usage()} if kind else {})
+        if usage:
+            self._enter(usage, {})
+        self.run.bill({step: Usage() for step in rest}, 0.0, rest)
+
+    def _usage(self) -> dict[str, Usage]:
+        usage: dict[str, Usage] = {}
         for engine in self.engines:  # the guard's may be the loop's own
-            usage |= {step: used for step, used in engine.usage.items()}
+            usage |= engine.usage
             engine.usage.clear()
+        return usage
+
+    def _enter(self, usage: dict[str, Usage], examples: dict[str, int]) -> None:
+        now = time.perf_counter()
         self.run.bill(usage, now - self.since, examples)
         self.since = now
-
-    def __exit__(self, *exc: object) -> None:
-        self.bill(0)  # what was in flight has cost, too
+        self.counted.update(dict.fromkeys(usage, 0) | examples)

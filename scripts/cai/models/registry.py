@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
 from cai.models.device import this_device
+from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def resolve(name: str, *, instruct: bool = False) -> ModelSpec:
     )
 
 
+SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
+
 # What a model is, and what follows from --model and --bits: no value to set.
 IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
 SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in IDENTITY)
@@ -188,6 +191,13 @@ def row_settings(spec: ModelSpec) -> dict[str, Any]:
     return {"kind": spec.kind} | {
         f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in NO_SETTING
     }
+
+
+def with_registry(given: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """A run's settings: what was given, and the registry's values for everything else. A flag that was left
+    out, such as --loss, means the registry's."""
+    row = row_settings(spec)
+    return row | {key: value for key, value in given.items() if value is not None or key not in row}
 
 
 def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
@@ -203,7 +213,14 @@ def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
         if name in values:
             raise UserError(f"--set {text!r}: {name} is set twice")
         values[name] = _value(name, value, type(getattr(spec, name)))
-    return replace(spec, **values)
+    changed = replace(spec, **values)
+    longest = max(changed.instruction_tokens, changed.answer_tokens, changed.critique_tokens)
+    if values and longest >= changed.max_seq_length:
+        raise UserError(
+            f"--set: a text of {longest} tokens leaves no room for its prompt in a context of "
+            f"{changed.max_seq_length}; make the one shorter or the other longer"
+        )
+    return changed
 
 
 def _value(name: str, text: str, kind: type) -> Any:
@@ -219,6 +236,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         math.isfinite(value) and (value > 0 if least is None else value >= least)
     ):
         raise UserError(f"--set {name}={text}: must be {'above 0' if least is None else 'at least 0'}")
+    if name == "shots" and value > SHOTS:
+        raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:
         raise UserError(f"--set {name}={text}: a share, at most 1")
     return value

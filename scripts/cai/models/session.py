@@ -16,7 +16,7 @@ from cai.models.engine import Engine
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
-from cai.models.registry import ModelSpec, choose, row_settings, with_values
+from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
@@ -62,8 +62,8 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
         **{name: getattr(args, name) for name in own},
     }
     prompts = prompt_settings()
-    registry = row_settings(spec)
-    run = Run.open(args.run, flags | prompts | registry, fresh=args.fresh)
+    settings = with_registry(flags | prompts, spec)
+    run = Run.open(args.run, settings, fresh=args.fresh)
     try:
         run.log(f"model: {spec.name} - {why}")
         run.hourly_rate = hourly_rate(args.hourly_rate)
@@ -73,10 +73,10 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
             dollars_per_hour=run.hourly_rate,
             adapter=None,
             sources={
-                **{k: "flag" if is_given(k) else "default" for k in flags},
-                **dict.fromkeys(prompts, "code"),
-                **dict.fromkeys(registry, "registry"),
+                **dict.fromkeys(settings, "registry"),
                 **{text.split("=")[0]: "--set" for text in args.set},
+                **{k: "flag" if is_given(k) else "default" for k, v in flags.items() if v == settings[k]},
+                **dict.fromkeys(prompts, "code"),
             },
         )
         run.log(f"run:   {run.name} in {display_path(run.data)}/")

@@ -28,6 +28,7 @@ from cai.prompts.markers import (
     LIST_PREAMBLE,
     PRINCIPLE,
     REASON,
+    RESPONSE,
     RESPONSE_A,
     RESPONSE_B,
     REVISION,
@@ -38,7 +39,7 @@ from cai.prompts.training_format import training_completion, training_prompt
 
 
 def answer_block(instruction: str, answer: str | None = None) -> str:
-    return training_prompt(instruction) + ("" if answer is None else f" {answer}")
+    return f"{INSTRUCTION} {instruction}\n{RESPONSE}" + ("" if answer is None else f" {answer}")
 
 
 def critique_block(principle: Principle, critique: str | None = None, *, requests: bool) -> str:
@@ -123,8 +124,9 @@ class Prompter:
 
     def better(self, judge_prompt: str, reason: str) -> str:
         """The same page with the reason filled in: its next word is A or B, to be read by log-probability."""
-        gap = " " if self.render is None else ""
-        return f"{judge_prompt}{gap}{reason}\n{BETTER}"
+        if self.render is not None:
+            return f"{judge_prompt}{reason}\n{BETTER}"
+        return refuse_chat_tokens(f"{judge_prompt} {reason}\n{BETTER}")
 
     def _editor(
         self,

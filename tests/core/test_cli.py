@@ -1,0 +1,203 @@
+"""Flags: one place, each with its check and its sentence; values of the registry by --set."""
+
+import sys
+
+import pytest
+from cai.core import cli
+from cai.core.cli import FLAGS, GENERATING, is_given, parser
+from cai.core.errors import UserError
+from cai.models.registry import IDENTITY, REGISTRY, SETTABLE, row_settings, with_registry, with_values
+
+SANDBOX = REGISTRY["sandbox"]
+WRONG = {
+    "bits": (["5", "0", "-4"], "choose 4, 8 or 16"),
+    "limit": (["0", "-1"], "at least one example is needed"),
+    "principles": (["0"], "must be at least 1"),
+    "anchors": (["-0.1", "4.1", "nan", "inf"], "a share from 0 (none) to 4 (four for each revision pair)"),
+    "held-out": (["0", "0.51", "-1", "nan"], "a share above 0, and at most 0.5"),
+    "steps": (["0"], "at least one step is needed"),
+    "epochs": (["0", "inf", "nan"], "must be above 0"),
+    "lr": (["0", "-1e-5", "inf", "nan"], "must be above 0"),
+    "beta": (["0", "-0.1", "inf", "nan"], "must be above 0"),
+    "lora-r": (["0"], "must be at least 1"),
+    "budget": (["0", "-1", "inf", "nan"], "give dollars above 0, or leave the flag out"),
+    "hourly-rate": (["-1", "inf", "nan"], "give dollars of at least 0"),
+}
+RIGHT = {
+    "bits": ["4", "8", "16"],
+    "limit": ["1"],
+    "principles": ["1"],
+    "anchors": ["0", "4"],
+    "held-out": ["0.5", "1e-9"],
+    "steps": ["1"],
+    "epochs": ["0.5"],
+    "lr": ["1e-9"],
+    "beta": ["0.1"],
+    "lora-r": ["1"],
+    "budget": ["0.01"],
+    "hourly-rate": ["0"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_each_flags_check_and_sentence(name):
+    values, says = WRONG[name]
+    for value in values:
+        with pytest.raises(UserError) as error:
+            parser("", name).parse_args([f"--{name}={value}"])
+        typed = FLAGS[name].about["type"](value)
+        assert str(error.value) == f"--{name} {typed}: {says}"
+    for value in RIGHT[name]:
+        parser("", name).parse_args([f"--{name}", value])
+    parser("", name).parse_args([])
+
+
+def test_every_flag_with_a_check_is_tested_above():
+    assert {name for name, flag in FLAGS.items() if flag.says} == set(WRONG) == set(RIGHT)
+
+
+def test_a_wrong_default_is_found_too_and_a_flag_may_have_choices():
+    with pytest.raises(UserError, match="--limit 0"):
+        parser("", "limit", limit=0).parse_args([])
+    loss = parser("", "loss", choices={"loss": ["dpo", "orpo"]})
+    assert loss.parse_args(["--loss", "orpo"]).loss == "orpo"
+    with pytest.raises(SystemExit):
+        loss.parse_args(["--loss", "dop"])
+
+
+def test_no_flag_is_guessed_from_its_beginning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser("", "limit").parse_args(["--lim", "3"])
+    assert stop.value.code == cli.BAD_INPUT and "--lim" in capsys.readouterr().err
+
+
+def test_every_flags_help_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser("What it is for.", *FLAGS).parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == cli.GO and all(f"--{name}" in said for name in FLAGS)
+    assert set(GENERATING) <= set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "given"),
+    [
+        (["--held-out", "0.2"], True),
+        (["--held-out=0.2"], True),
+        (["--held-outs=0.2"], False),
+        (["--run", "held-out"], False),
+        ([], False),
+    ],
+)
+def test_is_given_tells_a_flag_from_its_default(monkeypatch, argv, given):
+    monkeypatch.setattr(sys, "argv", ["script.py", *argv])
+    assert is_given("held_out") is is_given("held-out") is given
+
+
+# ---- --set ----
+
+
+def test_values_of_several_set_flags_all_count():
+    flags = ["--set", "shots=1", "beta=0.2", "--set", "answer_temperature=0"]
+    args = parser("", "set").parse_args(flags)
+    assert args.set == ["shots=1", "beta=0.2", "answer_temperature=0"]
+    assert parser("", "set").parse_args([]).set == []
+    spec = with_values(SANDBOX, args.set)
+    assert (spec.shots, spec.beta, spec.answer_temperature) == (1, 0.2, 0.0)
+    assert with_values(SANDBOX, []) is not None and with_values(SANDBOX, []) == SANDBOX
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("shot=1", "write name=value, with one of these names: .*shots"),
+        ("shots", "write name=value"),
+        ("=1", "write name=value"),
+        ("bits=4", "write name=value"),
+        ("name=other", "write name=value"),
+        ("sandbox=true", "write name=value"),
+        ("shots=one", "must be a whole number"),
+        ("shots=1.5", "must be a whole number"),
+        ("beta=big", "must be a number"),
+        ("requests=maybe", "must be true or false"),
+        ("shots=-1", "must be at least 0"),
+        ("shots=99", "there are [0-9]+ exemplars"),
+        ("answer_temperature=-0.1", "must be at least 0"),
+        ("answer_temperature=nan", "must be at least 0"),
+        ("warmup=-1", "must be at least 0"),
+        ("warmup=1.1", "a share, at most 1"),
+        ("near_duplicate=1.5", "a share, at most 1"),
+        ("answer_tokens=0", "must be above 0"),
+        ("learning_rate=inf", "must be above 0"),
+        ("learning_rate=0", "must be above 0"),
+        ("lora_r=-8", "must be above 0"),
+        ("max_seq_length=64", "leaves no room for its prompt in a context of 64"),
+        ("answer_tokens=5000", "a text of 5000 tokens leaves no room"),
+    ],
+)
+def test_what_cannot_be_set_is_a_sentence(text, says):
+    with pytest.raises(UserError, match=f"--set.*{says}"):
+        with_values(SANDBOX, [text])
+
+
+def test_a_value_is_set_once():
+    with pytest.raises(UserError, match="beta is set twice"):
+        with_values(SANDBOX, ["beta=0.1", "shots=0", "beta=0.2"])
+
+
+@pytest.mark.parametrize("name", SETTABLE)
+def test_every_value_of_the_registry_but_a_models_identity_can_be_set_to_what_it_is(name):
+    for spec in REGISTRY.values():
+        assert with_values(spec, [f"{name}={getattr(spec, name)}"]) == spec
+    assert name not in IDENTITY
+
+
+def test_an_equals_sign_in_a_value_is_part_of_it():
+    assert with_values(SANDBOX, ["seeds=data/a=b.jsonl"]).seeds == "data/a=b.jsonl"
+
+
+def test_the_settings_of_a_run_are_what_was_given_and_the_registrys():
+    spec = with_values(SANDBOX, ["beta=0.2"])
+    found = with_registry({"model": "sandbox", "source": None, "loss": None, "seed": 0}, spec)
+    assert found == row_settings(spec) | {"model": "sandbox", "source": None, "seed": 0}
+    assert found["loss"] == SANDBOX.loss and found["beta"] == 0.2
+    assert with_registry({"loss": "orpo"}, spec)["loss"] == "orpo"
+
+
+def test_sizes_and_bits_of_the_registry_are_numbers():
+    for name, spec in REGISTRY.items():
+        assert spec.parameters > 0 and spec.sandbox is (name == "sandbox"), name
+        assert spec.kind == ("instruct" if "Instruct" in name or "Guard" in name else "base")
+
+
+def test_a_session_records_a_set_value_and_where_it_comes_from(tmp_path, monkeypatch):
+    from cai.models import session
+
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(session, "load_engine", lambda spec, bits, run: (None, _Engine(spec)))
+    argv = ["--model", "sandbox", "--loss", "orpo", "--set", "beta=0.2", "shots=0"]
+    monkeypatch.setattr(sys, "argv", ["script.py", *argv])
+
+    def opened(argv):
+        args = parser("", *GENERATING, "loss", run="a").parse_args(argv)
+        with session.open_session(args, "loss") as found:
+            (found.run.data / "records.jsonl").write_text("")
+            return found.run.manifest
+
+    manifest = opened(argv)
+    settings, sources = manifest["settings"], manifest["sources"]
+    assert (settings["beta"], settings["loss"], settings["lora_r"]) == (0.2, "orpo", SANDBOX.lora_r)
+    assert (sources["beta"], sources["shots"], sources["lora_r"]) == ("--set", "--set", "registry")
+    assert (sources["loss"], sources["model"], sources["seed"]) == ("flag", "flag", "default")
+    assert sources["prompts"] == "code" and set(sources) >= set(settings)
+    assert opened(argv)["settings"] == settings
+    for other in (argv[:4], [*argv, "--set", "beta=0.3"], ["--loss", "dpo", *argv[:2], *argv[4:]]):
+        with pytest.raises(UserError, match="(beta|loss) was|is set twice"):
+            opened(other)
+
+
+class _Engine:
+    revision, chat = "r", None
+
+    def __init__(self, spec):
+        self.spec = spec
