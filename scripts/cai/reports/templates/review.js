@@ -287,7 +287,7 @@ function about() {
     el("th", { scope: "row", text: c.name }),
     el("td", { text: c.measured + (c.interval ? `, 95 % interval ${c.interval.map((v) => v.toFixed(2)).join(" to ")}` : "") })));
   $("about-text").replaceChildren(
-    el("h3", { text: `Gate: ${gate?.verdict ?? "none yet"}` }), el("table", {}, el("tbody", {}, ...criteria)),
+    el("h3", { text: `Gate: ${gate?.decision ?? "none yet"}` }), el("table", {}, el("tbody", {}, ...criteria)),
     el("h3", { text: "Your marks" }), tree({
       "fully marked": share(t.done, examples.length), "critique meaningful": share(t.yes, t.yes + t.no),
       "revision better": share(t.revision, t.revision + t.tie + t.first), tie: t.tie, "first answer better": t.first }),
