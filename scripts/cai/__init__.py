@@ -15,7 +15,8 @@ Everything is imported when it is first used. The scripts do the same, with runs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,18 @@ def align(
         finished = as_finished(loop.align, examples.values(), engine.capacity)
         return {record["id"]: record async for group in finished for record in group}
 
-    done = asyncio.run(work())
+    done = _run(work())
     return [done[id] for id in examples]
+
+
+def _run(coroutine: Coroutine) -> Any:
+    """Also in a notebook, whose thread has a running loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def _checked(instructions: Iterable[str], *, base: bool) -> list[str]:
