@@ -97,7 +97,7 @@ def test_a_bad_plan_is_refused_with_its_mistakes(tmp_path):
 
 
 def test_a_forecast_does_nothing_else(tmp_path):
-    done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), "--controls", "all", "--plan-cost")
+    done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), "--controls", "all", "--forecast")
     assert done.returncode == 0 and "few" in done.stdout, done.stderr
     assert not (tmp_path / "output/data").exists()
 
@@ -196,11 +196,12 @@ def test_adapters_have_their_lineage(whole):
 def test_the_predecessor_helps_and_the_controls_differ_in_one_thing(whole):
     _, output, _ = whole
     rows = {r["run"].removeprefix("tiny/"): r for r in report.read(output / "data/tiny")["runs"]}
-    loaded = f"stage-{rows['facts']['adapter'][:12]}"
+    helper = rows["facts"]["adapter"]
     done, pairs = rows_of(output, "few")
-    assert {r["writers"]["answerer"] for r in done} == {r["writers"]["generator"] for r in done} == {loaded}
+    assert {r["roles"]["answerer"] for r in done} == {r["roles"]["generator"] for r in done} == {helper}
+    assert {r["adapter"] for r in done} == {helper}
     helped, _ = rows_of(output, "few.base_helper")
-    assert {w for r in helped for w in r["writers"].values()} == {None}
+    assert {who for r in helped for who in r["roles"].values()} == {None}
     assert set(rows["few.base_helper"]["roles"].values()) == {"base"} and len(helped) == len(done)
 
     mixed, _ = rows_of(output, "few.shuffled_critiques")
@@ -212,7 +213,9 @@ def test_the_predecessor_helps_and_the_controls_differ_in_one_thing(whole):
 
     _, tossed = rows_of(output, "few.random_pairs")
     assert [{p["chosen"], p["rejected"]} for p in tossed] == [{p["chosen"], p["rejected"]} for p in pairs]
-    assert 0 < sum(a["chosen"] != b["chosen"] for a, b in zip(tossed, pairs, strict=True)) < len(pairs)
+    turned = [a["chosen"] != b["chosen"] for a, b in zip(tossed, pairs, strict=True)]
+    assert 0 < sum(turned) < len(pairs)
+    assert not any(t for t, p in zip(turned, pairs, strict=True) if p["held_out"])
     _, earlier = rows_of(output, "facts")
     _, together = rows_of(output, "few.from_base")
     assert {(p["id"], p["kind"]) for p in together} == {(p["id"], p["kind"]) for p in earlier + pairs}
