@@ -3,14 +3,14 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
 from cai.bootstrap import plan as plans
 from cai.bootstrap import report, stage
-from cai.bootstrap.context import PARTS, StageContext, best, resolve_roles, run_name
+from cai.bootstrap.context import StageContext, adapter_of, best, resolve_roles, role_names, run_name
 from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED, flipped, tokens, within_budget
 from cai.bootstrap.plan import Gate, Roles
 from cai.bootstrap.runner import Runner
@@ -234,11 +234,10 @@ def context(tmp_path, *before, seed=0, stage=-1, arm=MAIN, roles=None):
 
 def played(tmp_path, roles, *before, arm=MAIN):
     found = resolve_roles(context(tmp_path, *before, arm=arm, roles=roles))
-    by_part = vars(found.hashes)
-    assert {k: None if v == "base" else f"sha of {v}" for k, v in found.named.items()} == by_part
-    assert found.paths.keys() == {h for h in by_part.values() if h}
-    assert all(path.parts[-2:] == ("own", digest.split()[-1]) for digest, path in found.paths.items())
-    return [found.named[p] for p in PARTS]
+    assert list(found) == [f.name for f in fields(Roles)]
+    assert all(r is None or adapter_of(r).parts[-2:] == ("own", r["stage"]) for r in found.values())
+    assert role_names(found) == {part: r["stage"] if r else "base" for part, r in found.items()}
+    return list(role_names(found).values())
 
 
 ALL_PREDECESSOR = ("predecessor",) * 5
@@ -638,7 +637,7 @@ def test_a_hash_tells_data_apart(line):
     own.follow(0, CONTROLS, force=False)
     rows = by_run(own)
     assert len({r["data_hash"] for r in rows.values()}) == len(rows)
-    step = StageRun(own.run, context(own.run.data, stage=0), SimpleNamespace(named={}))
+    step = StageRun(own.run, context(own.run.data, stage=0), {})
     done = jsonl.read(own.run.data / "one/records.jsonl", schema.RECORD_KEYS)
     pairs = stage.read_pairs("own/one")
     of = lambda some: step._facts(done, some)["data_hash"]  # noqa: E731

@@ -29,6 +29,11 @@ class Training(BaseModel):
     step: int  # whose adapter was kept
 
 
+class BothModels(BaseModel):
+    base: Metric
+    trained: Metric
+
+
 class Average(BaseModel):
     base: Metric | None
     trained: Metric | None
@@ -56,7 +61,7 @@ class Row(BaseModel):
     data_tokens: int
     label_accuracy: Metric | None
     first_answers: Metric | None
-    success: dict[str, dict[str, Metric]]
+    success: dict[str, BothModels]
     average: Average
     safety: dict[str, dict[str, Metric]]
     probes: dict[str, dict[str, Metric]]
@@ -66,9 +71,27 @@ class Row(BaseModel):
     rolled_back: bool
 
 
+class Asked(BaseModel):
+    safer: bool
+
+
+class Stage(BaseModel):
+    name: str
+    title: str
+    tasks: list[str]
+    gate: Asked
+
+
+class Plan(BaseModel):
+    name: str
+    title: str
+    question: str
+    stages: list[Stage]
+
+
 class Results(BaseModel):
     format: Literal[FORMAT]
-    plan: dict[str, Any]
+    plan: Plan
     model: str
     bits: int
     seeds: list[int]
