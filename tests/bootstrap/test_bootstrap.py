@@ -79,6 +79,7 @@ def refused(done, *said):
     (["--run", "../tiny"], "use letters, digits"),
     (["--constitution", "none.yaml"], "none.yaml"),
     (["--model", "sandbx"], "sandbx"),
+    (["--set", "answer_temperatur=1"], "--set 'answer_temperatur=1'"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
     done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), *args)
@@ -122,11 +123,13 @@ def test_a_starved_plan_stops_at_its_gate_and_says_so(tmp_path):
     write_plan(tmp_path, text.replace("examples: 6", "examples: 7"))
     done = bootstrap(output, "--plan", plan)
     assert refused(done, "'tiny/facts'", "stage_examples was 6, now 7", "--fresh")
+    write_plan(tmp_path, text)
+    warm = bootstrap(output, "--plan", plan, "--set", "answer_temperature=0.9")
+    refused(warm, "'tiny/facts'", "answer_temperature was 0.7, now 0.9")
     other = tmp_path / "constitution.yaml"
     other.write_text(
         (ROOT / "constitution.yaml").read_text().replace("The response should", "The response must", 1)
     )
-    write_plan(tmp_path, text)
     refused(bootstrap(output, "--plan", plan, "--constitution", other), "'tiny/facts'", "constitution was")
 
 

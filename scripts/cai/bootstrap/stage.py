@@ -31,7 +31,7 @@ from cai.generation.example import Example, Roles, examples_of
 from cai.generation.filters import critique_verdict, kept_ids
 from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
-from cai.generation.pairs import make_pairs
+from cai.generation.pairs import ANCHOR, REVISION, make_pairs
 from cai.generation.records import make_records, read_instructions, read_records
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
@@ -226,18 +226,23 @@ class StageRun:
         row = lambda metric: None if metric is None else metric.row()  # noqa: E731
         texts = [[p[k] for k in ("id", "kind", "prompt", "chosen", "rejected")] for p in pairs]
         return {
-            "seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name,
-            "parent": c.start and c.start["adapter"], "adapter": None, "adapter_run": self.run.name,
-            "data_tokens": sum(map(tokens, done)), "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
-            "roles": role_names(self.roles), "examples": len(done), "kept": len(kept_ids(done)),
+            **{"seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name},
+            "roles": role_names(self.roles),
+            "parent": c.start and c.start["adapter"],
+            "examples": len(done),
+            "kept": len(kept_ids(done)),
+            "pairs": sum(p["kind"] == REVISION for p in pairs),
+            "anchors": sum(p["kind"] == ANCHOR for p in pairs),
             "training_pairs": sum(not p["held_out"] for p in pairs),
-            "pairs": sum(p["kind"] == "revision" for p in pairs),
-            "anchors": sum(p["kind"] == "anchor" for p in pairs),
+            "data_tokens": sum(map(tokens, done)),
+            "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
             "label_accuracy": row(label_accuracy(pairs, c.spec)),
-            "first_answers": row(right_share(done, c.spec)), "success": {},
-            "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
-            "probes": {}, "guardrails": [], "rolled_back": False, "training": None,
-        }  # fmt: skip
+            "first_answers": row(right_share(done, c.spec)),
+            # and what only a training and a measurement tell
+            **{"adapter": None, "adapter_run": self.run.name, "rolled_back": False, "training": None},
+            **{"success": {}, "safety": {}, "probes": {}, "guardrails": []},
+            "average": {"base": None, "trained": None, "predecessor": None},
+        }
 
     def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
         """What ENDED names of the training: its adapter's hash, and how it ended."""

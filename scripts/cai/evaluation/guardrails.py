@@ -81,7 +81,7 @@ def watch(
 ) -> list[Finding]:
     """All guardrail metrics of a stage, in a fixed order.
 
-    forgetting: the suite's metrics by name, as rows. probes: {"base" | "trained": {"critic": a metric's row}}.
+    forgetting: the suite's metrics, rows by name. probes: {"base" | "trained": {"critic": a metric's row}}.
     pairs: rows of pairs.jsonl. answers: {"base" | "trained": rows with answer and finish_reason}, as
     `on_policy_answers` gives them. training: its status, step and steps; None where nothing was trained.
     """
