@@ -275,7 +275,10 @@ def _path(name: str) -> Path:
 
 def _plan(name: str, content: dict, scale: Any, problems: list[str], where: str) -> Plan:
     """Builds a plan with a scale's values laid over it, and notes whatever is wrong."""
-    say = lambda text: problems.append(where + text)  # noqa: E731
+
+    def say(text: str) -> None:
+        problems.append(where + text)
+
     if not re.fullmatch(NAME, name) or name in ONCE:
         say(f"its file's name {name!r} names its directory: use a-z, 0-9, - and _, and none of {ONCE}")
     stages = content.get("stages")

@@ -308,12 +308,11 @@ def _endings(results: dict[str, Any]) -> Table:
 
 
 def _probes(results: dict[str, Any]) -> Table:
-    columns: dict[str, Measure] = {
-        f"{part.capitalize()}, {who}": lambda r, who=who, part=part: metric(
-            r["probes"].get(who, {}).get(part)
-        )
-        for part, who in product(("critic", "reviser"), ("base", "trained"))
-    }
+    def probe(part: str, who: str) -> Measure:
+        return lambda run: metric(run["probes"].get(who, {}).get(part))
+
+    asked = product(("critic", "reviser"), ("base", "trained"))
+    columns = {f"{part.capitalize()}, {who}": probe(part, who) for part, who in asked}
     rows = []
     for stage, runs in _main_stages(results):
         played = sorted({", ".join(f"{k} {v}" for k, v in sorted(r["roles"].items())) for r in runs})

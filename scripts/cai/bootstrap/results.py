@@ -71,27 +71,27 @@ class Row(BaseModel):
     rolled_back: bool
 
 
-class Asked(BaseModel):
+class PlannedGate(BaseModel):
     safer: bool
 
 
-class Stage(BaseModel):
+class PlannedStage(BaseModel):
     name: str
     title: str
     tasks: list[str]
-    gate: Asked
+    gate: PlannedGate
 
 
-class Plan(BaseModel):
+class Planned(BaseModel):
     name: str
     title: str
     question: str
-    stages: list[Stage]
+    stages: list[PlannedStage]
 
 
 class Results(BaseModel):
     format: Literal[FORMAT]
-    plan: Plan
+    plan: Planned
     model: str
     bits: int
     seeds: list[int]

@@ -141,10 +141,8 @@ class StageRun:
         paths = {r["adapter"]: adapter_of(r) for r in self.roles.values() if r}
         names = c.shared_model.carrying(stage.generate_bits or c.bits, paths, self.run)
         roles = Roles(**{part: r and names[r["adapter"]] for part, r in self.roles.items()})
-        session = self.session(self.seed_of_data)
-        return session, Loop(
-            session.engine, session.prompter, session.constitution, session.seed, stage.per_answer, roles
-        )
+        s = self.session(self.seed_of_data)
+        return s, Loop(s.engine, s.prompter, s.constitution, s.seed, stage.per_answer, roles)
 
     def generated(self) -> list[dict[str, Any]]:
         """Records of the stage's own examples."""
@@ -170,9 +168,8 @@ class StageRun:
         main, _ = self.main_data()
         change = [r for r in main if CHANGE in (critique_verdict(c["critique"]) for c in r["critiques"])]
         critics, (_, loop) = critics_of(change), self.loop_of_roles()
-        return self._recorded(
-            loop, [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
-        )
+        examples = [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
+        return self._recorded(loop, examples)
 
     def _recorded(self, loop: Loop, examples: Sequence[Example]) -> list[dict[str, Any]]:
         records = make_records(self.run, loop, examples, budget=self.context.budget)
@@ -223,7 +220,7 @@ class StageRun:
 
     def _facts(self, done: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         c = self.context
-        row = lambda metric: None if metric is None else metric.row()  # noqa: E731
+        accuracy, first = label_accuracy(pairs, c.spec), right_share(done, c.spec)
         texts = [[p[k] for k in ("id", "kind", "prompt", "chosen", "rejected")] for p in pairs]
         return {
             **{"seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name},
@@ -236,8 +233,8 @@ class StageRun:
             "training_pairs": sum(not p["held_out"] for p in pairs),
             "data_tokens": sum(map(tokens, done)),
             "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
-            "label_accuracy": row(label_accuracy(pairs, c.spec)),
-            "first_answers": row(right_share(done, c.spec)),
+            "label_accuracy": accuracy and accuracy.row(),
+            "first_answers": first and first.row(),
             # and what only a training and a measurement tell
             **{"adapter": None, "adapter_run": self.run.name, "rolled_back": False, "training": None},
             **{"success": {}, "safety": {}, "probes": {}, "guardrails": []},
