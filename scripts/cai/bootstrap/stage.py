@@ -266,15 +266,9 @@ class StageRun:
         c = self.context
         name = c.shared_model.carrying(c.bits, {digest: checkpoints}, self.run)[digest]
         session = self.session(c.seed)
+        shared = self.run.data.parent / BASE_ROWS
         pair = ModelPair(
-            self.run,
-            list(pairs),
-            list(done),
-            session.engine,
-            session.prompter,
-            c.seed,
-            adapter=name,
-            shared=self.run.data.parent / BASE_ROWS,
+            self.run, pairs, done, session.engine, session.prompter, c.seed, adapter=name, shared=shared
         )
         asked = measured(c.spec, c.plan.tasks)
         found, _ = task_success.measure(pair, pair.results("success"), asked, c.plan.tests)
