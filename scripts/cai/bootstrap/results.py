@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,4 +133,4 @@ def _mistake(error: ValidationError) -> str:
         return " is damaged"
     if first["type"] == "missing":
         return f"{key}: the key {name!r} is missing"
-    return f"{key}: {name} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{key}: {name} {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
