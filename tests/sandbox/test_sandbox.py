@@ -1,9 +1,7 @@
 """The micro-world: is it consistent, are its splits apart, is its corpus what the pipeline prompts for?"""
 
-import ast
 import json
 import random
-from pathlib import Path
 
 import pytest
 from cai.core.files import ROOT
@@ -451,23 +449,3 @@ def test_the_seed_instructions_are_the_worlds_own():
         assert seeds == authors.seeds(tasks) and {s["task"] for s in seeds} == set(tasks)
         texts += [s["instruction"] for s in seeds]
     assert len(set(texts)) == len(texts) and {parse(text).split for text in texts} == {"train"}
-
-
-# ---- ground truth measures and selects nothing ----
-
-
-def test_nothing_that_makes_pairs_knows_the_ground_truth():
-    def imports(path: Path) -> set[str]:
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-            elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-        return names
-
-    package = ROOT / "scripts/cai"
-    modules = {path.stem: path for path in package.glob("*.py")}
-    assert {"loop", "filters", "instructions", "records", "prompts"} <= set(modules)
-    for path in modules.values():
-        assert not [name for name in imports(path) if name.startswith("cai.sandbox")], path.name
