@@ -150,8 +150,8 @@ def test_probes_may_come_as_metrics():
     assert (found.name, found.value, found.limit, found.rule) == ("critic probe, fall", 0.5, 0.4, "at most")
 
 
-def test_fresh_answers_are_those_of_this_adapter(tmp_path):
-    class Subject:
+def test_on_policy_answers_are_those_of_this_adapter(tmp_path):
+    class Pair:
         setup = "now"
 
         class run:
@@ -163,6 +163,6 @@ def test_fresh_answers_are_those_of_this_adapter(tmp_path):
         for setup in ("before", "now") for form in ("bare", "prompted") for by in ("base", "trained")
     ] + [{"id": "passage", "setup": "now", "text": "neutral"}]  # fmt: skip
     (tmp_path / "evaluation" / "forgetting.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = guardrails.fresh_answers(Subject)
+    found = guardrails.on_policy_answers(Pair)
     assert {who: [r["answer"] for r in rows] for who, rows in found.items()} == {
         "base": ["now base"], "trained": ["now trained"]}  # fmt: skip

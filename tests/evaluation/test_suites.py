@@ -38,7 +38,7 @@ from cai.prompts.templates import Prompter, exemplar_texts
 from cai.sandbox import texts as sandbox_texts
 from cai.sandbox.world import parse
 from fakes import FakeEngine
-from runs import make_run
+from hand_made import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
 
