@@ -1,6 +1,6 @@
 """Progressive bootstrapping: a base model through the stages of a plan, each with its predecessor's help.
 
-    python scripts/bootstrap.py --plan progressive --plan-cost              # what it will take; loads nothing
+    python scripts/bootstrap.py --plan progressive --forecast               # what it will take; loads nothing
     python scripts/bootstrap.py --plan progressive --controls all --seeds 0 1 2
     python scripts/bootstrap.py --plan six-stage
     python scripts/bootstrap.py --plan mine.yaml --resume
@@ -25,8 +25,11 @@ from cai.core.run import Run
 
 
 def main() -> int:
-    common = ("run", "model", "constitution", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common, run=None)
+    flags = parser(
+        __doc__,
+        *("run", "model", "set", "constitution", "forecast", "budget", "hourly-rate", "fresh", "force"),
+        run=None,
+    )
     flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
     flags.add_argument(
         "--controls",
@@ -36,20 +39,19 @@ def main() -> int:
         help="; ".join(f"{name} {c.letter}: {c.differs}" for name, c in CONTROLS.items()),
     )
     flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="the whole plan once for each")
-    flags.add_argument("--plan-cost", action="store_true", help="print the forecast and do nothing")
-    flags.add_argument("--budget", type=float, help="dollars that the plan may cost, all seeds together")
     flags.add_argument("--resume", action="store_true", help="insist that there is a run to go on from")
     args = flags.parse_args()
 
     from cai.bootstrap.plan import load
-    from cai.models.registry import choose
+    from cai.models.registry import choose, with_values
 
     spec, why = choose(args.model)
+    spec = with_values(spec, args.set)
     plan = load(args.plan).scaled(spec.name)
     controls = tuple(c for c in CONTROLS if c in args.controls or "all" in args.controls)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 on are needed")
-    if args.plan_cost:
+    if args.forecast:
         from cai.bootstrap import forecast
 
         print(forecast.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
