@@ -33,7 +33,7 @@ from cai.generation.pairs import preference_pair
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
-from runs import make_run
+from hand_made import make_run
 
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 SANDBOX = REGISTRY["sandbox"]

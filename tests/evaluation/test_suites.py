@@ -38,7 +38,7 @@ from cai.prompts.templates import Prompter, exemplar_texts
 from cai.sandbox import texts as sandbox_texts
 from cai.sandbox.world import parse
 from fakes import FakeEngine
-from runs import make_run
+from hand_made import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
 
@@ -195,6 +195,10 @@ def test_the_suites_that_know_the_truth_ask_the_oracle_for_it():
 # ---- an engine with a script ----
 
 
+class Killed(Exception):
+    """Ends everything where it stands."""
+
+
 class Scripted(FakeEngine):
     """The trained model says "good answer", the base "bad answer"; the judge likes what holds `better`. The
     trained model finds texts with "good" in them twice as likely, by their logarithm."""
@@ -206,7 +210,7 @@ class Scripted(FakeEngine):
 
     async def complete(self, prompt, sampling, seed, adapter=None):
         if self.fails_after is not None and self.completed >= self.fails_after:
-            raise KeyboardInterrupt
+            raise Killed
         self.completed += 1
         return await super().complete(prompt, sampling, seed, adapter)
 
@@ -301,7 +305,7 @@ def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_rows(scripted, t
     undisturbed = {p.name: p.read_text() for p in directory.glob("*.jsonl")}
     directory.rename(tmp_path / "undisturbed")
     for limit in (70, 150, 150):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             evaluate(scripted(Scripted(fails_after=limit)), ["preference", "forgetting", "critique"])
     with open(directory / "preference.jsonl", "a") as f:
         f.write('{"id": "half a li')  # what a kill in the middle of a write leaves
