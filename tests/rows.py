@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cai.core.jsonl import read
 from cai.core.schema import RECORD_KEYS
 
