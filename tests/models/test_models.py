@@ -276,7 +276,7 @@ def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path
 
     monkeypatch.setattr(make_sandbox, "load", lambda spec: None)
     monkeypatch.setattr(measure, "Measurement", Measurement)
-    monkeypatch.setattr(make_sandbox, "LocalEngine", lambda _: SimpleNamespace(revision="of these weights"))
+    monkeypatch.setattr(make_sandbox, "engine_of", lambda _: SimpleNamespace(revision="of these weights"))
     for name, made in {"table": [], "details": "", "render": ""}.items():
         monkeypatch.setattr(measure, name, lambda *args, made=made: made)
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))

@@ -17,8 +17,8 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.models.device import disk_free
 from cai.models.engine import Sampling, complete_all
+from cai.models.engines import engine_of
 from cai.models.loader import load
-from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.registry import resolve
 from cai.preflight.random_weights import shape_of, write_random
@@ -77,7 +77,7 @@ def random_model(
 
 def generation(model: Model, rows: int, new_tokens: int, seed: int) -> dict[str, Any]:
     """Tokens a second of one batch; a short call before it, unmeasured, warms up."""
-    engine = LocalEngine(model, max_batch=rows)
+    engine = engine_of(model, max_batch=rows)
     prompts = [filler(model.tokenizer, PROMPT_TOKENS, seed + i) for i in range(rows)]
     complete_all(engine, prompts, Sampling(0.7, 4), range(rows))
     forget_peak()
