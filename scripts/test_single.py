@@ -5,9 +5,9 @@
     python scripts/test_single.py --model Qwen/Qwen2.5-7B --bits 4 --run qwen7b
 
 An answer that its critic finds nothing wrong with makes no preference pair; then the next generated
-instruction is tried, up to --tries, and each try stays in the records. Reads constitution.yaml and the
-model's seed instructions. Writes data/<run>/{run.json,instructions.jsonl,records.jsonl,pairs.jsonl},
-checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad input.
+instruction is tried, up to --tries, and each try stays in the records. Writes data/<run>/{run.json,
+instructions.jsonl,records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -57,17 +57,16 @@ def measure_stop_rate(session) -> None:
     from cai.core.prompt_files import load_seeds
     from cai.evaluation.stop_rate import stop_rate
 
-    seeds = load_seeds(Path(session.spec.seeds))
-    some = [s.instruction for s in seeds[:: max(1, len(seeds) // ANSWERS)]][:ANSWERS]
+    seeds = [s.instruction for s in load_seeds(Path(session.spec.seeds))]
+    some = seeds[:: max(1, len(seeds) // ANSWERS)][:ANSWERS]
     with session.run.step("endings") as step:
         found, done = stop_rate(session.engine, session.prompter, some, session.seed)
         step.count(done)
+        low, high = found["interval"]
         session.run.log(
             f"[0/8] how answers end before training: {found['end token']} by the end token, "
-            f"{found['next marker']} by the next marker, {found['cut off']} cut off, n {found['n']}; clean stops "
-            "{:.0%} (95 % interval {:.2f} to {:.2f})".format(
-                found["end token"] / found["n"], *found["interval"]
-            )
+            f"{found['next marker']} by the next marker, {found['cut off']} cut off, n {found['n']}; "
+            f"clean stops {found['end token'] / found['n']:.0%} (95 % interval {low:.2f} to {high:.2f})"
         )
     session.run.record(endings=found)
 
@@ -86,8 +85,7 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
         run.log(indent(row["instruction"]))
         record = done.get(row["id"])
         if record is None:
-            record = one_example(session, loop, row, principle)
-            jsonl.append(run.data / "records.jsonl", [record])
+            jsonl.append(run.data / "records.jsonl", [record := one_example(session, loop, row, principle)])
         else:
             parts = ("initial_answer", "principle", "critique", "revised_answer")
             run.log("\n".join(["      finished earlier:", *(f"{n}\n{indent(record[n])}" for n in parts)]))
