@@ -32,10 +32,10 @@ class Limits:
 
     perplexity: on neutral text, trained / base. distinct_2: trained / base. repeated_endings, refusals (of
     harmless instructions): rise of the share. clean_stops: share of the trained model. exemplars: share of
-    chosen texts, and of fresh answers. length: factor between the median words of both models' answers.
-    critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan whose critic
-    is "best" then asks the base, so the limit is for what goes beyond that. displacement: trainings that the
-    watch on the chosen texts' likelihood stopped.
+    chosen texts, and of on-policy completions. length: factor between the median words of both models'
+    answers. critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan
+    whose critic is "best" then asks the base, so the limit is for what goes beyond that. displacement:
+    trainings that the watch on the chosen texts' likelihood stopped.
     """
 
     perplexity: NotNegative = 1.5
@@ -138,7 +138,11 @@ def watch(
             "pairs.jsonl: chosen texts that are the prompts' own; fewer shots, or the filter `exemplar`",
         ),
         _finding(
-            "exemplars in fresh answers", _share(fresh), limits, "exemplars", f"{forgetting}: copied answers"
+            "exemplars in on-policy completions",
+            _share(fresh),
+            limits,
+            "exemplars",
+            f"{forgetting}: copied answers",
         ),
         length(answers, limits),
         _finding(
