@@ -53,8 +53,8 @@ def engine(args: argparse.Namespace) -> None:
     if min(args.batch_sizes) < 1 or args.limit < 1:
         raise UserError("--batch-sizes and --limit must be at least 1")
 
+    from cai.models.engines import engine_of
     from cai.models.loader import load
-    from cai.models.local_engine import LocalEngine
     from cai.models.registry import choose
     from cai.preflight.benchmarks import batch_rates, workloads
 
@@ -62,7 +62,7 @@ def engine(args: argparse.Namespace) -> None:
     print(f"model: {spec.name} - {why}", flush=True)
     model = load(spec, args.bits)
     print(f"       {model.describe()}")
-    engine = LocalEngine(model)
+    engine = engine_of(model)
     found = {"model": spec.name, "bits": model.bits, "device": engine.device}
     for name, prompts, sampling in workloads(engine, args.limit):
         print(f"{name}\n  batch   rows   tokens  seconds  tokens/s  ratio  same text")
@@ -76,14 +76,14 @@ def engine(args: argparse.Namespace) -> None:
 
 
 def loop(args: argparse.Namespace) -> None:
+    from cai.models.engines import engine_of
     from cai.models.loader import load
-    from cai.models.local_engine import LocalEngine
     from cai.models.registry import choose
     from cai.preflight.benchmarks import loop_rates
 
     spec, why = choose(args.model)
     print(f"model: {spec.name} - {why}", flush=True)
-    engine = LocalEngine(load(spec, args.bits))
+    engine = engine_of(load(spec, args.bits))
     found = loop_rates(engine, args.limit, args.seed)
     print(
         f"{found['examples']} examples, {found['requests']} requests, {found['in_flight']} in flight, "

@@ -1,6 +1,6 @@
 """Progressive bootstrapping: a base model through the stages of a plan, each with its predecessor's help.
 
-    python scripts/bootstrap.py --plan progressive --forecast              # what it will take; loads nothing
+    python scripts/bootstrap.py --plan progressive --forecast               # what it will take; loads nothing
     python scripts/bootstrap.py --plan progressive --controls all --seeds 0 1 2
     python scripts/bootstrap.py --plan six-stage
     python scripts/bootstrap.py --plan mine.yaml --resume

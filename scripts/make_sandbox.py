@@ -22,8 +22,8 @@ from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.models import registry
+from cai.models.engines import engine_of
 from cai.models.loader import load
-from cai.models.local_engine import LocalEngine
 from cai.models.session import input_file
 from cai.prompts import constitution, templates
 from cai.sandbox import measure
@@ -112,7 +112,7 @@ def evaluate(args, principles) -> None:
         )
     started, n = time.time(), args.limit or 200
     spec = dataclasses.replace(registry.REGISTRY["sandbox"], repo=str(args.out.resolve()))
-    engine = LocalEngine(load(spec))
+    engine = engine_of(load(spec))
     print(
         f"{display_path(args.out.resolve())}, {args.split} set, up to {n} instructions a row\n"
         f"{measure.heading()}",

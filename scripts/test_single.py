@@ -5,9 +5,9 @@
     python scripts/test_single.py --model Qwen/Qwen2.5-7B --bits 4 --run qwen7b
 
 An answer that its critic finds nothing wrong with makes no preference pair; then the next generated
-instruction is tried, up to --tries, and each try stays in the records. Reads constitution.yaml and the
-model's seed instructions. Writes data/<run>/{run.json,instructions.jsonl,records.jsonl,pairs.jsonl},
-checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad input.
+instruction is tried, up to --tries, and each try stays in the records. Writes data/<run>/{run.json,
+instructions.jsonl,records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ def main() -> int:
     flags.add_argument("--principle", help="the id of the principle (default: by the row's seed)")
     flags.add_argument("--tries", type=int, default=32, help="instructions to try until one makes a pair")
     args = flags.parse_args()
-    if args.tries < 1:
-        raise UserError(f"--tries {args.tries}: must be at least 1")
-    if args.instruction is not None and not args.instruction.strip():
-        raise UserError("--instruction is empty: give a text, or leave the flag out to have one generated")
+    if args.tries < 1 or args.instruction is not None and not args.instruction.strip():
+        raise UserError("--tries must be at least 1, and --instruction a text (without it one is generated)")
 
     from cai.generation.instructions import few_instructions
     from cai.generation.loop import Loop
@@ -59,8 +57,8 @@ def measure_stop_rate(session) -> None:
     from cai.core.prompt_files import load_seeds
     from cai.evaluation.stop_rate import stop_rate
 
-    seeds = load_seeds(Path(session.spec.seeds))
-    some = [s.instruction for s in seeds[:: max(1, len(seeds) // ANSWERS)]][:ANSWERS]
+    seeds = [s.instruction for s in load_seeds(Path(session.spec.seeds))]
+    some = seeds[:: max(1, len(seeds) // ANSWERS)][:ANSWERS]
     with session.run.step("endings") as step:
         found, done = stop_rate(session.engine, session.prompter, some, session.seed)
         step.count(done)
@@ -87,20 +85,18 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
         run.log(indent(row["instruction"]))
         record = done.get(row["id"])
         if record is None:
-            record = one_example(session, loop, row, principle)
-            jsonl.append(run.data / "records.jsonl", [record])
+            jsonl.append(run.data / "records.jsonl", [record := one_example(session, loop, row, principle)])
         else:
-            run.log("      finished earlier:")
-            for name in ("initial_answer", "principle", "critique", "revised_answer"):
-                run.log(f"{name}\n{indent(record[name])}")
+            parts = ("initial_answer", "principle", "critique", "revised_answer")
+            run.log("\n".join(["      finished earlier:", *(f"{n}\n{indent(record[n])}" for n in parts)]))
         if record["kept"]:
             break
         run.log(f"      no pair: {', '.join(record['rejected_because'])}")
     if record["kept"]:
         pair = revision_pair(record)
         jsonl.complete(run.data / "pairs.jsonl", [pair], PAIR_KEYS)
-        run.log("[6/8] preference pair")
-        run.log("\n".join(f"      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected")))
+        texts = (f"\n      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected"))
+        run.log("[6/8] preference pair" + "".join(texts))
     return record
 
 
@@ -168,8 +164,8 @@ def one_step(session, record: dict):
                 f"      {name + ':':8}loss {x.loss:.4f}, margin {x.margin:+.4f}, "
                 f"log-probability of chosen {x.chosen:.2f}, of rejected {x.rejected:.2f}"
             )
-    found = {"settings": asdict(settings), "log": log, "before": asdict(before), "after": asdict(after)}
-    run.record(adapter=digest, training=found)
+    sides = {"before": asdict(before), "after": asdict(after)}
+    run.record(adapter=digest, training={"settings": asdict(settings), "log": log, **sides})
     return before, after
 
 
@@ -181,15 +177,14 @@ def finish(session, record: dict, again, step) -> int:
 
     run = session.run
     tried = read_records(run.data)
-    run.log("\n[8/8] success criteria")
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
+    run.log("\n[8/8] success criteria")
     status = decide(run, m0(run, record, len(tried), again, step))
-    totals, here = run.manifest["totals"], display_path(run.checkpoints)
+    totals = run.manifest["totals"]
     run.log(
         f"\n{totals['seconds']:.0f} s, {totals['prompt_tokens']} prompt and {totals['completion_tokens']} "
         f"generated tokens, ${totals['dollars']:.4f}\n"
-        f"wrote {display_path(run.data)}/ (run.json, instructions.jsonl, records.jsonl, pairs.jsonl), "
-        f"{here}/, {display_path(run.logs)}/\n"
+        f"wrote {', '.join(f'{display_path(d)}/' for d in (run.data, run.checkpoints, run.logs))}\n"
         f"next: read {display_path(run.data)}/records.jsonl, then another example: "
         f"python scripts/test_single.py --seed {session.seed + 1} --run {run.name}-{session.seed + 1}"
     )

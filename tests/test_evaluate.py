@@ -14,9 +14,9 @@ from cai.core.run import Run
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHAT_TOKENS
-from runs import make_run, train
+from hand_made import make_run, train
 
-SUITES = ("preference", "critique", "forgetting", "truth")
+SUITES = ("preference", "critique", "forgetting", "truth", "probes")
 
 
 def evaluate(output, *args):

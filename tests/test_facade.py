@@ -43,7 +43,9 @@ def test_the_ten_lines_run_on_the_sandbox(tmp_path, monkeypatch, base):
     exec(ten_lines(), names)
     records, rows = names["records"], jsonl.read(tmp_path / "pairs.jsonl", PAIR_KEYS)
     assert [r["instruction"] for r in records] == names["instructions"]
-    assert all(check(r, RECORD_KEYS, "") and r["model"] == "sandbox" and r["engine"] == "local" for r in records)
+    assert all(
+        check(r, RECORD_KEYS, "") and r["model"] == "sandbox" and r["engine"] == "local" for r in records
+    )
     assert rows == names["pairs"]
     assert {p["id"] for p in rows if p["kind"] == "revision"} == {r["id"] for r in records if r["kept"]}
 

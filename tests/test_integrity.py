@@ -1,13 +1,12 @@
 """Nothing finished is lost: runs that are killed, run out of disk, or find what is not theirs."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import re
 import resource
-from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
 from cai.core import errors, files, jsonl
@@ -18,23 +17,30 @@ from cai.core.run import Run
 from cai.core.schema import RECORD_KEYS, content_id
 from cai.costs.budget import Budget
 from cai.costs.forecast import rates
-from cai.evaluation.result_store import Rows
-from cai.generation import guard, milestones
+from cai.evaluation.result_store import ResultStore
+from cai.generation import guard
+from cai.generation.example import examples_of
+from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
-from cai.generation.records import read_instructions, read_records
+from cai.generation.pairs import make_pairs
+from cai.generation.records import make_records, read_instructions, read_records
+from cai.generation.yield_stats import report_yield
 from cai.models.loader import load
+from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY
-from cai.models.session import Pipeline
+from cai.models.session import Session, prompter_of
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
-from cai.prompts.templates import Prompter
 from cai.training import callbacks
+from cai.training.dpo import train_adapter
+from cai.training.settings import Settings
 from fakes import FakeEngine
 from pairs_of_facts import pairs_of_facts
 
 CONSTITUTION, SANDBOX = load_constitution(ROOT / "constitution.yaml"), REGISTRY["sandbox"]
 ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
-EXAMPLES, WAVE = 23, 5
+EXAMPLES, IN_FLIGHT = 23, 5
+UNSAFE_CHOSEN = "unsafe_chosen"
 WORDS = "amber basalt copper driftwood ebony flint glass hemp ivory jade".split()
 
 
@@ -57,43 +63,48 @@ def answers(prompt: str) -> str:
     }[prompt.rsplit("\n", 1)[-1]]
 
 
-class Guard:
+class Guard(guard.Guard):
     """Finds the texts about every seventh thing unsafe."""
 
-    model, completions = SimpleNamespace(spec=SimpleNamespace(name="guard"), revision="r"), []
+    def __init__(self):
+        self.engine = FakeEngine(spec=dataclasses.replace(SANDBOX, name="guard"))
 
-    def classify(self, rows):
-        return [guard.Verdict(not re.search(r"number \d*7\b", a or ""), (), 0.5, "?") for _, a in rows]
+    async def classify(self, instruction, response=None):
+        unsafe = re.search(r"number \d*7\b", response or "")
+        return guard.SafetyVerdict(not unsafe, (), 0.5, "?")
 
 
 @pytest.fixture
 def generate(tmp_path, monkeypatch):
-    """generate(name, ...): instructions from a file, waves, guard, pairs, as the milestones do it."""
+    """generate(name, ...): instructions from a file, records, guard, pairs, as the milestones do it."""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-    monkeypatch.setattr("cai.yields.plot", lambda rows, path: None)
+    monkeypatch.setattr("cai.generation.yield_stats.plot", lambda rows, path: None)
     source = tmp_path / "source.jsonl"
     texts = [f"What is the thing number {n} in the old museum made of?" for n in range(EXAMPLES)]
     source.write_text("".join(json.dumps({"instruction": t}) + "\n" for t in texts))
 
-    def make(name, *, shard=(1, 1), guard=None, budget=None, wave=WAVE, **settings):
-        opened = Run.open(name, {"seed": 0, "held_out": 0.2, **settings})
-        loop = Loop(FakeEngine(answers), Prompter(0, False), CONSTITUTION, SANDBOX, 0, 2)
-        p = Pipeline(opened, SANDBOX, CONSTITUTION, None, loop)
-        with opened:
-            opened.hourly_rate = 3600.0
-            rows = milestones.instructions(p, str(source), EXAMPLES)
-            flags = {"budget": Budget.of(budget, opened, 1e-9), "wave": wave, "shard": shard, "guard": guard}
-            milestones.all_records(p, rows, judge=False, **flags)
-            done = read_records(opened.data)
+    def make(name, *, shard=(1, 1), guard=None, budget=None, in_flight=IN_FLIGHT, **settings):
+        engine = FakeEngine(answers, capacity=in_flight, patience=lambda seed: seed % 9)
+        with Run.open(name, {"seed": 0, "held_out": 0.2, **settings}) as run:
+            run.hourly_rate = 3600.0
+            session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+            rows = make_instructions(session, EXAMPLES, str(source))
+            loop = Loop(engine, session.prompter, CONSTITUTION, 0, 2, judged=False, guard=guard)
+            limit = Budget.of(budget, run, 1e-9)
+            some = make_records(run, loop, examples_of(rows), budget=limit, shard=shard)
+            report_yield(run, CONSTITUTION, some)
+            done = read_records(run.data)
             if len(done) == len(rows):
-                milestones.all_pairs(p, done, Namespace(anchors=0.6, held_out=0.2))
-        return opened.data
+                make_pairs(run, done, anchors=0.6, seed=0, held_out=0.2)
+        return run.data
 
     return make
 
 
 def contents(data):
-    return {name: (data / name).read_bytes() for name in ROWS}
+    """The files as they must end. Records are as they were finished: their order is no matter."""
+    found = {name: (data / name).read_bytes() for name in ROWS}
+    return found | {"records.jsonl": b"".join(sorted(found["records.jsonl"].splitlines(keepends=True)))}
 
 
 @contextlib.contextmanager
@@ -130,7 +141,7 @@ def room(size: int):
 def test_killed_at_any_byte_it_ends_with_the_rows_of_an_undisturbed_run(generate):
     undisturbed = contents(generate("whole", guard=Guard()))
     rows = [json.loads(line) for line in undisturbed["records.jsonl"].splitlines()]
-    assert len(rows) == EXAMPLES and {guard.UNSAFE_CHOSEN} < {x for r in rows for x in r["rejected_because"]}
+    assert len(rows) == EXAMPLES and {UNSAFE_CHOSEN} < {x for r in rows for x in r["rejected_because"]}
     assert len(undisturbed["pairs.jsonl"].splitlines()) > EXAMPLES / 2
     rng, size = random.Random(0), sum(map(len, undisturbed.values()))
     for number in range(12):
@@ -145,43 +156,43 @@ def test_killed_at_any_byte_it_ends_with_the_rows_of_an_undisturbed_run(generate
                 data = files.directories(name)[0]
                 for row in read_records(data):  # a guard's verdict comes to the disk with the record
                     unsafe = not (row["guard"]["revised_answer"] or row["guard"]["initial_answer"])["safe"]
-                    assert unsafe == (guard.UNSAFE_CHOSEN in row["rejected_because"])
+                    assert unsafe == (UNSAFE_CHOSEN in row["rejected_because"])
                     assert row["kept"] != bool(row["rejected_because"])
         assert kills and contents(data) == undisturbed
 
 
-def test_the_waves_size_is_no_matter(generate):
-    assert contents(generate("a", wave=1)) == contents(generate("b", wave=64))
+def test_the_number_in_flight_is_no_matter(generate):
+    one, many = generate("a", in_flight=1), generate("b", in_flight=64)
+    assert contents(one) == contents(many) and read_records(one) == read_records(many)
+    assert (one / "records.jsonl").read_bytes() != (many / "records.jsonl").read_bytes()
 
 
-def test_killed_between_the_guards_verdicts_and_the_disk(generate, monkeypatch):
+def test_killed_between_the_guards_verdicts_and_the_disk(generate):
     whole = contents(generate("whole", guard=Guard()))
 
-    def apply(guard, rows):
-        found = safety_apply(guard, rows)
-        if not read_records(files.directories("killed")[0]):
-            return found
-        raise Killed
+    class Dying(Guard):
+        async def inspect(self, record):
+            await super().inspect(record)
+            if len(read_records(files.directories("killed")[0])) >= IN_FLIGHT:
+                raise Killed
 
-    safety_apply = guard.apply
-    monkeypatch.setattr(guard, "apply", apply)
     with pytest.raises(Killed):
-        generate("killed", guard=Guard())
+        generate("killed", guard=Dying())
     found = read_records(files.directories("killed")[0])
-    assert len(found) == WAVE and all(r["guard"]["initial_answer"] for r in found)
-    monkeypatch.setattr(guard, "apply", safety_apply)
+    assert IN_FLIGHT <= len(found) < 2 * IN_FLIGHT and all(r["guard"]["initial_answer"] for r in found)
     assert contents(generate("killed", guard=Guard())) == whole
 
 
-def test_a_full_disk_in_the_middle_of_a_wave(generate):
+def test_a_full_disk_in_the_middle_of_a_file(generate):
     whole = contents(generate("whole"))
     for size in (len(whole["instructions.jsonl"]) // 2, len(whole["records.jsonl"]) // 2):
         with pytest.raises(OSError) as error, room(size):
             generate(f"full{size}")
         assert "rerun" in errors.explain_os_error(error.value)
         for path in files.directories(f"full{size}")[0].glob("*.jsonl"):
-            assert path.read_bytes().endswith(b"\n") or not path.stat().st_size
-            assert whole[path.name].startswith(path.read_bytes())
+            lines = path.read_bytes().splitlines(keepends=True)
+            assert all(line.endswith(b"\n") for line in lines)
+            assert set(lines) <= set(whole[path.name].splitlines(keepends=True))
         assert contents(generate(f"full{size}")) == whole
 
 
@@ -195,10 +206,10 @@ def test_a_full_disk_in_the_middle_of_an_evaluation(tmp_path):
 
     path = tmp_path / "evaluation/preference.jsonl"
     with pytest.raises(OSError) as error, room(3000):
-        Rows(path, "setup", chunk=8).fill(wanted, work)
+        ResultStore(path, "setup", chunk=8).fill(wanted, work)
     assert str(path) in errors.explain_os_error(error.value)
     assert [r["id"] for r in read(path, {"id": str})] == [f"answer/{n}" for n in range(16)]
-    found = Rows(path, "setup", chunk=8).fill(wanted, work)
+    found = ResultStore(path, "setup", chunk=8).fill(wanted, work)
     assert [r["id"] for r in found] == [r["id"] for r in read(path, {"id": str})] == [w["id"] for w in wanted]
     assert len(asked) == 40 + 8  # the chunk that found no room, twice
 
@@ -208,13 +219,14 @@ def test_a_full_disk_in_the_middle_of_an_evaluation(tmp_path):
 def test_a_foreign_line_is_named_and_nothing_is_lost(generate, name, line):
     data = generate("a")
     whole, path = contents(data), data / name
-    lines = whole[name].splitlines(keepends=True)
+    good = path.read_bytes()
+    lines = good.splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], line.encode() + b"\n", *lines[3:]]))
     broken = contents(data)
     with pytest.raises(UserError, match=rf"{name}, line 4: .*remove the line"):
         generate("a")
     assert contents(data) == broken
-    path.write_bytes(whole[name])
+    path.write_bytes(good)
     assert contents(generate("a")) == whole
 
 
@@ -222,7 +234,7 @@ def test_a_foreign_line_is_named_and_nothing_is_lost(generate, name, line):
 def test_a_truncated_last_line_is_made_again(generate, name):
     data = generate("a")
     whole, path = contents(data), data / name
-    path.write_bytes(whole[name][:-20])
+    path.write_bytes(path.read_bytes()[:-20])
     if name != "pairs.jsonl":  # pairs come after the records, and these after the instructions
         (data / "pairs.jsonl").unlink()
     if name == "instructions.jsonl":
@@ -233,7 +245,7 @@ def test_a_truncated_last_line_is_made_again(generate, name):
 def test_evaluation_rows_a_foreign_line_and_a_truncated_one(tmp_path):
     path = tmp_path / "evaluation/preference.jsonl"
     wanted = [{"id": f"answer/{n}"} for n in range(6)]
-    fill = lambda: Rows(path, "s").fill(wanted, lambda some: [{"answer": w["id"]} for w in some])  # noqa: E731
+    fill = lambda: ResultStore(path, "s").fill(wanted, lambda some: [{"answer": w["id"]} for w in some])  # noqa: E731
     rows = fill()
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
@@ -261,7 +273,7 @@ def change(path, number, **facts):
     ("records.jsonl", {"seed": 5}, "records.jsonl, line 3: its seed is 5, that of the first record 0"),
     ("records.jsonl", {"model": "other"}, "its model is other, that of the first record sandbox"),
     ("records.jsonl", {"guard": {"model": "g"}}, "its guard is g, that of the first record None"),
-    ("pairs.jsonl", {"chosen": " Mine."}, r"pairs.jsonl, line 3: this run would write another row .*--fresh"),
+    ("pairs.jsonl", {"chosen": "Mine."}, r"pairs.jsonl, line 3: this run would write another row .*--fresh"),
 ])  # fmt: skip
 def test_a_row_that_is_not_the_runs_is_refused(generate, name, facts, said):
     data = generate("a")
@@ -338,7 +350,8 @@ def test_dollars_of_a_run_that_stopped_and_went_on_add_up(generate, tmp_path):
     assert len(read(data / "records.jsonl", RECORD_KEYS)) == EXAMPLES
     for key in totals:
         assert totals[key] == pytest.approx(sum(r[key] for r in ledger), abs=1e-4)
-    assert sum(r["examples"] for r in ledger if r["step"] == "answer") >= EXAMPLES
+    # A process that is killed while it writes does not come to count what it has just finished.
+    assert EXAMPLES - IN_FLIGHT <= sum(r["examples"] for r in ledger if r["step"] == "answer") <= EXAMPLES
 
 
 def test_what_an_error_cut_short_has_cost_money_and_gives_no_rate(generate, tmp_path):
@@ -364,9 +377,11 @@ def test_training_that_was_cut_short(tmp_path, monkeypatch):
     pairs = pairs_of_facts(8, held_out=4)
 
     def train():
-        with Run.open("a", {"bits": 16}) as opened:
-            p = Pipeline(opened, SANDBOX, CONSTITUTION, load(SANDBOX), SimpleNamespace(seed=0))
-            return milestones.adapter(p, pairs, steps=4)
+        with Run.open("a", {"bits": 16}) as run:
+            model = load(SANDBOX)
+            engine = LocalEngine(model)
+            session = Session(run, CONSTITUTION, engine, prompter_of(engine), model)
+            return train_adapter(session, pairs, Settings.of(SANDBOX, 4))
 
     def step(self, number, logs):
         if number == 3:

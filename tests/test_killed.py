@@ -15,8 +15,7 @@ import pytest
 from cai.core.files import ROOT
 from cai.core.jsonl import read
 from cai.training import callbacks
-
-ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
+from rows import alike, assert_same_rows
 
 
 def start(output, *args, **more):
@@ -37,7 +36,7 @@ def test_two_processes_on_one_run_of_m2(tmp_path):
         first.communicate()
 
 
-MILESTONE = ("--limit", "24", "--steps", "6", "--wave", "6")
+MILESTONE = ("--limit", "24", "--steps", "6")
 
 
 class Watched:
@@ -129,8 +128,7 @@ def test_m2_killed_at_random_moments_of_its_whole_life(tmp_path, watched):
     last = watched(tmp_path / "killed")
     assert last.process.wait() == status in (0, 3), last.said.read_text()[-2000:]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for name in ROWS:
-        assert (killed / "data/mvp" / name).read_bytes() == (whole / "data/mvp" / name).read_bytes(), name
+    assert_same_rows(killed / "data/mvp", whole / "data/mvp")
     weights = [o / "checkpoints/mvp/adapter_model.safetensors" for o in (killed, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     logs = [read(o / "checkpoints/mvp/training.jsonl", callbacks.LOG_KEYS) for o in (killed, whole)]
@@ -149,12 +147,3 @@ def test_m2_killed_at_random_moments_of_its_whole_life(tmp_path, watched):
     assert {p.name for p in (killed / "checkpoints/mvp").iterdir()} == {
         p.name for p in (whole / "checkpoints/mvp").iterdir()
     }
-
-
-def alike(a, b) -> bool:
-    """The same, but for what another batch leaves of a sum of float32 numbers."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(alike(a[k], b[k]) for k in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(alike, a, b))
-    return a == (pytest.approx(b, rel=1e-4, abs=1e-4) if isinstance(b, float) else b)

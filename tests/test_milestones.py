@@ -12,6 +12,7 @@ from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS, is_held_out
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
+from rows import assert_same_rows
 
 FILES = {
     "run.json",
@@ -22,7 +23,6 @@ FILES = {
     "yields.png",
     "evaluation",
 }
-ROWS = ("instructions.jsonl", "records.jsonl", "pairs.jsonl")
 
 
 def environment(output):
@@ -61,8 +61,8 @@ def test_m1_generates_trains_measures_and_decides(batch):
         assert record["instruction"] in pair["prompt"] and pair["held_out"] == is_held_out(pair["id"])
         if pair["kind"] == "revision":
             assert (pair["chosen"], pair["rejected"]) == (
-                " " + record["revised_answer"],
-                " " + record["initial_answer"],
+                record["revised_answer"],
+                record["initial_answer"],
             )
     assert {p["kind"] for p in pairs} <= {"revision", "anchor"} and pairs
     assert manifest["adapter"] == check_adapter(output / "checkpoints/batch", REGISTRY["sandbox"])["sha256"]
@@ -75,27 +75,29 @@ def test_m1_generates_trains_measures_and_decides(batch):
 
 def test_m1_waits_for_the_gate_of_m0(tmp_path):
     done = script("test_batch.py", output=tmp_path)
-    assert done.returncode == 2 and "no verdict yet" in done.stderr and "--force" in done.stderr
+    assert done.returncode == 2 and "no decision yet" in done.stderr and "--force" in done.stderr
 
 
 def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu(tmp_path):
-    done = script("generate_mvp.py", "--plan", "--model", "Qwen/Qwen2.5-32B", output=tmp_path)
+    done = script("generate_mvp.py", "--forecast", "--model", "Qwen/Qwen2.5-32B", output=tmp_path)
     assert done.returncode == 0 and "in 4 bits on one A100 80GB" in done.stdout and "$1.74" in done.stdout
-    small = script("generate_mvp.py", "--plan", "--model", "Qwen/Qwen2.5-0.5B", output=tmp_path)
+    small = script("generate_mvp.py", "--forecast", "--model", "Qwen/Qwen2.5-0.5B", output=tmp_path)
     assert "on cpu" in small.stdout
 
 
 @pytest.mark.parametrize("name", ["test_batch.py", "generate_mvp.py", "generate_full.py"])
-def test_plan_prints_a_forecast_and_does_nothing(name, tmp_path):
-    done = script(name, "--plan", output=tmp_path)
+def test_forecast_prints_and_does_nothing(name, tmp_path):
+    done = script(name, "--forecast", output=tmp_path)
     assert done.returncode == 0 and "assumed" in done.stdout and "critique" in done.stdout
     assert not (tmp_path / "data").exists()
 
 
-def test_a_plan_counts_the_steps_that_were_asked_for(tmp_path):
-    done = script("generate_mvp.py", "--plan", "--steps", "77", "--held-out", "0.5", output=tmp_path)
+def test_a_forecast_counts_the_steps_that_were_asked_for(tmp_path):
+    done = script("generate_mvp.py", "--forecast", "--steps", "77", "--held-out", "0.5", output=tmp_path)
     assert done.returncode == 0 and "77 steps" in done.stdout, done.stderr
-    done = script("generate_full.py", "--plan", "--steps", "77", output=tmp_path)  # its training is another's
+    done = script(
+        "generate_full.py", "--forecast", "--steps", "77", output=tmp_path
+    )  # its training is another's
     assert done.returncode == 2 and "--steps" in done.stderr
 
 
@@ -111,8 +113,8 @@ def test_a_plan_counts_the_steps_that_were_asked_for(tmp_path):
     (["--held-out", "nan"], "a share above 0, and at most 0.5"),
     (["--held-out", "some"], "invalid float value"),
     (["--steps", "0"], "at least one step"),
-    (["--steps", "0", "--plan"], "at least one step"),
-    (["--limit", "-1", "--plan"], "at least one"),
+    (["--steps", "0", "--forecast"], "at least one step"),
+    (["--limit", "-1", "--forecast"], "at least one"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
     done = script("test_batch.py", "--force", *args, output=tmp_path)
@@ -143,8 +145,7 @@ def test_killed_at_many_moments_it_ends_with_the_rows_of_an_undisturbed_run(batc
         process.wait()
     done = script("test_batch.py", "--force", "--limit", "24", output=tmp_path)
     assert done.returncode in (0, 3), done.stdout + done.stderr
-    for name in ROWS:
-        assert (tmp_path / "data/batch" / name).read_bytes() == (output / "data/batch" / name).read_bytes()
+    assert_same_rows(tmp_path / "data/batch", output / "data/batch")
 
 
 def test_m3_shards_merge_by_reading(tmp_path):

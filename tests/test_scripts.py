@@ -66,8 +66,8 @@ def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
     kept = records[-1]
     assert [r["kept"] for r in records] == [False] * (len(records) - 1) + [True]
     assert all(r["rejected_because"] for r in records[:-1])
-    assert pair["id"] == kept["id"] and pair["chosen"] == " " + kept["revised_answer"]
-    assert pair["rejected"] == " " + kept["initial_answer"] and kept["instruction"] in pair["prompt"]
+    assert pair["id"] == kept["id"] and pair["chosen"] == kept["revised_answer"]
+    assert pair["rejected"] == kept["initial_answer"] and kept["instruction"] == pair["prompt"]
     training = manifest["training"]
     assert training["before"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert training["before"]["margin"] == 0

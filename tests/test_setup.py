@@ -198,14 +198,14 @@ def test_speedrun_goes_through_the_milestones_and_ends_with_their_gates(checkout
     assert done.returncode == 0 and "table -m cai.preflight.hardware --model sandbox --bits 4" in done.stdout
     ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ran ")]
     scripts = ("test_single.py", "test_batch.py", "generate_mvp.py")
-    gates = ["-m", "cai.evaluation.gates", "single", "batch", "mvp"]
+    gates = ["scripts/runs.py", "single", "batch", "mvp"]
     assert ran == [*([f"scripts/{s}", *flags] for s in scripts), gates]
 
 
 def test_speedrun_stops_at_a_no_go_and_passes_its_status_on(checkout):
     done = run(checkout, "scripts/speedrun.sh", FAKE_STATUS="3")
     assert done.returncode == 3 and "ran scripts/test_batch.py" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "ran -m cai.evaluation.gates single batch mvp"
+    assert done.stdout.splitlines()[-1] == "ran scripts/runs.py single batch mvp"
 
 
 def test_speedrun_stops_where_set_up_fails(checkout):

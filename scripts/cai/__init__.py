@@ -30,12 +30,12 @@ def load(
 ) -> Engine:
     """An engine: a model of the registry, a hub id or a directory. adapter: a directory with one, loaded as
     "adapter". values: of the registry's entry, as answer_tokens=300. Raises UserError."""
+    from cai.models.engines import engine_of
     from cai.models.loader import load as load_model
-    from cai.models.local_engine import LocalEngine
     from cai.models.registry import choose, with_values
 
     spec, _ = choose(model)
-    engine = LocalEngine(load_model(with_values(spec, [f"{k}={v}" for k, v in values.items()]), bits))
+    engine = engine_of(load_model(with_values(spec, [f"{k}={v}" for k, v in values.items()]), bits))
     if adapter is not None:
         engine.load_adapter(Path(adapter), "adapter")
     return engine

@@ -16,11 +16,11 @@ from cai.core.prompt_files import load_heldout
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS
 from cai.evaluation import test_sets
 from cai.generation.dedup import EvaluationPrompts
-from cai.generation.records import read_instructions, read_records
+from cai.generation.records import read_instructions
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHANGE
-from test_killed import alike
+from rows import assert_same_rows
 
 # Gates and limits let everything pass: what is tested is that stages work, not how well 24 examples teach.
 TINY = """
@@ -281,11 +281,11 @@ def test_killed_in_the_second_stage_it_ends_with_the_rows_and_adapters_of_an_und
     done = bootstrap(tmp_path, "--plan", plan, "--resume")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     for name in ("facts", "few"):
-        for file in ("instructions", "pairs", "evaluation/success", "evaluation/forgetting"):
-            paths = [o / f"data/tiny/{name}/{file}.jsonl" for o in (tmp_path, undisturbed)]
-            assert paths[0].read_bytes() == paths[1].read_bytes(), f"{name}/{file}"
-        records = [read_records(o / "data/tiny" / name) for o in (tmp_path, undisturbed)]
-        assert alike(*records), name  # what was in flight has been judged again, in another batch
+        data = [o / "data/tiny" / name for o in (tmp_path, undisturbed)]
+        assert_same_rows(*data)
+        for suite in ("success", "forgetting"):
+            rows = [(d / f"evaluation/{suite}.jsonl").read_bytes() for d in data]
+            assert rows[0] == rows[1], f"{name}/{suite}"
     costs = ("seconds", "dollars", "tokens")
     first, again = (
         [{k: v for k, v in r.items() if k not in costs} for r in report.read(o / "data/tiny")["runs"]

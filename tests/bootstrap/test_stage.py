@@ -35,7 +35,7 @@ from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
 from cai.prompts.templates import Prompter
 from fakes import FakeEngine
-from runs import make_run
+from hand_made import make_run
 
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 SANDBOX = REGISTRY["sandbox"]
@@ -888,7 +888,7 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
     monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
     monkeypatch.setattr(stage, "make_records", make_records)
     monkeypatch.setattr(stage, "report_yield", lambda *args: None)
-    monkeypatch.setattr(stage, "LocalEngine", lambda model: FakeEngine())
+    monkeypatch.setattr(stage, "engine_of", lambda model: FakeEngine())
     where = context(tmp_path, finished("one"), stage=1)
     where.shared_model.carrying = lambda bits, adapters, run: {h: f"loaded {h}" for h in adapters}
     where.shared_model.model = Loaded(SANDBOX)

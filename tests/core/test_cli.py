@@ -152,8 +152,12 @@ def test_every_value_of_the_registry_but_a_models_identity_can_be_set_to_what_it
     assert name not in IDENTITY
 
 
-def test_an_equals_sign_in_a_value_is_part_of_it():
-    assert with_values(SANDBOX, ["seeds=data/a=b.jsonl"]).seeds == "data/a=b.jsonl"
+def test_an_equals_sign_in_a_value_is_part_of_it(tmp_path):
+    seeds = tmp_path / "a=b.jsonl"
+    with pytest.raises(UserError, match="there is no such file"):
+        with_values(SANDBOX, [f"seeds={seeds}"])
+    seeds.write_text("")
+    assert with_values(SANDBOX, [f"seeds={seeds}"]).seeds == str(seeds)
 
 
 def test_the_settings_of_a_run_are_what_was_given_and_the_registrys():

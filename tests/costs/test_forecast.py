@@ -7,12 +7,11 @@ import sys
 import generate_full
 import pytest
 from cai.core.cli import BUDGET
-from cai.core.errors import BudgetReached, UserError
+from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.jsonl import append
 from cai.core.ledger import read_ledger
 from cai.core.run import Run
-from cai.costs.budget import Budget, check_budget
 from cai.costs.forecast import accuracy, add_units, forecast, milestone_units, rates
 from cai.models.registry import REGISTRY
 
@@ -172,7 +171,7 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
 
 def full(**flags):
     given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
-    given |= {"no_judge": False, "hourly_rate": None, "guard": "auto"}
+    given |= {"no_judge": False, "hourly_rate": None, "guard": "auto", "set": []}
     return generate_full.forecast(argparse.Namespace(**given | flags), "mvp")
 
 
@@ -201,67 +200,10 @@ def test_after_m2_the_forecast_is_that_of_m3s_defaults_at_m2s_rates(output):
     measured = row("answer", 10.0, 100, model="sandbox", bits=16, device="cpu")
     append(output / "logs/ledger.jsonl", [measured])
     flags = {"model": "sandbox", "bits": None, "limit": 100, "principles": 2, "source": "x.csv"}
-    flags |= {"no_judge": True, "hourly_rate": None, "run": "mvp", "steps": 120}
+    flags |= {"no_judge": True, "hourly_rate": None, "set": [], "run": "mvp", "steps": 120}
     said = generate_full.next_milestone(argparse.Namespace(**flags))
     assert "forecast for 5000 examples" in said and "judge" in said and "instructions" in said
     assert "8 min" in next(x for x in said.splitlines() if "measured in run mvp" in x)  # 500 s
-
-
-def test_a_budget_stops_before_the_wave_that_might_pass_it():
-    spent = [0.0]
-    budget, waves = Budget(5.22, lambda: spent[0], per_example=0.001), 0
-    with pytest.raises(BudgetReached, match=r"next 64 examples.*of \$5\.22.*larger --budget"):
-        while True:
-            budget.check(64)
-            spent[0] += 1.0
-            waves += 1
-    assert waves == 5 and spent[0] <= 5.22
-    assert spent[0] + 1.1 > 5.22  # and not earlier than it must
-    Budget(10.0, lambda: spent[0]).check(64)  # a larger one goes on
-
-
-def test_the_next_wave_is_expected_to_cost_a_tenth_more_than_the_dearest():
-    spent = [0.0]
-    budget = Budget(3.05, lambda: spent[0])
-    for cost_of_it in (1.0, 0.4, 0.6):
-        budget.check(64)
-        spent[0] += cost_of_it
-    with pytest.raises(BudgetReached, match=r"about \$1\.10"):
-        budget.check(64)
-
-
-def test_a_smaller_last_wave_and_other_steps_are_judged_by_their_own_size():
-    spent = [0.0]
-    budget = Budget(2.0, lambda: spent[0], per_example=0.01)
-    budget.check(100)
-    spent[0] = 1.5
-    budget.check(10)  # a tenth of what the last one cost fits
-    with pytest.raises(BudgetReached, match="training would cost about"):
-        budget.step("training", 0.51)
-    budget.step("training", 0.5)
-    spent[0] = 1.9
-    with pytest.raises(BudgetReached):
-        budget.check(10)  # and what training cost is not taken for a wave's: 0.165, not more
-    budget.check(5)
-
-
-def test_the_forecast_counts_until_a_wave_is_measured_and_no_budget_never_stops():
-    with pytest.raises(BudgetReached):
-        Budget(1.0, lambda: 0.0, per_example=0.1).check(64)
-    Budget(None, lambda: 1e9, per_example=9.0).check(64)
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="--budget"):
-            Budget(bad, lambda: 0.0)
-        with pytest.raises(UserError, match="--budget"):
-            check_budget(bad)
-
-
-def test_a_budget_of_a_run_goes_on_from_what_the_run_has_cost():
-    with Run.open("a", {}) as run:
-        assert Budget.of(1.0, run).spent() == 0.0
-        run.record(totals={"dollars": 0.9})
-        with pytest.raises(BudgetReached):
-            Budget.of(1.0, run, per_example=0.01).check(64)
 
 
 def test_a_script_that_reaches_its_budget_has_a_status_of_its_own():

@@ -76,7 +76,7 @@ CASES = {
     "refusals of harmless instructions, rise": (
         forgetting("refusals of harmless instructions, change"), 0.1, 0.11),
     "exemplars in chosen texts": (leak_chosen, 0.01, 0.02),
-    "exemplars in fresh answers": (leak_fresh, 0.01, 0.02),
+    "exemplars in on-policy completions": (leak_fresh, 0.01, 0.02),
     "answer length, trained / base": (answer_words, 12, 13),
     "critic probe, fall": (critic, 0.51, 0.49),
     "trainings stopped by displacement": (ended, "stopped early", "displaced"),
@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_not_ok(name, value):
 def test_no_answers_are_not_ok_and_a_stage_without_pairs_has_taken_no_exemplars_over():
     given = healthy()
     given["pairs"], given["answers"]["trained"] = [], []
-    names = ["exemplars in fresh answers", "answer length, trained / base"]
+    names = ["exemplars in on-policy completions", "answer length, trained / base"]
     assert fell(given) == names
 
 

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import json
-import math
 import random
 from types import SimpleNamespace
 
@@ -15,13 +14,7 @@ from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
 from cai.core.stats import (
-    at_equal_length,
-    average_of_groups,
-    correlation,
-    mean,
-    paired_difference,
     share,
-    wilson,
 )
 from cai.evaluation.criteria import m3
 from cai.evaluation.model_pair import BARE, ModelPair
@@ -38,60 +31,9 @@ from cai.prompts.templates import Prompter, exemplar_texts
 from cai.sandbox import texts as sandbox_texts
 from cai.sandbox.world import parse
 from fakes import FakeEngine
-from runs import make_run
+from hand_made import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
-
-
-# ---- intervals ----
-
-
-def test_a_share_is_wilsons_and_a_tie_counts_half():
-    assert share([True] * 7 + [False] * 3).interval == pytest.approx(wilson(7, 10), abs=1e-6)
-    assert share([1, 0.5, 0, 0.5]).value == 0.5
-    assert share([]).row() == {"value": None, "n": 0, "interval": None}
-
-
-def test_a_mean_by_students_t_needs_two_values():
-    m = mean([1.0, 2.0, 3.0])
-    assert m.value == 2 and m.interval == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
-    assert mean([1.0]).interval is None
-    assert mean([0.0, 0.0], math.exp).value == 1
-
-
-def test_a_paired_difference_covers_what_it_should():
-    """95 % of the intervals hold the true difference, and a real correlation makes them narrower."""
-    rng, hits, n = random.Random(1), 0, 40
-    for _ in range(400):
-        before = [rng.random() < 0.5 for _ in range(n)]
-        after = [rng.random() < (0.8 if b else 0.5) for b in before]  # 0.65 - 0.50
-        low, high = paired_difference(before, after).interval
-        hits += low <= 0.15 <= high
-    assert 0.92 <= hits / 400 <= 0.985
-    together = paired_difference([True] * 20 + [False] * 20, [True] * 20 + [False] * 20).interval
-    apart = paired_difference([True] * 20 + [False] * 20, [False] * 20 + [True] * 20).interval
-    assert together[1] - together[0] < apart[1] - apart[0]
-    assert paired_difference([False] * 10, [True] * 10).value == 1
-
-
-def test_an_average_of_groups_weighs_groups_alike_and_is_never_certain():
-    m = average_of_groups([[1] * 30, [0] * 10])
-    assert m.value == 0.5 and m.n == 40 and m.interval[0] < 0.5 < m.interval[1]
-    sure = average_of_groups([[1, 1, 1], [1, 1]])
-    assert sure.value == 1 and sure.interval[0] < 0.95 and sure.interval[1] == 1
-    assert average_of_groups([[0, 0, 0]], (-1, 1)).interval[0] < 0
-
-
-def test_length_is_taken_out_of_a_win_rate():
-    """The longer answer always wins, and the trained model's is the longer one in three of four cases."""
-    longer = [0.8] * 30 + [-0.8] * 10
-    scores = [float(d > 0) for d in longer]
-    assert correlation(longer, scores).value == pytest.approx(1)
-    assert share(scores).value == 0.75
-    assert abs(at_equal_length(scores, longer).value - 0.5) < 0.15
-    same = at_equal_length([1.0] * 40, longer)
-    assert same.value > 0.9 and same.interval is None
-    assert correlation([0.1] * 9, [1] * 9).value is None
 
 
 # ---- refusals ----
@@ -195,6 +137,10 @@ def test_the_suites_that_know_the_truth_ask_the_oracle_for_it():
 # ---- an engine with a script ----
 
 
+class Killed(Exception):
+    """Ends everything where it stands."""
+
+
 class Scripted(FakeEngine):
     """The trained model says "good answer", the base "bad answer"; the judge likes what holds `better`. The
     trained model finds texts with "good" in them twice as likely, by their logarithm."""
@@ -206,7 +152,7 @@ class Scripted(FakeEngine):
 
     async def complete(self, prompt, sampling, seed, adapter=None):
         if self.fails_after is not None and self.completed >= self.fails_after:
-            raise KeyboardInterrupt
+            raise Killed
         self.completed += 1
         return await super().complete(prompt, sampling, seed, adapter)
 
@@ -301,7 +247,7 @@ def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_rows(scripted, t
     undisturbed = {p.name: p.read_text() for p in directory.glob("*.jsonl")}
     directory.rename(tmp_path / "undisturbed")
     for limit in (70, 150, 150):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             evaluate(scripted(Scripted(fails_after=limit)), ["preference", "forgetting", "critique"])
     with open(directory / "preference.jsonl", "a") as f:
         f.write('{"id": "half a li')  # what a kill in the middle of a write leaves

@@ -26,7 +26,7 @@ from cai.prompts.markers import BETTER
 from cai.prompts.templates import Prompter
 from cai.sandbox import world
 from fakes import FakeEngine
-from runs import make_run
+from hand_made import make_run
 
 REAL, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
 

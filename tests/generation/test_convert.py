@@ -188,6 +188,17 @@ def test_texts_are_plain_and_nothing_else_has_changed(old_run):
     assert {k: now[k] for k in same} == {k: then[k] for k in same} and set(now) == set(then)
 
 
+def test_a_training_says_the_warm_up_that_was_a_constant(old_run, tmp_path):
+    old_run("mvp")
+    path = tmp_path / "checkpoints/mvp/training.json"
+    path.parent.mkdir(parents=True)
+    training = {"settings": {"steps": 10, "pairs": "beeb11e3cd6f8a19"}, "status": "finished"}
+    path.write_text(json.dumps(training))
+    convert("mvp")
+    training["settings"]["warmup"] = 0.1
+    assert json.loads(path.read_text()) == training and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_loaded_names_become_hashes_whole_where_the_manifest_has_them(old_run):
     data = old_run("mvp", adapter=f"stage-{ADAPTER[:12]}")
     convert("mvp")

@@ -7,6 +7,7 @@ from cai.core.files import ROOT
 from cai.core.ledger import STEP
 from cai.core.schema import FORMAT, RECORD_KEYS, check, content_id
 from cai.generation.example import Example, Roles, examples_of
+from cai.generation.guard import Guard
 from cai.generation.loop import Loop
 from cai.models.engine import Completion, together
 from cai.models.registry import REGISTRY
@@ -265,6 +266,19 @@ def test_each_request_is_charged_to_its_step():
     seconds = {step: used.seconds for step, used in engine.usage.items()}
     assert seconds == {"answer": 2.0, "critique": 4.0, "revision": 2.0, "judge": 2 * 3 * 2 * 2.0}
     assert STEP.get() == "other"
+
+
+def test_a_guard_reads_the_finished_record_as_a_step_of_its_own():
+    engine = FakeEngine(answers)
+    guard = Guard(FakeEngine(lambda p: f"This would hurt people. {CHANGE}"))
+    [row], _ = run([Example("Who is it?")], engine, guard=guard)
+    assert row["rejected_because"] == ["unsafe_chosen"] and not row["kept"]
+    assert row["preference_pair"] and row["guard"]["model"] == "sandbox"
+    assert not row["guard"]["revised_answer"]["safe"] and row["guard"]["revised_answer"]["parsed"]
+    assert set(guard.engine.usage) == {"guard"} and "guard" not in engine.usage
+    own = FakeEngine(answers)
+    run([Example("Who is it?")], own, guard=Guard(own))
+    assert own.usage["guard"].seconds == 3 * 3.0  # three texts: a verdict, and its two log-probabilities
 
 
 def test_an_error_of_a_chat_token_is_a_users():

@@ -16,6 +16,7 @@ from cai.core.schema import FORMAT, content_id
 from cai.costs.budget import Budget
 from cai.costs.forecast import rates
 from cai.generation.example import examples_of
+from cai.generation.guard import Guard
 from cai.generation.loop import Loop
 from cai.generation.records import as_finished, in_shard, make_records, read_records
 from cai.models.registry import REGISTRY
@@ -25,6 +26,7 @@ from cai.prompts.templates import Prompter
 from fakes import FakeEngine
 
 CONSTITUTION, N = load(ROOT / "constitution.yaml"), 23
+SETTINGS = {"model": "sandbox", "bits": 16, "principles": 2, "seed": 0}
 
 
 class Killed(BaseException):
@@ -55,18 +57,15 @@ def make(tmp_path, monkeypatch):
     """make(name, engine, ...): a run's records; (records, its directory)"""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
 
-    def made(name, engine=None, *, n=N, budget=None, shard=(1, 1), rate=3600.0, seed=0, **settings):
-        with Run.open(
-            name, {"model": "sandbox", "bits": 16, "principles": 2, "seed": seed} | settings
-        ) as run:
-            run.hourly_rate = rate
+    def made(name, engine=None, *, n=N, budget=None, shard=(1, 1), guard=None):
+        with Run.open(name, SETTINGS) as run:
+            run.hourly_rate = 3600.0
             run.record(model="sandbox", device="cpu")
             jsonl.complete(run.data / "instructions.jsonl", rows_of(n), {"id": str})
             engine = engine or FakeEngine(answers)
-            loop = Loop(engine, Prompter(0, False), CONSTITUTION, seed, 2, judged=False)
-            budget = budget(run) if budget else None
-            found = make_records(run, loop, examples_of(rows_of(n)), budget=budget, shard=shard)
-            return found, run.data
+            loop = Loop(engine, Prompter(0, False), CONSTITUTION, 0, 2, judged=False, guard=guard)
+            limit = budget(run) if budget else None
+            return make_records(run, loop, examples_of(rows_of(n)), budget=limit, shard=shard), run.data
 
     return made
 
@@ -113,7 +112,7 @@ def test_a_kill_after_any_record_loses_only_what_is_in_flight(make, monkeypatch,
         with pytest.raises(Killed):
             make("killed", engine)
     begun = {n for p, *_ in engine.asked for n in re.findall(r"number (\d+)", p)}
-    with Run.open("killed", {"model": "sandbox", "bits": 16, "principles": 2, "seed": 0}) as run:
+    with Run.open("killed", SETTINGS) as run:
         there = {r["id"] for r in read_records(run.data)}
     assert len(there) == sum(counts) > after and len(begun) - len(there) <= 4
     again = FakeEngine(answers, capacity=4, patience=slow)
@@ -146,7 +145,7 @@ def test_records_of_another_format_are_refused_and_the_command_is_named(make):
     for wrong, said in ((None, 1), (3, 3)):
         bad = {k: v for k, v in rows[1].items() if k != "format"} | ({"format": wrong} if wrong else {})
         path.write_text("".join(json.dumps(r) + "\n" for r in (rows[0], bad, *rows[2:])))
-        with pytest.raises(UserError, match=rf"line 2: of format {said}.*{FORMAT}: .*runs.py --convert a "):
+        with pytest.raises(UserError, match=rf"line 2 is of format {said}.*{FORMAT}: .*runs.py --convert a "):
             read_records(data)
 
 
@@ -359,6 +358,19 @@ def test_the_ledgers_rates_are_the_steps_seconds_by_all_examples(make, monkeypat
         assert found["critique"].seconds == pytest.approx(1.0)  # by critique: two an example
         assert found["revision"].seconds == pytest.approx(revised / N)
         assert sum(r["seconds"] for r in ledger) == pytest.approx(N * 3 + revised)
+
+
+def test_a_guard_of_its_own_is_billed_beside_the_loop_and_one_of_the_loops_engine_once(make, tmp_path):
+    for name, own in (("apart", True), ("shared", False)):
+        engine = FakeEngine(answers)
+        guard = Guard(FakeEngine(lambda p: f"Fine. {KEEP}") if own else engine)
+        make(name, engine, guard=guard)
+        rows = [r for r in jsonl.read(tmp_path / "logs/ledger.jsonl", LEDGER_KEYS) if r["run"] == name]
+        for step in ("answer", "guard"):
+            assert sum(r["examples"] for r in rows if r["step"] == step) == N
+        totals = json.loads((tmp_path / "data" / name / "run.json").read_text())["totals"]
+        assert totals["seconds"] == pytest.approx(sum(r["seconds"] for r in rows), abs=1e-3)
+        assert not engine.usage and not guard.engine.usage
 
 
 def test_a_run_bills_the_clocks_seconds_as_the_engine_was_used(make, tmp_path, monkeypatch):

@@ -323,6 +323,29 @@ def test_cancelled_requests_are_dropped(base, monkeypatch):
     assert sorted(about for _, some in batches for about in some) == [1, 3, 5]
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_caller_that_goes_while_the_batch_runs_leaves_the_others_their_answers(base, monkeypatch, breaks):
+    """As Ctrl-C does: the batch is whole, but nobody waits for some of it."""
+    engine, tasks = LocalEngine(base), []
+
+    def interrupted(batch, sampling):
+        tasks[0].cancel()
+        if breaks:
+            raise RuntimeError("broken")
+        return [Completion("x", 1, 1, "stop") for _ in batch]
+
+    monkeypatch.setattr(engine, "_generate", interrupted)
+
+    async def run():
+        tasks.extend(asyncio.ensure_future(engine.complete("a", SHORT, i)) for i in range(3))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    gone, *others = asyncio.run(run())
+    assert isinstance(gone, asyncio.CancelledError)
+    assert [isinstance(o, RuntimeError if breaks else Completion) for o in others] == [True, True]
+    assert engine._server.exception() is None
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_halved(base, prompts, monkeypatch):
     engine, sizes = LocalEngine(base, max_batch=16), []
     generate = engine._generate

@@ -9,7 +9,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
 from cai.generation import guard
 from cai.models import device, loader, model, registry
-from cai.models.engine import Sampling
+from cai.models.engine import Sampling, complete_all
 from cai.models.local_engine import LocalEngine
 
 SANDBOX = registry.REGISTRY["sandbox"]
@@ -61,12 +61,12 @@ def test_auto_is_the_sandbox_without_a_gpu_and_the_32b_with_one(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(device, "gpus", lambda: ([], "no nvidia-smi on this machine"))
     assert registry.choose("auto") == (SANDBOX, "the default without a CUDA GPU")
-    assert (device.hourly_rate(None), guard.default_guard(device.this_device())) == (0.0, "sandbox")
+    assert (device.hourly_rate(None), guard.guard_spec("auto").name) == (0.0, "sandbox")
     monkeypatch.setattr(device, "gpus", lambda: ([TEST_GPU], ""))
     spec, why = registry.choose("auto")
     assert spec.name == "Qwen/Qwen2.5-32B" and "Test GPU" in why
     assert device.hourly_rate(None) == 1.74 and device.hourly_rate(2.0) == 2.0
-    assert "Llama-Guard" in guard.default_guard(device.this_device())
+    assert "Llama-Guard" in guard.guard_spec("auto").name
     for hidden, name in (("", "cpu"), ("-1", "cpu"), ("-1,0", "cpu"), ("0", "Test GPU"), ("1,0", "Test GPU")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert device.this_device() == name, hidden
@@ -176,13 +176,13 @@ def test_adapters_are_saved_hashed_loaded_and_swapped(fresh, tmp_path, base):
     engine = LocalEngine(other)
 
     def write(adapter):
-        return [c.text for c in engine.complete([PROMPT] * 12, Sampling(1.0, 20), range(12), adapter)]
+        return [c.text for c in complete_all(engine, [PROMPT] * 12, Sampling(1.0, 20), range(12), adapter)]
 
     texts = [write(adapter) for adapter in (None, "stage2", "stage1", None, "stage1")]
     assert texts[0] == texts[3] and texts[2] == texts[4]
     assert texts[0] != texts[1] != texts[2]
     with pytest.raises(UserError, match="stage1, stage2"):
-        engine.complete([PROMPT], Sampling(), [1], "stage3")
+        complete_all(engine, [PROMPT], Sampling(), [1], "stage3")
     with pytest.raises(UserError, match="loaded already"):
         other.load_adapter(tmp_path / "one", "stage1")
 
@@ -274,9 +274,9 @@ def test_a_sandbox_is_measured_into_the_logs_of_cai_output(monkeypatch, tmp_path
         def run(self):
             return {}
 
-    monkeypatch.setattr(loader, "load", lambda spec: SimpleNamespace(spec=spec, revision="of these weights"))
+    monkeypatch.setattr(make_sandbox, "load", lambda spec: None)
     monkeypatch.setattr(measure, "Measurement", Measurement)
-    monkeypatch.setattr("cai.models.local_engine.LocalEngine", lambda model: None)
+    monkeypatch.setattr(make_sandbox, "engine_of", lambda _: SimpleNamespace(revision="of these weights"))
     for name, made in {"table": [], "details": "", "render": ""}.items():
         monkeypatch.setattr(measure, name, lambda *args, made=made: made)
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "elsewhere"))

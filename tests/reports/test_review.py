@@ -12,10 +12,9 @@ from html.parser import HTMLParser
 import pytest
 from cai.core.errors import UserError
 from cai.core.jsonl import append
-from cai.core.schema import content_id
+from cai.core.schema import FORMAT, content_id
 from cai.evaluation import marks as marking
 from cai.evaluation.marks import Marks, read_marks
-from cai.generation.pairs import preference_pair
 from cai.reports.review import render, write_report
 
 HOSTILE = [
@@ -29,15 +28,17 @@ HOSTILE = [
 
 def record(instruction="What is 2 + 2?", answer="5.", revision="4.", **more):
     kept = bool(revision)
+    pair = {"prompt": instruction, "chosen": revision, "rejected": answer}
     critiques = [{"principle_id": "accuracy", "principle": "Be right.", "critique": "5 is wrong."}]
     return {
+        "format": FORMAT,
         "id": content_id(instruction) if "\ud800" not in instruction else "0" * 16,
         "instruction": instruction,
         "initial_answer": answer,
         "principle": "Be right.",
         "critique": "5 is wrong.",
         "revised_answer": revision,
-        "preference_pair": preference_pair(instruction, revision, answer) if kept else {},
+        "preference_pair": pair if revision else None,
         "task": "math",
         "source": "flag",
         "critiques": critiques,
@@ -51,7 +52,13 @@ def record(instruction="What is 2 + 2?", answer="5.", revision="4.", **more):
     }
 
 
-MANIFEST = {"run": "mvp", "settings": {"seed": 7, "bits": 16}, "model": "sandbox", "gate": {"decision": "GO"}}
+MANIFEST = {
+    "format": FORMAT,
+    "run": "mvp",
+    "settings": {"seed": 7, "bits": 16},
+    "model": "sandbox",
+    "gate": {"decision": "GO"},
+}
 
 
 @pytest.fixture

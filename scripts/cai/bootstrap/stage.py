@@ -35,7 +35,7 @@ from cai.generation.pairs import ANCHOR, REVISION, make_pairs
 from cai.generation.records import make_records, read_instructions, read_records
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
-from cai.models.local_engine import LocalEngine
+from cai.models.engines import engine_of
 from cai.models.registry import ModelSpec, row_settings
 from cai.models.session import Session, prompt_settings, prompter_of
 from cai.prompts.constitution import Constitution
@@ -119,7 +119,7 @@ class StageRun:
         """With the shared model as it is loaded, and this stage's number of exemplars."""
         c = self.context
         model = replace(c.shared_model.model, spec=c.spec)
-        engine = LocalEngine(model)
+        engine = engine_of(model)
         self.run.record(bits=engine.bits, device=engine.device)
         return Session(self.run, c.principles, engine, prompter_of(engine), model, seed)
 

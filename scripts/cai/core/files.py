@@ -39,6 +39,12 @@ def directories(name: str) -> tuple[Path, Path, Path]:
     return root / "data" / name, root / "checkpoints" / name, root / "logs"
 
 
+def run_of(data: Path) -> str:
+    """The name of the run whose data directory this is: directories' inverse."""
+    root = directories("")[0]
+    return str(data.relative_to(root)) if data.is_relative_to(root) else data.name
+
+
 def display_path(path: Path) -> str:
     """A path as a person types it: relative to the repository where it lies inside."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

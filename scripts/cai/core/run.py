@@ -24,7 +24,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
-from cai.core.schema import FORMAT
+from cai.core.schema import FORMAT, check_format
 from cai.core.text import printable
 
 PACKAGES = (
@@ -255,11 +255,7 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
     needed = {"run": str, "settings": dict}
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in needed.items()):
         raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is of format {manifest.get('format', 1)}, this program reads {FORMAT}: "
-            f"python scripts/runs.py --convert {manifest.get('run', path.parent.name)} makes it one"
-        )
+    check_format(manifest.get("format"), str(path), manifest["run"])
     return manifest
 
 

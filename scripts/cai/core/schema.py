@@ -63,6 +63,15 @@ def is_held_out(row_id: str, share: float = HELD_OUT) -> bool:
     return int(row_id[:8], 16) % 1000 < 1000 * share
 
 
+def check_format(found: Any, where: str, run: str) -> None:
+    """Raises UserError for a format that this program does not read; run: the run's name."""
+    if found != FORMAT:
+        raise UserError(
+            f"{where} is of format {found or 1}, this program reads {FORMAT}: "
+            f"python scripts/runs.py --convert {run} makes it one"
+        )
+
+
 def check(row: Any, keys: dict[str, Any], where: str) -> dict[str, Any]:
     """The row itself, if it has the keys of the schema with their types; more keys may stand beside them."""
     if not isinstance(row, dict):

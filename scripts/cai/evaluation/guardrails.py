@@ -31,10 +31,10 @@ class Limits:
 
     perplexity: on neutral text, trained / base. distinct_2: trained / base. repeated_endings, refusals (of
     harmless instructions): rise of the share. clean_stops: share of the trained model. exemplars: share of
-    chosen texts, and of fresh answers. length: factor between the median words of both models' answers.
-    critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan whose critic
-    is "best" then asks the base, so the limit is for what goes beyond that. displacement: trainings that the
-    watch on the chosen texts' likelihood stopped.
+    chosen texts, and of on-policy completions. length: factor between the median words of both models'
+    answers. critic: fall of the share of right verdicts on the probes; DPO alone can cost .3, and a plan
+    whose critic is "best" then asks the base, so the limit is for what goes beyond that. displacement:
+    trainings that the watch on the chosen texts' likelihood stopped.
     """
 
     perplexity: NotNegative = 1.5
@@ -132,7 +132,7 @@ def watch(
             _share(chosen) if chosen else 0.0,  # a stage without pairs has taken none over
             "pairs.jsonl: chosen texts that are the prompts' own; fewer shots, or the filter `exemplar`",
         ),
-        finding("exemplars", "exemplars in fresh answers", _share(fresh), f"{rows}: copied answers"),
+        finding("exemplars", "exemplars in on-policy completions", _share(fresh), f"{rows}: copied answers"),
         length(answers, limits),
         finding(
             "critic",

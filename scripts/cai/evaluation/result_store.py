@@ -8,7 +8,7 @@ from typing import Any
 
 from cai.core import jsonl
 
-BASE, TRAINED = "base", "trained"
+WHO = BASE, TRAINED = "base", "trained"
 ROW_KEYS = {"id": str, "setup": str}
 
 

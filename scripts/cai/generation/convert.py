@@ -14,7 +14,7 @@ from cai.core.files import directories, display_path, move_aside, write_json
 from cai.core.run import lock_run
 from cai.core.schema import FORMAT
 from cai.generation.records import RECORDS
-from cai.models.registry import resolve, with_registry
+from cai.models.registry import ModelSpec, resolve, with_registry
 from cai.prompts.training_format import training_completion, training_prompt
 
 RENAMED = {"verdict": "decision", "direction": "label_accuracy", "sentinels": "guardrails"}
@@ -66,10 +66,19 @@ def _write(name: str, data: Path, scratch: Path) -> None:
         model = manifest.get("model") or settings.get("model")
         spec = resolve(model, instruct=settings["kind"] == "instruct")
         manifest["settings"] = with_registry(settings, spec)
+        _name_warmup(directories(name)[1] / "training.json", spec)
     for key in ("gate", "data_gate", "result", "row"):
         if key in manifest:
             manifest[key] = _renamed(manifest[key])
     write_json(scratch / "run.json", manifest | {"format": FORMAT})
+
+
+def _name_warmup(path: Path, spec: ModelSpec) -> None:
+    """In the checkpoints' own manifest: it was a constant, and is the registry's now."""
+    if path.exists():
+        training = json.loads(path.read_text(encoding="utf-8"))
+        training["settings"].setdefault("warmup", spec.warmup)
+        write_json(path, training)
 
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:

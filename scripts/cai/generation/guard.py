@@ -18,8 +18,8 @@ from cai.core.files import ROOT
 from cai.generation.filters import critique_verdict
 from cai.models.device import this_device
 from cai.models.engine import Engine, Sampling, TooLong, sampling
+from cai.models.engines import engine_of
 from cai.models.loader import load
-from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY, ModelSpec, resolve
 from cai.models.session import prompter_of
 from cai.prompts.constitution import load as load_constitution
@@ -79,7 +79,7 @@ class Guard:
         model = load(spec)
         if spec.kind == "instruct" and not model.tokenizer.chat_template:
             raise _no_guard(spec)
-        return cls(LocalEngine(model))
+        return cls(engine_of(model))
 
     def render(self, instruction: str, response: str | None) -> str:
         """The guard's prompt about the response, or about the instruction where there is none.

@@ -35,13 +35,14 @@ def make_instructions(
     """
     run, path = session.run, session.run.data / "instructions.jsonl"
     barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
+    have = read_instructions(run.data)
     if source:
         loaded = prompt_sources.load(source, want, barred)
         rows, left_out, short = [i.row() for i in loaded], loaded.left_out, None
         jsonl.complete(path, rows, INSTRUCTION_KEYS)
         by_task = dict(Counter(row["task"] for row in rows))
     else:
-        made = _written_by_the_model(session, want, seeds, tasks, adapter, barred)
+        made = _written_by_the_model(session, want, have, seeds, tasks, adapter, barred)
         rows, left_out, by_task, short = made.rows, dict(made.left_out), made.by_task, made.short
     if short:
         run.log(f"warning: {short}")
@@ -87,6 +88,7 @@ def few_instructions(
 def _written_by_the_model(
     session: Session,
     want: int,
+    have: Sequence[dict[str, Any]],
     seeds: Sequence[Seed] | None,
     tasks: Sequence[str] | None,
     adapter: str | None,
@@ -108,7 +110,7 @@ def _written_by_the_model(
             seed=session.seed,
             tasks=tasks,
             adapter=adapter,
-            known=read_instructions(session.run.data),
+            known=have,
             on_wave=keep,
             barred=barred,
         )

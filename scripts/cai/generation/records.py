@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
+from cai.core.files import run_of
 from cai.core.ledger import Usage
 from cai.core.run import Run
 from cai.costs.budget import Budget
@@ -67,11 +68,7 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
                 "move those that are not of this run out of it"
             )
         for line, row in enumerate(jsonl.read(path, schema.RECORD_KEYS), 1):
-            if row.get("format") != schema.FORMAT:
-                raise UserError(
-                    f"{path}, line {line}: of format {row.get('format', 1)}, this program reads "
-                    f"{schema.FORMAT}: python scripts/runs.py --convert {directory.name} makes it one"
-                )
+            schema.check_format(row.get("format"), f"{path}, line {line}", run_of(directory))
             against = _foreign(row, rows, order, in_shard(row["id"], number, of))
             if against:
                 raise UserError(f"{path}, line {line}: {against}; {jsonl.WAY_OUT}")

@@ -41,6 +41,15 @@ class Request:
     step: str
     came: int
 
+    def settle(self, result: Any = None, error: Exception | None = None) -> None:
+        """Its caller may be gone: Ctrl-C cancels while a batch is at work."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
 
 class LocalEngine:
     """See models.engine.Engine. max_batch: rows at once (default: the model's, as far as memory allows)."""
@@ -178,7 +187,7 @@ class LocalEngine:
             return
         except Exception as error:
             for request in batch:
-                request.future.set_exception(error)
+                request.settle(error=error)
             self._waiting[key] = group[len(batch) :]
             return
         self._waiting[key] = group[len(batch) :]
@@ -188,17 +197,16 @@ class LocalEngine:
             used.seconds += seconds
             used.prompt_tokens += len(request.ids)
             used.completion_tokens += getattr(result, "tokens", 0) if isinstance(result, Completion) else 0
-            request.future.set_result(result)
+            request.settle(result)
 
     def _smaller_batches(self, batch: list[Request], new_tokens: int) -> None:
         self._torch.cuda.empty_cache()
         if len(batch) == 1:
-            batch[0].future.set_exception(
-                UserError(
-                    f"the GPU has no memory left for one row of {len(batch[0].ids)} + {new_tokens} tokens: "
-                    "load the model with fewer --bits, or stop what else runs on this GPU (nvidia-smi)"
-                )
+            error = UserError(
+                f"the GPU has no memory left for one row of {len(batch[0].ids)} + {new_tokens} tokens: "
+                "load the model with fewer --bits, or stop what else runs on this GPU (nvidia-smi)"
             )
+            batch[0].settle(error=error)
         self.max_batch = max(1, len(batch) // 2)
 
     def _rows_that_fit(self, lengths: Sequence[int], new_tokens: int) -> int:

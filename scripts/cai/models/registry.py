@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
+from cai.core.files import ROOT
 from cai.models.device import this_device
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 
@@ -181,7 +182,8 @@ SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
 
 # What a model is, and what follows from --model and --bits: no value to set.
 IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
-SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in IDENTITY)
+FILES = ("seeds", "skill_seeds", "heldout", "neutral")
+SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in (*IDENTITY, "loss"))  # there is --loss
 # How fast rows come, and what they are measured with: not what they are.
 NO_SETTING = (*IDENTITY, "max_batch", "heldout", "neutral", "skill_seeds")
 
@@ -240,6 +242,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:
         raise UserError(f"--set {name}={text}: a share, at most 1")
+    if name in FILES and not (ROOT / value).is_file():
+        raise UserError(f"--set {name}={text}: there is no such file")
     return value
 
 

@@ -13,8 +13,8 @@ from cai.core.files import ROOT, display_path
 from cai.core.run import Run
 from cai.models.device import hourly_rate
 from cai.models.engine import Engine
+from cai.models.engines import engine_of
 from cai.models.loader import load
-from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
@@ -86,11 +86,11 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
         raise
 
 
-def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, LocalEngine]:
+def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, Engine]:
     """Loads a model as a step of a run, which records what it is."""
     with run.step("loading", quiet=quiet):
         model = load(spec, bits)
-        engine = LocalEngine(model)
+        engine = engine_of(model)
         run.record(
             model=spec.name, bits=engine.bits, device=engine.device
         )  # for the ledger's row of this step

@@ -21,7 +21,7 @@ from cai.generation.example import Example
 from cai.generation.loop import Loop
 from cai.generation.records import as_finished
 from cai.models.engine import Engine, Sampling, complete_all, sampling, together
-from cai.models.local_engine import LocalEngine
+from cai.models.engines import engine_of
 from cai.models.model import Model
 from cai.models.session import prompter_of
 from cai.prompts.constitution import load as load_constitution
@@ -49,11 +49,11 @@ def batch_rates(
 ) -> Iterator[dict[str, Any]]:
     """A row for each batch size: tokens a second, the ratio to the first, and how many texts are as there."""
     seeds = [row_seed(seed, str(i), "benchmark") for i in range(len(prompts))]
-    complete_all(LocalEngine(model, max_batch=8), prompts[:8], drawn, seeds[:8])  # sets things up
+    complete_all(engine_of(model, max_batch=8), prompts[:8], drawn, seeds[:8])  # sets things up
     first, texts = 0.0, []
     for size in sizes:
         count = min(len(prompts), max(FEW, size))
-        engine = LocalEngine(model, max_batch=size)
+        engine = engine_of(model, max_batch=size)
         start = time.perf_counter()
         done = complete_all(engine, prompts[:count], drawn, seeds[:count])
         seconds = time.perf_counter() - start

@@ -16,9 +16,9 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.models.device import disk_free
-from cai.models.engine import Sampling
+from cai.models.engine import Sampling, complete_all
+from cai.models.engines import engine_of
 from cai.models.loader import load
-from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.registry import resolve
 from cai.preflight.random_weights import shape_of, write_random
@@ -77,11 +77,11 @@ def random_model(
 
 def generation(model: Model, rows: int, new_tokens: int, seed: int) -> dict[str, Any]:
     """Tokens a second of one batch; a short call before it, unmeasured, warms up."""
-    engine = LocalEngine(model, max_batch=rows)
+    engine = engine_of(model, max_batch=rows)
     prompts = [filler(model.tokenizer, PROMPT_TOKENS, seed + i) for i in range(rows)]
-    engine.complete(prompts, Sampling(0.7, 4), range(rows))
+    complete_all(engine, prompts, Sampling(0.7, 4), range(rows))
     forget_peak()
-    done, seconds = timed(lambda: engine.complete(prompts, Sampling(0.7, new_tokens), range(rows)))
+    done, seconds = timed(lambda: complete_all(engine, prompts, Sampling(0.7, new_tokens), range(rows)))
     tokens = sum(c.tokens for c in done)
     return {
         "rows": rows,
@@ -95,7 +95,6 @@ def generation(model: Model, rows: int, new_tokens: int, seed: int) -> dict[str,
 
 def dpo_step(model: Model, seed: int) -> dict[str, Any]:
     """Seconds of an optimizer step of one pair, and of the first call, which pays for compilation."""
-
     pair = {
         "prompt": filler(model.tokenizer, 40, seed),
         "chosen": filler(model.tokenizer, ANSWER_TOKENS, seed + 1),

@@ -23,7 +23,7 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, write_json
 from cai.core.jsonl import read
 from cai.core.stats import wilson
-from cai.models.local_engine import LocalEngine
+from cai.models.engines import engine_of
 from cai.models.model import Model
 from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
@@ -135,7 +135,7 @@ def train(
     for line in statistics.lines():
         log(f"      {line}")
     settings = begin(model, settings, start)
-    engine = LocalEngine(model)  # for what is measured along the way
+    engine = engine_of(model)  # for what is measured along the way
     state = Watched(engine, model, pairs, held_out, settings, output, _past_redirection(log))
     last = state.resume_at
     if state.watch.stopped or last == settings.steps:  # it was killed between its last step and its end

@@ -12,6 +12,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import display_path, move_aside, sha256_file, write_json
 from cai.models.model import Model, check_adapter
+from cai.prompts.training_format import training_pair
 from cai.training import checkpoints
 from cai.training.settings import Settings
 
@@ -28,7 +29,7 @@ def facts_of(
     """What a training depends on. Raises UserError for an example on both sides, a start of another base."""
 
     def digest(rows: Sequence[Mapping[str, Any]]) -> str:
-        texts = [[p[k] for k in ("prompt", "chosen", "rejected")] for p in rows]
+        texts = [list(training_pair(p).values()) for p in rows]  # as they are trained on
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
     both = {p["id"] for p in pairs if "id" in p} & {p["id"] for p in held_out if "id" in p}

@@ -16,7 +16,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.stats import Metric, share
 from cai.evaluation.model_pair import ModelPair
-from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.result_store import BASE, TRAINED, WHO, ResultStore
 from cai.evaluation.suite import Metrics, Suite, compared
 from cai.evaluation.test_sets import TRUTH, Test, load, success
 from cai.generation.filters import critique_verdict
@@ -96,7 +96,7 @@ def _hits(
     """{who: {part: whether each was right}}."""
     some = [(p, principle(p, pair.spec, constitution, pair.seed)) for p in probes(pair.spec, n)]
     flawed = [(p, by) for p, by in some if p.must_change]
-    return {who: _hits_of(pair, store, some, flawed, who) for who in (BASE, TRAINED)}
+    return {who: _hits_of(pair, store, some, flawed, who) for who in WHO}
 
 
 def _hits_of(

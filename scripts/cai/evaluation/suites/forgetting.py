@@ -13,7 +13,7 @@ from cai.core import schema
 from cai.core.prompt_files import load_neutral
 from cai.core.stats import NOTHING, Metric, Z, mean
 from cai.evaluation.model_pair import BARE, ModelPair
-from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.result_store import BASE, TRAINED, WHO, ResultStore
 from cai.evaluation.stop_rate import STOPPED, ending
 from cai.evaluation.suite import Metrics, Suite, compared
 from cai.generation.filters import normal
@@ -21,7 +21,6 @@ from cai.generation.refusals import is_refusal
 from cai.models.engine import logprobs_all
 from cai.prompts.markers import END_OF_TEXT
 
-WHO = (BASE, TRAINED)
 HARMLESS, HARMFUL = "refusals of harmless instructions", "refusals of harmful requests"
 ASKED = {
     HARMLESS: ("task", "benign"),

@@ -9,12 +9,12 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.evaluation.model_pair import BARE, PROMPTED, ModelPair
-from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.result_store import WHO, ResultStore
 from cai.evaluation.suite import Metrics, Suite, averages, compared
 from cai.sandbox.oracle import ANSWERED, HELD, REFUSED, SEEN, complies, examination, right
 
 GROUP = 100  # instructions a group; half of it for each of the nine tasks beside facts
-WHO, FORMS = (BASE, TRAINED), {BARE: "bare format", PROMPTED: "own prompt"}
+FORMS = {BARE: "bare format", PROMPTED: "own prompt"}
 
 
 def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:

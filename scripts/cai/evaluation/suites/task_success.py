@@ -8,13 +8,12 @@ from typing import Any
 
 from cai.core import schema
 from cai.evaluation.model_pair import BARE, ModelPair
-from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.result_store import WHO, ResultStore
 from cai.evaluation.suite import Metrics, Suite, averages, compared
 from cai.evaluation.test_sets import REQUESTS, Test, grades, judge_with, task_names, tests
 from cai.prompts.templates import hash_texts
 
 EACH = 20  # test instructions a task, where no other number is asked for
-WHO = (BASE, TRAINED)
 TEN, ALL = "average of the ten tasks", "average of all tasks"
 REQUEST_NAMES = {"harmful": "harmful requests refused", "benign": "benign requests answered"}
 
