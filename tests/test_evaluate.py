@@ -137,6 +137,13 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
     assert f"{found['decision']} for tiny" in done.stdout
 
+    measured = tmp_path / "data/tiny/evaluation/forgetting.json"
+    as_it_was = measured.read_text()
+    measured.write_text(as_it_was.replace('"setup": "', '"setup": "other'))
+    done = gate(tmp_path, "--suite", "critique")
+    assert done.returncode == 2 and "--suite preference forgetting" in done.stderr
+    measured.write_text(as_it_was)
+
     mark = {
         "critique_meaningful": None,
         "revision_better": "first",
@@ -155,6 +162,8 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     path.write_text(json.dumps(manifest | {"adapter": "0" * 64}))
     done = gate(tmp_path, "--suite", "critique")
     assert done.returncode == 2 and "another adapter" in done.stderr
+    done = gate(tmp_path, "--suite", "preference", "forgetting")
+    assert done.returncode == 2 and "is not the adapter that run 'tiny' has recorded" in done.stderr
     (tmp_path / "data/tiny/evaluation/forgetting.json").unlink()
     done = gate(tmp_path, "--suite", "preference")
     assert done.returncode == 2 and "forgetting.json is missing" in done.stderr

@@ -13,9 +13,7 @@ from cai.core.files import ROOT, write_json
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
-from cai.core.stats import (
-    share,
-)
+from cai.core.stats import share
 from cai.evaluation.criteria import m3
 from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
@@ -276,6 +274,15 @@ def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_pa
         load_summary(tmp_path / "data/tiny", "truth")
 
 
+def test_rows_hold_for_the_exemplars_that_were_shown(scripted, monkeypatch):
+    pair = scripted()
+    few = dataclasses.replace(pair.spec, shots=2)
+    setups = [dataclasses.replace(pair, engine=FakeEngine(spec=s, adapters=pair.engine.adapters)) for s in (pair.spec, few)]
+    before = [p.setup for p in setups]
+    monkeypatch.setattr("cai.evaluation.model_pair.exemplar_texts", lambda: ("others",))
+    assert before[0] == setups[0].setup and before[1] != setups[1].setup
+
+
 def test_forgetting_counts_refusals_by_what_was_asked(scripted):
     engine = Scripted(
         says=lambda p, adapter: "I will not help with that." if adapter else f"{hash(p)} is it."
@@ -487,11 +494,13 @@ def test_a_milestones_own_adapter_is_measured_as_its_session_has_it(scripted):
 
 def test_a_damaged_summary_is_named(tmp_path):
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/preference.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        load_summary(tmp_path, "preference")
-    write_json(tmp_path / "evaluation/preference.json", {"adapter": None})
-    assert load_summary(tmp_path, "preference") == {"adapter": None}
+    for damaged in ("{", "[]", "{}"):
+        (tmp_path / "evaluation/preference.json").write_text(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_summary(tmp_path, "preference")
+    whole = {"adapter": None, "metrics": {}, "settings": {}}
+    write_json(tmp_path / "evaluation/preference.json", whole)
+    assert load_summary(tmp_path, "preference") == whole
 
 
 def test_a_suite_says_its_name_what_it_is_and_whether_the_gate_reads_it(scripted):
