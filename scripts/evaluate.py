@@ -101,7 +101,7 @@ def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
 
 
 def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
-    """Milestone 3's gate, and how right its forecast was. Raises UserError for summaries of different setups."""
+    """Milestone 3's gate, and how right its forecast was. Raises UserError for summaries of two setups."""
     if len({summaries[name]["settings"].get("setup") for name in DECIDING}) > 1:
         raise UserError(
             f"{' and '.join(DECIDING)} were not measured with the same prompts and settings: "

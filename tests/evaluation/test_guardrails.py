@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from cai.core.stats import Metric
 from cai.evaluation import guardrails
 from cai.evaluation.guardrails import Limits, watch
 from cai.prompts.exemplars import ANSWERED
@@ -143,9 +142,9 @@ def test_a_cut_off_answer_has_no_length():
     assert fell(given) == []
 
 
-def test_probes_may_come_as_metrics():
+def test_a_critic_that_fell_says_how_far():
     given = healthy()
-    given["probes"] = {who: {"critic": Metric(v, 9, None)} for who, v in (("base", 0.9), ("trained", 0.4))}
+    given["probes"] = {who: {"critic": metric(v)} for who, v in (("base", 0.9), ("trained", 0.4))}
     (found,) = [f for f in watch(**given) if not f.ok]
     assert (found.name, found.value, found.limit, found.rule) == ("critic probe, fall", 0.5, 0.4, "at most")
 

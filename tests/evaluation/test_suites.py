@@ -277,7 +277,10 @@ def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_pa
 def test_rows_hold_for_the_exemplars_that_were_shown(scripted, monkeypatch):
     pair = scripted()
     few = dataclasses.replace(pair.spec, shots=2)
-    setups = [dataclasses.replace(pair, engine=FakeEngine(spec=s, adapters=pair.engine.adapters)) for s in (pair.spec, few)]
+    setups = [
+        dataclasses.replace(pair, engine=FakeEngine(spec=s, adapters=pair.engine.adapters))
+        for s in (pair.spec, few)
+    ]
     before = [p.setup for p in setups]
     monkeypatch.setattr("cai.evaluation.model_pair.exemplar_texts", lambda: ("others",))
     assert before[0] == setups[0].setup and before[1] != setups[1].setup

@@ -15,13 +15,13 @@ from typing import Any
 from cai.core.checked import checked, number
 from cai.core.jsonl import read
 from cai.evaluation.model_pair import BARE, ModelPair
-from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
+from cai.evaluation.result_store import ROW_KEYS, WHO
+from cai.evaluation.suites.forgetting import HARMLESS_CHANGE, PERPLEXITY
 from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
 
 AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
 LEAST_ANSWERS = 5  # answers that a typical length needs
-
 
 NotNegative = number(0)
 
@@ -82,20 +82,20 @@ def watch(
 ) -> list[Finding]:
     """All guardrail metrics of a stage, in a fixed order.
 
-    summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
-    metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
-    "trained": rows with answer and finish_reason}, as `on_policy_answers` gives them. training: its status,
-    step and steps; None where nothing was trained.
+    summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic": a
+    metric's row}}. pairs: rows of pairs.jsonl. answers: {"base" | "trained": rows with answer and
+    finish_reason}, as `on_policy_answers` gives them. training: its status, step and steps; None where
+    nothing was trained.
     """
     of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
     chosen = [p["chosen"] for p in pairs]
     fresh = [a["answer"] for a in answers["trained"]]
-    critic = [_value(probes[who]["critic"]) for who in ("base", "trained")]
+    critic = [probes[who]["critic"]["value"] for who in WHO]
     forgetting = "evaluation/forgetting.jsonl"
     return [
         _finding(
-            "perplexity on neutral text, trained / base",
-            of["perplexity on neutral text, trained / base"],
+            PERPLEXITY,
+            of[PERPLEXITY],
             limits,
             "perplexity",
             f"{forgetting}, rows passage/: fewer passes, or a lower learning rate",
@@ -125,7 +125,7 @@ def watch(
         ),
         _finding(
             "refusals of harmless instructions, rise",
-            of["refusals of harmless instructions, change"],
+            of[HARMLESS_CHANGE],
             limits,
             "refusals",
             f"{forgetting}: refusals; the share of refusals in `chosen`, and too few anchors",
@@ -167,12 +167,13 @@ def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> F
     """Drift of the length: the ratio of the median words of answers that were not cut off. Where a base ends
     nearly none of its answers there is no length to compare with; then clean stops alone watches the ends."""
     name, look_at = "answer length, trained / base", "evaluation/forgetting.jsonl: long and short answers"
-    ended = {who: [len(words(a["answer"])) for a in rows if a["finish_reason"] == "stop"]
-             for who, rows in answers.items()}  # fmt: skip
-    if len(ended["base"]) < LEAST_ANSWERS:
+    base, trained = (
+        [len(words(a["answer"])) for a in answers[who] if a["finish_reason"] == "stop"] for who in WHO
+    )
+    if len(base) < LEAST_ANSWERS:
         why = "the base ends too few answers to compare with"
         return Finding(name, None, limits.length, True, why, WITHIN, "length")
-    new, old = (max(median(ended[who]), 1) if ended[who] else None for who in ("trained", "base"))
+    new, old = (max(median(some), 1) if some else None for some in (trained, base))
     return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
 
 
@@ -181,7 +182,7 @@ def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
     The suite has run."""
     rows = read(pair.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
     rows = [r for r in rows if r["setup"] == pair.setup and r.get("format") == BARE]
-    return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
+    return {who: [r for r in rows if r["by"] == who] for who in WHO}
 
 
 def _finding(
@@ -199,10 +200,6 @@ def _within(value: float, limit: float, rule: str) -> bool:
         AT_LEAST: value >= limit,
         WITHIN: value <= limit and 1 <= value * limit,
     }[rule]
-
-
-def _value(metric: Any) -> float | None:
-    return metric["value"] if isinstance(metric, Mapping) else metric.value
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

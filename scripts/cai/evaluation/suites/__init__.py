@@ -14,6 +14,7 @@ from cai.core.files import display_path, sha256_file, write_json
 from cai.core.run import Run
 from cai.core.schema import check
 from cai.evaluation.model_pair import ModelPair, source_of
+from cai.evaluation.result_store import BASE, TRAINED
 from cai.evaluation.suite import Suite
 from cai.evaluation.suites import (
     critic_probe,
@@ -114,7 +115,7 @@ def load_summary(run_dir: Path, suite: str, adapter: str | None = None) -> dict[
     return summary
 
 
-SIDES = (", base", ", trained", ", change")
+SIDES = (f", {BASE}", f", {TRAINED}", ", change")
 
 
 def table(summary: dict[str, Any]) -> str:
