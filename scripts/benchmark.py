@@ -32,21 +32,15 @@ SAMPLE = 300  # texts that are compared with every text before them
 
 def main() -> None:
     flags = parser(__doc__)
-    kinds = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
-
-    def add(name: str, *common: str, **defaults: Any) -> argparse.ArgumentParser:
-        shared = [parser("", *common, **defaults)]
-        return kinds.add_parser(name, parents=shared, add_help=False, allow_abbrev=False)
-
-    of_engine = add("engine", "model", "bits", "seed", "limit", limit=128)
-    of_engine.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 128], help="rows at once"
-    )
-    add("loop", "model", "bits", "seed", "limit", limit=600)
-    add("dedup", "seed", "limit", limit=50_000)
-    # One more benchmark: its flags here, a function below, its name in BENCHMARKS.
+    names = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
+    own = {}
+    for name, (_, common, limit) in BENCHMARKS.items():
+        shared = parser("", *common, "seed", "limit", limit=limit)
+        own[name] = names.add_parser(name, parents=[shared], add_help=False, allow_abbrev=False)
+    sizes = {"type": int, "nargs": "+", "default": [1, 4, 16, 64, 128]}
+    own["engine"].add_argument("--batch-sizes", **sizes, help="rows at once")
     args = flags.parse_args()
-    BENCHMARKS[args.what](args)
+    BENCHMARKS[args.what][0](args)
 
 
 def engine(args: argparse.Namespace) -> None:
@@ -123,7 +117,12 @@ def dedup(args: argparse.Namespace) -> None:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
 
-BENCHMARKS = {"engine": engine, "loop": loop, "dedup": dedup}
+# name: (what it does, common flags that it has beside --seed and --limit, the default of --limit)
+BENCHMARKS = {
+    "engine": (engine, ("model", "bits"), 128),
+    "loop": (loop, ("model", "bits"), 600),
+    "dedup": (dedup, (), 50_000),
+}
 
 
 def load_model(args: argparse.Namespace):

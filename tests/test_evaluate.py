@@ -1,28 +1,23 @@
 """scripts/evaluate.py on the sandbox: a small run that was really trained, measured whole; and bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from cai.core import jsonl
 from cai.core.errors import UserError
-from cai.core.files import ROOT
 from cai.core.run import Run
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHAT_TOKENS
 from hand_made import make_run, train
+from processes import script
 
 SUITES = ("preference", "critique", "forgetting", "truth", "probes")
 
 
 def evaluate(output, *args):
-    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+    return script("evaluate.py", *args, output=output)
 
 
 @pytest.fixture(scope="module")

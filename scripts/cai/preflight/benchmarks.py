@@ -128,7 +128,7 @@ def loop_rates(engine: Engine, limit: int, seed: int) -> dict[str, Any]:
         "examples": len(texts),
         "requests": sum(map(len, recorder.asked.values())),
         "in_flight": engine.capacity,
-        "max_batch": engine.max_batch,
+        "max_batch": engine.spec.max_batch,
         "loop_seconds": round(in_loop, 2),
         "engine_seconds": round(raw, 2),
         "one_at_a_time_seconds": round(alone, 2),
