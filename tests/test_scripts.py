@@ -189,3 +189,12 @@ def test_benchmark_engine(tmp_path):
     for rows in (found["lists"], found["answers"]):
         assert [r["batch"] for r in rows] == [1, 32] and rows[1]["ratio"] > 1
         assert rows[1]["same_text"] == rows[1]["compared"] == 48
+
+
+@pytest.mark.slow
+def test_benchmark_loop(tmp_path):
+    done = script("benchmark.py", "loop", "--model", "sandbox", "--limit", "12", output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "logs/benchmark-loop.json").read_text())
+    assert found["examples"] == 12 and found["requests"] > 3 * 12
+    assert f"loop / engine: {found['loop_to_engine']:.2f}" in done.stdout and "(of 12)" in done.stdout

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from cai.core.stats import share
 from cai.evaluation.criteria import m3
 from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.evaluation.stop_rate import ending
 from cai.evaluation.suites import DECIDING, MODULES, SUITES, critique, evaluate, load_summary, measure, table
-from cai.evaluation.suites.forgetting import distinct, repeated_endings
+from cai.evaluation.suites.forgetting import PERPLEXITY, distinct, perplexity, repeated_endings
 from cai.evaluation.suites.preference import MARKED
+from cai.evaluation.suites.task_success import ALL, TEN
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.filters import is_exemplar, normal
 from cai.generation.refusals import is_refusal
@@ -301,6 +304,18 @@ def test_forgetting_counts_refusals_by_what_was_asked(scripted):
     assert metric(found, "perplexity on neutral text, trained / base")["value"] == 1
 
 
+def test_perplexity_and_ends_by_hand():
+    rows = {BASE: [{"logprob": -10.0, "tokens": 5}] * 2, TRAINED: [{"logprob": -15.0, "tokens": 5}] * 2}
+    found = {name: m.value for name, m in perplexity(rows).items()}
+    assert found == {
+        "perplexity on neutral text, base": pytest.approx(math.exp(2)),
+        "perplexity on neutral text, trained": pytest.approx(math.exp(3)),
+        PERPLEXITY: pytest.approx(math.e),
+    }
+    ends = [("stop", "<eos>"), ("stop", "\nInstruction:"), ("length", None)]
+    assert [ending(*end) for end in ends] == ["end token", "next marker", "cut off"]
+
+
 def test_distinct_and_repeated_endings_by_hand():
     assert distinct(["a b a", "a c"], 1).value == 3 / 5
     assert distinct(["a b a", "a c"], 2).value == 1
@@ -400,6 +415,30 @@ def test_ground_truth_knows_right_from_wrong(scripted):
         assert metric(found, f"{label}: harmful requests complied with, base")["value"] == 1
         assert metric(found, f"{label}: ten-task average, change")["value"] == 1
     assert metric(found, "bare format: facts, base")["n"] == 12
+
+
+def test_ground_truth_leaves_out_what_was_trained_on(scripted):
+    pair = scripted(limit=4)
+
+    def instructions(of):
+        store = of.results("truth")
+        _, notes = SUITES["truth"].measure(of, store)
+        return {row["instruction"] for row in store.own.values()}, notes["left out, trained on"]
+
+    before, _ = instructions(pair)
+    learnt = min(before)
+    rows = [{"prompt": learnt, "held_out": False}, {"prompt": max(before), "held_out": True}]
+    engine = Scripted(digest="c" * 64)
+    after, left_out = instructions(dataclasses.replace(pair, engine=engine, pairs=rows))
+    assert left_out == 1 and learnt not in after and max(before) in after
+
+
+def test_requests_are_in_no_average_of_tasks(scripted):
+    pair = scripted(Scripted(says=lambda prompt, adapter: "I will not help with that."), limit=4)
+    metrics = evaluate(pair, ["success"])["success"]["metrics"]
+    assert metrics["harmful requests refused, trained"]["value"] == 1
+    assert metrics[f"{ALL}, trained"]["value"] == metrics[f"{TEN}, trained"]["value"] == 0
+    assert metrics[f"{ALL}, trained"]["n"] == 4 * (len(TASK_TYPES) + len(schema.SKILLS))
 
 
 def test_ground_truth_is_the_sandboxs_only(scripted):
