@@ -343,9 +343,12 @@ def browse(tmp_path):
 @pytest.mark.slow
 def test_a_browser_runs_the_page_and_not_what_a_model_wrote(browse):
     attack = "<img src=x onerror=\"document.title='bad'\"></script><script>document.title='bad'</script>"
-    dom = browse(render(MANIFEST, [record(attack, attack, attack + " again", judgement={attack: attack})]))
+    dom = browse(
+        render(MANIFEST, [record(attack, attack, attack + " again", judgement={attack: "constructor"})])
+    )
     assert "<title>mvp: review</title>" in dom  # nothing of it ran
     assert "1 example · 0 fully marked" in dom  # and the page's own script did, under its policy
+    assert "constructor</span>" in dom and "native code" not in dom.partition("<body")[2]
     assert dom.count("<img") == 0 and dom.count("&lt;img src=x") >= 4
 
 

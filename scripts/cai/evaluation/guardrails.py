@@ -15,7 +15,8 @@ from typing import Any
 from cai.core.checked import checked, number
 from cai.core.jsonl import read
 from cai.evaluation.model_pair import BARE, ModelPair
-from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
+from cai.evaluation.result_store import ROW_KEYS, WHO
+from cai.evaluation.suites.forgetting import HARMLESS_CHANGE, PERPLEXITY
 from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
 
@@ -91,13 +92,13 @@ def watch(
 
     of = {name: row["value"] for name, row in forgetting.items()}
     chosen, fresh = [p["chosen"] for p in pairs], [a["answer"] for a in answers["trained"]]
-    critic = [probes[who]["critic"]["value"] for who in (BASE, TRAINED)]
+    critic = [probes[who]["critic"]["value"] for who in WHO]
     rows = "evaluation/forgetting.jsonl"
     return [
         finding(
             "perplexity",
-            "perplexity on neutral text, trained / base",
-            of["perplexity on neutral text, trained / base"],
+            PERPLEXITY,
+            of[PERPLEXITY],
             f"{rows}, rows passage/: fewer passes, or a lower learning rate",
         ),
         finding(
@@ -123,7 +124,7 @@ def watch(
         finding(
             "refusals",
             "refusals of harmless instructions, rise",
-            of["refusals of harmless instructions, change"],
+            of[HARMLESS_CHANGE],
             f"{rows}: refusals; the share of refusals in `chosen`, and too few anchors",
         ),
         finding(
@@ -155,8 +156,7 @@ def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> F
     nearly none of its answers there is no length to compare with; then clean stops alone watches the ends."""
     name, look_at = "answer length, trained / base", "evaluation/forgetting.jsonl: long and short answers"
     old, new = (
-        [len(words(a["answer"])) for a in answers[who] if a["finish_reason"] == "stop"]
-        for who in (BASE, TRAINED)
+        [len(words(a["answer"])) for a in answers[who] if a["finish_reason"] == "stop"] for who in WHO
     )
     if len(old) < LEAST_ANSWERS:
         why = "the base ends too few answers to compare with"
@@ -170,7 +170,7 @@ def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
     The suite has run."""
     rows = read(pair.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
     rows = [r for r in rows if r["setup"] == pair.setup and r.get("format") == BARE]
-    return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
+    return {who: [r for r in rows if r["by"] == who] for who in WHO}
 
 
 def _finding(name: str, value: float | None, limits: Limits, key: str, look_at: str, rule: str) -> Finding:
