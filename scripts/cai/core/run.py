@@ -129,7 +129,7 @@ class Run:
             if old != value:
                 raise UserError(
                     f"run {self.name!r} was begun with {key} {old}, now it is {value}: "
-                    f"--run another-name keeps both, --fresh moves the old one aside"
+                    "--run another-name keeps both, --fresh moves the old one aside"
                 )
         self.record(**facts)
 
@@ -188,7 +188,7 @@ class Run:
             "completion_tokens": used.completion_tokens,
             "dollars": round(used.seconds / 3600 * self.hourly_rate, 6),
             "model": self.manifest.get("model"),
-            "bits": self.settings.get("bits") or self.manifest.get("bits"),
+            "bits": self.manifest.get("bits") or self.settings.get("bits"),
             "principles": self.settings.get("principles"),
             "device": self.manifest.get("device"),
         }
@@ -265,7 +265,7 @@ def lock_run(name: str) -> TextIO:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
         raise UserError(
             f"--run {name!r}: use letters, digits, '.', '_' and '-' "
-            f"(and one '/' between a plan and its stage)"
+            "(and one '/' between a plan and its stage)"
         )
     if name.split("/")[0] in ("constitutions", "prompts"):
         raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")

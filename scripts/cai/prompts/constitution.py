@@ -36,15 +36,14 @@ class Constitution:
     hash: str
     path: str
 
-    def pick(self, seed: int | str | random.Random, k: int) -> tuple[Principle, ...]:
+    def pick(self, seed: int | str, k: int) -> tuple[Principle, ...]:
         """k distinct principles, the same for the same seed (a row's own), whatever was picked before."""
         if not 1 <= k <= len(self.principles):
             raise UserError(
                 f"cannot pick {k} principles: {self.path} has {len(self.principles)}; "
                 f"ask for 1 to {len(self.principles)}"
             )
-        rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-        return tuple(rng.sample(self.principles, k))
+        return tuple(random.Random(seed).sample(self.principles, k))
 
     def by_id(self, id: str) -> Principle:
         for principle in self.principles:
@@ -145,7 +144,6 @@ def _principle(entry: object, number: int, path: Path) -> Principle:
 
 def _text(value: object, where: str) -> str:
     """One line of plain text that cannot be mistaken for a part of a prompt."""
-
     if not isinstance(value, str):
         raise UserError(f"{where} is {kind(value)}; it must be a text (put quotes around it)")
     text = value.strip()
