@@ -33,9 +33,10 @@ PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth
 def git_commit() -> str | None:
     """The commit of the code, with "+changes" where the tree differs from it; None outside a checkout."""
 
-
     def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", ROOT, *command], capture_output=True, text=True, check=True
+        ).stdout
 
     try:
         changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
