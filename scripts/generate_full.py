@@ -21,15 +21,22 @@ import re
 from cai.core.cli import GENERATING, GO, cli, parser
 from cai.core.errors import UserError
 
-EXAMPLES, PRINCIPLES, ANCHORS, HELD_OUT = 5000, 1, 0.6, 0.1
+EXAMPLES, PRINCIPLES = 5000, 1  # by default
 
 
 def main() -> int:
     flags = parser(
-        __doc__, *GENERATING, "guard",
-        run="full", after="mvp", guard="auto",
-        limit=EXAMPLES, principles=PRINCIPLES, anchors=ANCHORS, held_out=HELD_OUT,
-    )  # fmt: skip
+        __doc__,
+        *GENERATING,
+        "guard",
+        run="full",
+        after="mvp",
+        guard="auto",
+        limit=EXAMPLES,
+        principles=PRINCIPLES,
+        anchors=0.6,
+        held_out=0.1,
+    )
     flags.add_argument("--shard", default="1/1", help="this process's part of the instructions, as 2/8")
     args = flags.parse_args()
     shard = read_shard(args.shard)
@@ -43,6 +50,7 @@ def main() -> int:
     from cai.generation.instructions import make_instructions
     from cai.generation.loop import Loop
     from cai.generation.pairs import make_pairs
+    from cai.generation.prompt_sources import check
     from cai.generation.records import make_records, read_records
     from cai.generation.yield_stats import report_yield
     from cai.models.session import open_session
@@ -53,6 +61,8 @@ def main() -> int:
         print(f"{ahead.render()}\n{how}")
         return GO
     before = require(args.after, force=args.force)
+    if args.source:
+        check(args.source)
     args.shards = shard[1]
     own = ("principles", "limit", "shards", "source", "anchors", "no_judge", "held_out", "guard")
     with open_session(args, *own) as session:
@@ -61,13 +71,19 @@ def main() -> int:
         ahead.note(run)
         budget = Budget.of(args.budget, run, ahead.dollars_per_example)
 
-        rows = make_instructions(session, args.limit, args.source)
+        guard = Guard.open(args.guard, loaded=session.engine)
+        run.pin(guard=guard and guard.engine.spec.name)  # what auto means depends on the machine
+        dollars = ahead.dollars_of("instructions")
+        rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
         loop = Loop(
-            session.engine, session.prompter, session.constitution, seed,
+            session.engine,
+            session.prompter,
+            session.constitution,
+            seed,
             principles=args.principles,
             judged=not args.no_judge,
-            guard=Guard.open(args.guard, loaded=session.engine),
-        )  # fmt: skip
+            guard=guard,
+        )
         records = make_records(run, loop, examples_of(rows), budget=budget, shard=shard)
         report_yield(run, session.constitution, records)
         if shard[1] > 1:

@@ -44,11 +44,13 @@ def main() -> int:
     from cai.generation.instructions import make_instructions
     from cai.generation.loop import Loop
     from cai.generation.pairs import make_pairs
+    from cai.generation.prompt_sources import check
     from cai.generation.records import make_records
     from cai.generation.yield_stats import report_yield
     from cai.models.session import open_session
     from cai.reports.review import publish
     from cai.training.dpo import train_adapter
+    from cai.training.manifest import is_finished
     from cai.training.settings import Settings
     from generate_full import next_milestone
 
@@ -57,6 +59,8 @@ def main() -> int:
         print(ahead.render())
         return GO
     before = require(args.after, force=args.force)
+    if args.source:
+        check(args.source)
     own = ("principles", "limit", "source", "anchors", "no_judge", "held_out", "steps", "loss")
     with open_session(args, *own) as session:
         run, seed = session.run, session.seed
@@ -64,7 +68,8 @@ def main() -> int:
         ahead.note(run)
         budget = Budget.of(args.budget, run, ahead.dollars_per_example)
 
-        rows = make_instructions(session, args.limit, args.source)
+        dollars = ahead.dollars_of("instructions")
+        rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
         loop = Loop(
             session.engine,
             session.prompter,
@@ -78,7 +83,8 @@ def main() -> int:
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
         publish(run)
 
-        budget.step("training", ahead.dollars_of("training"))
+        if not is_finished(run.checkpoints):
+            budget.step("training and evaluation", ahead.dollars_of("training", "evaluation"))
         train_adapter(session, pairs, Settings.of(session.spec, args.steps, seed, loss=args.loss))
         summaries = measure(session, records, pairs, SUITES)
         status = decide(run, m2(run, summaries))

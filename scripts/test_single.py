@@ -18,6 +18,7 @@ from pathlib import Path
 from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path
+from cai.core.schema import PAIR_KEYS, TASK_TYPES
 
 ANSWERS = 16  # in the bare training format, to see how they end before anything is trained
 
@@ -29,20 +30,20 @@ def main() -> int:
         run="single",
     )
     flags.add_argument("--instruction", help="use this instruction instead of a generated one")
-    flags.add_argument("--task", help="generate an instruction of this task type (default: any)")
+    flags.add_argument("--task", choices=TASK_TYPES, help="generate an instruction of this type of task")
     flags.add_argument("--principle", help="the id of the principle (default: by the row's seed)")
     flags.add_argument("--tries", type=int, default=32, help="instructions to try until one makes a pair")
     args = flags.parse_args()
-    if args.tries < 1 or args.instruction is not None and not args.instruction.strip():
-        raise UserError("--tries must be at least 1, and --instruction a text (without it one is generated)")
+    if args.tries < 1:
+        raise UserError(f"--tries {args.tries}: must be at least 1")
+    if args.instruction is not None and not args.instruction.strip():
+        raise UserError("--instruction is empty: give a text, or leave the flag out")
 
     from cai.generation.instructions import few_instructions
     from cai.generation.loop import Loop
     from cai.models.session import open_session
 
     with open_session(args, "instruction", "task", "principle", "tries") as session:
-        if args.principle:
-            session.constitution.by_id(args.principle)  # an unknown one is found before anything is generated
         loop = Loop(session.engine, session.prompter, session.constitution, session.seed, judged=False)
         measure_stop_rate(session)
         rows = few_instructions(session, args.tries, args.task, args.instruction)
@@ -74,7 +75,6 @@ def measure_stop_rate(session) -> None:
 def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None) -> dict:
     """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record."""
     from cai.core import jsonl
-    from cai.core.schema import PAIR_KEYS
     from cai.generation.pairs import revision_pair
     from cai.generation.records import read_records
 

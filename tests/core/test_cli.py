@@ -11,6 +11,7 @@ from cai.models.registry import IDENTITY, REGISTRY, SETTABLE, row_settings, with
 SANDBOX = REGISTRY["sandbox"]
 WRONG = {
     "bits": (["5", "0", "-4"], "choose 4, 8 or 16"),
+    "seed": (["-1", "4294967296"], "must be from 0 to 2**32 - 1"),
     "limit": (["0", "-1"], "at least one example is needed"),
     "principles": (["0"], "must be at least 1"),
     "anchors": (["-0.1", "4.1", "nan", "inf"], "a share from 0 (none) to 4 (four for each revision pair)"),
@@ -25,6 +26,7 @@ WRONG = {
 }
 RIGHT = {
     "bits": ["4", "8", "16"],
+    "seed": ["0", "4294967295"],
     "limit": ["1"],
     "principles": ["1"],
     "anchors": ["0", "4"],

@@ -36,7 +36,7 @@ def test_append_and_read_with_odd_text(tmp_path):
     assert jsonl.read(tmp_path / "none.jsonl", KEYS) == []
 
 
-@pytest.mark.parametrize("half", [b'{"id": "b", "te', b"x", b'{"id": "b"}', b"\xc3", b"z" * 200_000])
+@pytest.mark.parametrize("half", [b'{"id": "b", "te', b"x", b"12", b"\xc3", b"z" * 200_000])
 def test_a_half_written_last_line_is_left_out_and_cut_off(tmp_path, half):
     path = tmp_path / "x.jsonl"
     jsonl.append(path, [{"id": "a"}])
@@ -44,6 +44,17 @@ def test_a_half_written_last_line_is_left_out_and_cut_off(tmp_path, half):
     assert jsonl.read(path, KEYS) == [{"id": "a"}]
     jsonl.append(path, [{"id": "c"}])
     assert jsonl.read(path, KEYS) == [{"id": "a"}, {"id": "c"}]
+
+
+@pytest.mark.parametrize("text", ["b", "b" * 200_000])
+def test_a_whole_last_line_without_its_newline_is_a_line(tmp_path, text):
+    path = tmp_path / "x.jsonl"
+    for before in ("", '{"id": "a"}\n'):
+        path.write_text(before + f'{{"id": "{text}"}}')
+        rows = jsonl.read(path, KEYS)
+        assert [r["id"] for r in rows] == ["a"] * bool(before) + [text]
+        jsonl.append(path, [{"id": "c"}])
+        assert jsonl.read(path, KEYS) == [*rows, {"id": "c"}]
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"no": "id"}', '{"id": 5}', ""])

@@ -125,6 +125,14 @@ def test_steps_are_timed_counted_and_priced(output, capsys):
     assert "9 + 6 tokens, $" in capsys.readouterr().out
 
 
+def test_a_step_is_of_the_precision_that_was_loaded_whatever_the_data_were_made_in(output):
+    with Run.open("a", SETTINGS | {"bits": 4}) as run:
+        run.record(bits=16)
+        with run.step("training", quiet=True):
+            pass
+    assert json.loads((output / "logs/ledger.jsonl").read_text())["bits"] == 16
+
+
 def exits(main) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.cli(main)

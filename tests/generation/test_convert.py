@@ -116,6 +116,41 @@ def old_run(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.parametrize(("file", "text", "says"), [
+    ("run.json", "{}", "run.json is damaged"),
+    ("run.json", "[]", "run.json is damaged"),
+    ("records.jsonl", '{"id": "x"}\n', "data/old/records.jsonl, line 1: the key 'instruction' is missing"),
+    ("pairs.jsonl", '{"id": "x"}\n', "data/old/pairs.jsonl, line 1: the key 'prompt' is missing"),
+])  # fmt: skip
+def test_what_is_no_run_of_format_1_is_a_sentence_and_stays(old_run, file, text, says):
+    data = old_run("old")
+    (data / file).write_text(text)
+    before = everything(data)
+    with pytest.raises(UserError, match=says):
+        convert("old")
+    assert everything(data) == before
+
+
+def test_a_run_that_was_only_trained_is_converted_with_its_training(old_run, tmp_path):
+    data = old_run("old")
+    manifest = json.loads((data / "run.json").read_text())
+    (data / "run.json").write_text(json.dumps(manifest | {"settings": {"data": "mvp"}}))
+    training = tmp_path / "checkpoints/old/training.json"
+    training.parent.mkdir(parents=True)
+    training.write_text(json.dumps({"settings": {"beta": 0.3}, "status": "finished"}))
+    convert("old")
+    assert json.loads(training.read_text())["settings"] == {"beta": 0.3, "warmup": 0.1}
+    assert read_manifest("old")["settings"] == {"data": "mvp"}
+
+
+def test_the_model_of_a_run_need_not_be_there_any_more(old_run):
+    data = old_run("old")
+    manifest = json.loads((data / "run.json").read_text())
+    (data / "run.json").write_text(json.dumps(manifest | {"model": "/gone/model"}))
+    convert("old")
+    assert read_manifest("old")["settings"]["warmup"] == 0.1
+
+
 def everything(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 

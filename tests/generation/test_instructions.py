@@ -109,7 +109,7 @@ def test_a_bad_seed_file_is_an_error(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="seeds.jsonl"):
         prompt_files.load_seeds(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="missing or empty"):
         prompt_files.load_seeds(tmp_path / "none.jsonl")
 
 

@@ -307,6 +307,17 @@ def test_an_error_reaches_the_caller_of_its_request_alone(base, prompts, monkeyp
     assert together([engine.choose(prompts[0], (" A", " B"))]) == [pytest.approx(letters)]
 
 
+def test_an_error_before_the_batch_reaches_its_callers_too(base, prompts, monkeypatch):
+    engine = LocalEngine(base)
+    monkeypatch.setattr(engine, "_rows_that_fit", lambda *a: 1 / 0)
+
+    async def asked():
+        return await asyncio.wait_for(engine.complete(prompts[0], SHORT, 0), 10)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asked())
+
+
 def test_cancelled_requests_are_dropped(base, monkeypatch):
     engine = LocalEngine(base, max_batch=2)
     batches = recorded(engine, monkeypatch)

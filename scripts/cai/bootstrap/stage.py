@@ -42,6 +42,7 @@ from cai.prompts.constitution import Constitution
 from cai.prompts.markers import CHANGE
 from cai.prompts.templates import hash_texts
 from cai.training.dpo import train
+from cai.training.manifest import is_finished
 from cai.training.settings import Settings
 
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
@@ -96,7 +97,7 @@ def _stands(result: dict[str, Any], stage: Stage, run: Run) -> bool:
     now, nor an adapter that somebody has removed since."""
     if result["state"] != MEASURED:
         return result["state"] == CARRIED and result["training_pairs"] < stage.least_pairs
-    if trained(run.checkpoints):
+    if is_finished(run.checkpoints):
         return True
     run.log(f"{display_path(run.checkpoints)} no longer holds the stage's adapter: it is trained again")
     move_aside(run.checkpoints)
@@ -247,7 +248,7 @@ class StageRun:
         steps = c.stage.steps(len(seen), c.spec)
         settings = Settings.of(c.spec, steps, c.seed, loss=c.stage.loss)
         start = c.start and adapter_of(c.start)
-        if not trained(output):
+        if not is_finished(output):
             c.budget.step("training and measuring", c.expected(steps))
         model = c.shared_model.bare(c.bits, self.run)
         self.run.log(
@@ -325,15 +326,6 @@ def criticized(record: Mapping[str, Any], critic: Mapping[str, Any], constitutio
 
 def read_pairs(run: str) -> list[dict[str, Any]]:
     return jsonl.read(directories(run)[0] / "pairs.jsonl", PAIR_KEYS | {"held_out": bool})
-
-
-def trained(checkpoints: Path) -> bool:
-    """Whether there is a finished adapter, as it was saved."""
-    path, weights = checkpoints / "training.json", checkpoints / "adapter_model.safetensors"
-    if not path.exists() or not weights.exists():
-        return False
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return manifest["status"] != "begun" and sha256_file(weights) == manifest["result"]["adapter"]
 
 
 def inputs(spec: ModelSpec) -> list[str | Path]:

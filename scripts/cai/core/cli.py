@@ -78,7 +78,12 @@ FLAGS: dict[str, Flag] = {
         "change a value of the model's entry in the registry: lengths, temperatures, training",
         {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"},
     ),
-    "seed": Flag("every random choice derives from this and from the row's own id", WHOLE | {"default": 0}),
+    "seed": Flag(
+        "every random choice derives from this and from the row's own id",
+        WHOLE | {"default": 0},
+        lambda n: 0 <= n < 2**32,
+        "must be from 0 to 2**32 - 1",
+    ),
     "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),
     "fresh": Flag("move an earlier run of this name aside and start anew", SWITCH),
     "force": Flag("go on although an earlier gate said NO-GO", SWITCH),

@@ -17,13 +17,14 @@ WAY_OUT = "mend or remove the line (every other row stays), then rerun the same 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Appends rows and returns once they are on the disk. A half-written last line of a crash is cut off
-    first; if the disk is full, what was written of these rows is taken back, so that the file always ends
-    with a whole line. Other processes that append (two runs share a ledger) wait for each other."""
+    first, a whole one gets its newline; if the disk is full, what was written of these rows is taken back, so
+    that the file always ends with a whole line. Other processes that append (two runs share a ledger) wait
+    for each other."""
     block = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     # Unbuffered: a buffer would write its rest when the file is closed, after what was taken back.
     with open(path, "ab+", buffering=0) as f:
         fcntl.flock(f, fcntl.LOCK_EX)  # goes with the file's closing, and with the process
-        end = _cut_half_line(f)
+        end = _mend_last_line(f)
         try:
             rest = memoryview(block)
             while rest:
@@ -43,21 +44,23 @@ def complete(path: Path, wanted: Sequence[dict[str, Any]], keys: dict[str, Any])
     for number, row in enumerate(have, 1):
         if wanted[number - 1 : number] != [row]:
             raise UserError(
-                f"{path}, line {number}: this run would write another row there, so what it is made from has "
-                "changed, or the line was edited: restore it, or move the run aside with --fresh"
+                f"{path}, line {number}: this run would write another row there, "
+                "so what it is made from has changed, or the line was edited: "
+                "restore it, or move the run aside with --fresh"
             )
     append(path, wanted[len(have) :])
 
 
 def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a file ([] if there is none). A last line without its newline is a crash's and is left out;
-    any other line that does not fit the schema is a UserError with its number."""
+    """The rows of a file ([] if there is none). A half-written last line is a crash's and is left out; any
+    other line that does not fit the schema is a UserError with its number."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return []
+    *lines, last = text.split(b"\n")
     rows = []
-    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+    for number, line in enumerate([*lines, last] if _is_whole(last) else lines, 1):
         where = f"{path}, line {number}"
         try:
             rows.append(check(json.loads(line), keys, where))
@@ -68,19 +71,27 @@ def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cut_half_line(f) -> int:
-    """Truncates an open file after its last newline; the length that it then has."""
-    end = f.seek(0, os.SEEK_END)
-    cut = end
-    while cut > 0:
-        start = max(0, cut - 65536)
-        f.seek(start)
-        newline = f.read(cut - start).rfind(b"\n")
-        if newline >= 0:
-            cut = start + newline + 1
-            break
-        cut = start
-    if cut != end:
-        f.truncate(cut)
-        f.seek(0, os.SEEK_END)
-    return cut
+def _is_whole(last: bytes) -> bool:
+    """Whether a last line without its newline is a row all the same: no beginning of an object is one."""
+    try:
+        return isinstance(json.loads(last), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _mend_last_line(f) -> int:
+    """Lets an open file end with a newline, behind its last whole line; the length that it then has."""
+    end, last = f.seek(0, os.SEEK_END), b""
+    start = end
+    while start > 0 and b"\n" not in last:
+        size = min(start, 65536)
+        start = f.seek(start - size)
+        last = f.read(size) + last
+    last = last[last.rfind(b"\n") + 1 :]
+    if not last:
+        return end
+    if _is_whole(last):
+        f.write(b"\n")  # opened to append: it goes to the end
+    else:
+        f.truncate(end - len(last))
+    return f.seek(0, os.SEEK_END)

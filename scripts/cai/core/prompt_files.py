@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
@@ -18,26 +18,9 @@ class Seed:
 
 
 def load_seeds(path: Path) -> list[Seed]:
-    """The seed instructions of a model, a JSON object a line. Raises UserError with the line that does not
-    fit."""
-    try:
-        lines = (path if path.is_absolute() else ROOT / path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"the seed instructions {path} cannot be read ({error.strerror}): restore the file"
-        ) from None
-    seeds = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            seeds.append(Seed(row["task"], row["instruction"]))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}, line {number}: needs one JSON object with task and instruction"
-            ) from None
-    if not seeds:
-        raise UserError(f"{path} holds no seed instructions")
-    return seeds
+    """The seed instructions of a model."""
+    rows = _rows(path, "seed instructions", {"task": str, "instruction": str})
+    return [Seed(r["task"], r["instruction"]) for r in rows]
 
 
 @dataclass(frozen=True)
@@ -55,17 +38,20 @@ class Prompt:
 
 
 def load_heldout(path: Path) -> list[Prompt]:
-    """A held-out prompt file. Raises UserError with the line that does not fit."""
-    keys = {"instruction": str, "task": str, "kind": str}
-    rows = jsonl.read(path if path.is_absolute() else ROOT / path, keys)
-    if not rows:
-        raise UserError(f"the held-out instructions {path} are missing or empty: restore the file")
-    return [Prompt(*(r[k] for k in keys)) for r in rows]
+    """A held-out prompt file."""
+    rows = _rows(path, "held-out instructions", {"instruction": str, "task": str, "kind": str})
+    return [Prompt(r["instruction"], r["task"], r["kind"]) for r in rows]
 
 
 def load_neutral(path: Path) -> list[str]:
     """Passages to measure perplexity on."""
-    rows = jsonl.read(path if path.is_absolute() else ROOT / path, {"text": str})
+    return [r["text"] for r in _rows(path, "neutral passages", {"text": str})]
+
+
+def _rows(path: Path, what: str, keys: dict[str, type]) -> list[dict[str, Any]]:
+    """path: relative to the repository. Raises UserError with the line that does not fit, or if there is
+    none."""
+    rows = jsonl.read(ROOT / path, keys)
     if not rows:
-        raise UserError(f"the neutral passages {path} are missing or empty: restore the file")
-    return [r["text"] for r in rows]
+        raise UserError(f"the {what} {path} are missing or empty: restore the file")
+    return rows

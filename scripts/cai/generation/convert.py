@@ -12,11 +12,16 @@ from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path, move_aside, write_json
 from cai.core.run import lock_run
-from cai.core.schema import FORMAT
+from cai.core.schema import FORMAT, PAIR_KEYS
 from cai.generation.records import RECORDS
-from cai.models.registry import ModelSpec, resolve, with_registry
+from cai.models.registry import REGISTRY, ModelSpec, with_registry
 from cai.prompts.training_format import training_completion, training_prompt
 
+# What of an old record is read here.
+READ = {
+    **dict.fromkeys(("id", "instruction", "initial_answer", "revised_answer"), str),
+    "adapter": (str, type(None)),
+}
 RENAMED = {"verdict": "decision", "direction": "label_accuracy", "sentinels": "guardrails"}
 
 
@@ -48,6 +53,8 @@ def _write(name: str, data: Path, scratch: Path) -> None:
     try:
         text = (data / "run.json").read_text(encoding="utf-8")
         manifest = json.loads(text)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+            raise ValueError
     except FileNotFoundError:
         raise UserError(f"there is no run {name!r} ({display_path(data)}/run.json)") from None
     except ValueError:
@@ -56,29 +63,31 @@ def _write(name: str, data: Path, scratch: Path) -> None:
         raise UserError(f"run {name!r} is of format {manifest['format']} already")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(data, scratch)
-    for path in scratch.glob("records*.jsonl"):
+    for path in data.glob("records*.jsonl"):
         if RECORDS.fullmatch(path.name):
-            _rewrite(path, [_record(row, text) for row in jsonl.read(path, {"id": str})])
-    if (pairs := scratch / "pairs.jsonl").exists():
-        _rewrite(pairs, [_pair(row) for row in jsonl.read(pairs, {"id": str})])
+            _rewrite(scratch / path.name, [_record(row, text) for row in jsonl.read(path, READ)])
+    if (pairs := data / "pairs.jsonl").exists():
+        _rewrite(scratch / pairs.name, [_pair(row) for row in jsonl.read(pairs, PAIR_KEYS)])
     settings = manifest["settings"]
     if "kind" in settings:  # a run that generates has the registry's values among its settings
         model = manifest.get("model") or settings.get("model")
-        spec = resolve(model, instruct=settings["kind"] == "instruct")
+        spec = REGISTRY.get(model) or ModelSpec(model, model, kind=settings["kind"])
         manifest["settings"] = with_registry(settings, spec)
-        _name_warmup(directories(name)[1] / "training.json", spec)
+    _name_warmup(directories(name)[1] / "training.json")
     for key in ("gate", "data_gate", "result", "row"):
         if key in manifest:
             manifest[key] = _renamed(manifest[key])
     write_json(scratch / "run.json", manifest | {"format": FORMAT})
 
 
-def _name_warmup(path: Path, spec: ModelSpec) -> None:
+def _name_warmup(path: Path) -> None:
     """In the checkpoints' own manifest: it was a constant, and is the registry's now."""
-    if path.exists():
+    try:
         training = json.loads(path.read_text(encoding="utf-8"))
-        training["settings"].setdefault("warmup", spec.warmup)
-        write_json(path, training)
+        training["settings"].setdefault("warmup", ModelSpec.warmup)
+    except (FileNotFoundError, ValueError, KeyError):
+        return  # nothing trained, or damaged: train_dpo.py says so
+    write_json(path, training)
 
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.prompt_files import Seed, load_heldout, load_seeds
 from cai.core.schema import content_id
+from cai.costs.budget import Budget
 from cai.generation import prompt_sources, self_instruct
 from cai.generation.records import INSTRUCTION_KEYS, read_instructions
 from cai.models.session import Session
@@ -27,11 +28,14 @@ def make_instructions(
     tasks: Sequence[str] | None = None,
     adapter: str | None = None,
     barred: Sequence[str] = (),
+    budget: Budget | None = None,
+    dollars: float = 0.0,
 ) -> list[dict[str, Any]]:
     """The rows of instructions.jsonl. What an earlier call left is gone on from.
 
     seeds: the model's own, if none are given. tasks: all that have seeds. adapter: who writes (None: the
-    base). barred: what no instruction may come near to, beside the evaluation prompts.
+    base). barred: what no instruction may come near to, beside the evaluation prompts. dollars: what all of
+    them are expected to cost. Raises BudgetReached where those that lack might pass the budget.
     """
     run, path = session.run, session.run.data / "instructions.jsonl"
     barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
@@ -39,9 +43,13 @@ def make_instructions(
     if source:
         loaded = prompt_sources.load(source, want, barred)
         rows, left_out, short = [i.row() for i in loaded], loaded.left_out, None
+        if len(rows) < want:
+            short = f"{len(rows)} of {want} instructions were found: {source} has no more that can be used"
         jsonl.complete(path, rows, INSTRUCTION_KEYS)
         by_task = dict(Counter(row["task"] for row in rows))
     else:
+        if budget and (lack := want - len(have)) > 0:
+            budget.step(f"{lack} instructions", dollars * lack / want)
         made = _written_by_the_model(session, want, have, seeds, tasks, adapter, barred)
         rows, left_out, by_task, short = made.rows, dict(made.left_out), made.by_task, made.short
     if short:
@@ -59,11 +67,12 @@ def few_instructions(
 ) -> list[dict[str, Any]]:
     """At most `want` rows, in the order in which Milestone 0 tries them: the one that is given, or of a few
     lists, tasks in turn. Kept if they are there."""
-    run, path = session.run, session.run.data / "instructions.jsonl"
+    run = session.run
     if rows := read_instructions(run.data):
         return rows
-    found, source = [(given and given.strip(), task or "unknown")], "flag"
-    if given is None:
+    if given is not None:
+        found, source = [(given.strip(), task or "unknown")], "flag"
+    else:
         source, seeds = "self_instruct", load_seeds(Path(session.spec.seeds))
         with run.step("instructions") as step:
             found, dropped, raw = self_instruct.generate(
@@ -81,7 +90,7 @@ def few_instructions(
         {"id": content_id(text), "instruction": text, "task": of_task, "source": source}
         for text, of_task in in_turns[:want]
     ]
-    jsonl.append(path, rows)
+    jsonl.append(run.data / "instructions.jsonl", rows)
     return rows
 
 

@@ -6,7 +6,6 @@ It takes an engine and gives back records; files are the caller's business (gene
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +59,7 @@ class Loop:
         return await self._ask("answer", e, prompt, self.roles.answerer)
 
     def pick(self, e: Example) -> tuple[Principle, ...]:
-        return self.constitution.pick(random.Random(row_seed(self.seed, e.id, "principles")), self.principles)
+        return self.constitution.pick(row_seed(self.seed, e.id, "principles"), self.principles)
 
     async def critique(self, e: Example, principle: Principle) -> Completion:
         prompt = self.prompter.critique(e.instruction, e.answer.text, principle)

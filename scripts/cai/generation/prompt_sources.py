@@ -49,6 +49,14 @@ class Loaded(list[Instruction]):
         self.left_out: dict[str, int] = {}
 
 
+def check(source: str) -> None:
+    """Raises UserError for what is no source, and for a file whose first row does not fit: before a model is
+    loaded."""
+    texts = _texts(source)
+    if Path(source).is_file():
+        next(texts, None)
+
+
 def load(source: str, limit: int | None = None, barred: Iterable[str] = ()) -> Loaded:
     """The first `limit` usable instructions of a source.
 
@@ -148,8 +156,9 @@ def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
             where = f"{path}, row {number} (it ends in line {reader.line_num})"
             if None in row or None in row.values():
                 raise UserError(
-                    f"{where}: has {'more' if None in row else 'fewer'} fields than the header's "
-                    f"{len(reader.fieldnames)}; quote texts that hold commas or line breaks"
+                    f"{where}: has {'more' if None in row else 'fewer'} fields "
+                    f"than the header's {len(reader.fieldnames)}; "
+                    "quote texts that hold commas or line breaks"
                 )
             yield _of_row(row, where, "csv", path.name)
     except csv.Error as error:
@@ -240,17 +249,18 @@ def _dataset(name: str, configuration: str | None, split: str) -> Iterator[tuple
     label = f"{Path(name).name}:{split}" if Path(name).is_dir() else where  # never a whole path
     try:
         if any((Path(name) / f).is_file() for f in ("state.json", "dataset_dict.json")):
-            found = datasets.load_from_disk(name)
-            rows = found[split] if isinstance(found, datasets.DatasetDict) else found
+            rows = datasets.load_from_disk(name)
         else:
             rows = datasets.load_dataset(name, configuration, split=split)
-    except KeyError:
-        raise UserError(f"{where}: there is no such split; there are {', '.join(found)}") from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(
             f"{where} cannot be loaded ({first}): check the name, the split and the network (for gated ones: "
             "hf auth login), or download the file and give its path"
         ) from None
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise UserError(f"{where}: there is no such split; there are {', '.join(rows)}")
+        rows = rows[split]
     for number, row in enumerate(rows):
         yield _of_row(row, f"{where}, row {number}", "datasets", label)

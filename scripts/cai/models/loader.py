@@ -142,8 +142,8 @@ def check_disk(spec: ModelSpec, bits: int) -> None:
     fit = disk_fit(spec, bits)
     if not fit.ok:
         raise UserError(
-            f"{spec.name} in {bits} bits needs {fit.need:.0f} GB in the model cache {cache_dir()}, where "
-            f"{fit.free:.0f} GB are free: "
+            f"{spec.name} in {bits} bits needs {fit.need:.0f} GB in the model cache {cache_dir()}, "
+            f"where {fit.free:.0f} GB are free: "
             "set HF_HOME to a larger disk (on RunPod: export HF_HOME=/workspace/huggingface)"
         )
 
@@ -154,8 +154,9 @@ def check_gpu_memory(spec: ModelSpec, bits: int, free_bytes: int) -> None:
     if not fit.ok:
         way_out = f"use --bits {fit.smaller}" if fit.smaller else "choose a smaller --model or a larger GPU"
         raise UserError(
-            f"{spec.name} in {bits} bits needs about {fit.need:.0f} GB of GPU memory, {fit.free:.0f} GB are "
-            f"free: {way_out}, and see with nvidia-smi whether another process holds memory"
+            f"{spec.name} in {bits} bits needs about {fit.need:.0f} GB of GPU memory, "
+            f"{fit.free:.0f} GB are free: "
+            f"{way_out}, and see with nvidia-smi whether another process holds memory"
         )
 
 

@@ -175,9 +175,9 @@ class LocalEngine:
         group = sorted(self._waiting.pop(key), key=lambda r: (not self._is_overdue(r.came), len(r.ids)))
         self._batches += 1
         new_tokens = sampling[0].max_tokens if sampling else 0
-        batch = group[: self._rows_that_fit([len(r.ids) for r in group], new_tokens)]
-        start = time.perf_counter()
+        batch, start = group, time.perf_counter()
         try:
+            batch = group[: self._rows_that_fit([len(r.ids) for r in group], new_tokens)]
             self._model.for_inference()
             with self._model.using(adapter), self._torch.inference_mode():
                 results = work(batch, *sampling)
@@ -196,7 +196,7 @@ class LocalEngine:
             used = self.usage.setdefault(request.step, Usage())
             used.seconds += seconds
             used.prompt_tokens += len(request.ids)
-            used.completion_tokens += getattr(result, "tokens", 0) if isinstance(result, Completion) else 0
+            used.completion_tokens += result.tokens if isinstance(result, Completion) else 0
             request.settle(result)
 
     def _smaller_batches(self, batch: list[Request], new_tokens: int) -> None:
@@ -219,7 +219,8 @@ class LocalEngine:
         else:
             budget = CPU_BUDGET
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        bytes_a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * 4
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        bytes_a_token = 2 * config.num_hidden_layers * heads * head * 4
         rows = longest = 0
         for length in lengths[: self.max_batch]:
             longest = max(longest, length)  # to which all are padded

@@ -184,8 +184,7 @@ SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
 IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
 FILES = ("seeds", "skill_seeds", "heldout", "neutral")
 SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in (*IDENTITY, "loss"))  # there is --loss
-# How fast rows come, and what they are measured with: not what they are.
-NO_SETTING = (*IDENTITY, "max_batch", "heldout", "neutral", "skill_seeds")
+NO_SETTING = (*IDENTITY, "max_batch", "skill_seeds")  # how fast rows come; what a plan has in its inputs
 
 
 def row_settings(spec: ModelSpec) -> dict[str, Any]:
@@ -219,8 +218,8 @@ def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
     longest = max(changed.instruction_tokens, changed.answer_tokens, changed.critique_tokens)
     if values and longest >= changed.max_seq_length:
         raise UserError(
-            f"--set: a text of {longest} tokens leaves no room for its prompt in a context of "
-            f"{changed.max_seq_length}; make the one shorter or the other longer"
+            f"--set: a text of {longest} tokens leaves no room for its prompt "
+            f"in a context of {changed.max_seq_length}; make the one shorter or the other longer"
         )
     return changed
 

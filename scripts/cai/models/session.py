@@ -51,6 +51,10 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
     own: the script's own flags that its rows depend on.
     """
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
+    if "principles" in own:
+        constitution.pick(0, args.principles)  # there may be fewer
+    if "principle" in own and args.principle:
+        constitution.by_id(args.principle)
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
     spec = with_values(spec, args.set)
     bits = spec.bits if args.bits is None else args.bits
@@ -71,7 +75,7 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
         run.pin(revision=engine.revision)
         run.record(
             dollars_per_hour=run.hourly_rate,
-            adapter=None,
+            adapter=run.manifest.get("adapter"),  # train_dpo.py may have been here
             sources={
                 **dict.fromkeys(settings, "registry"),
                 **{text.split("=")[0]: "--set" for text in args.set},
@@ -91,9 +95,7 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
     with run.step("loading", quiet=quiet):
         model = load(spec, bits)
         engine = engine_of(model)
-        run.record(
-            model=spec.name, bits=engine.bits, device=engine.device
-        )  # for the ledger's row of this step
+        run.record(model=spec.name, bits=engine.bits, device=engine.device)  # as the ledger's row has them
         if not quiet:
             run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
     return model, engine

@@ -36,15 +36,14 @@ class Constitution:
     hash: str
     path: str
 
-    def pick(self, seed: int | str | random.Random, k: int) -> tuple[Principle, ...]:
+    def pick(self, seed: int | str, k: int) -> tuple[Principle, ...]:
         """k distinct principles, the same for the same seed (a row's own), whatever was picked before."""
         if not 1 <= k <= len(self.principles):
             raise UserError(
                 f"cannot pick {k} principles: {self.path} has {len(self.principles)}; "
                 f"ask for 1 to {len(self.principles)}"
             )
-        rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-        return tuple(rng.sample(self.principles, k))
+        return tuple(random.Random(seed).sample(self.principles, k))
 
     def by_id(self, id: str) -> Principle:
         for principle in self.principles:
@@ -71,8 +70,8 @@ def load(path: str | Path) -> Constitution:
         principle = _principle(entry, number, path)
         if principle.id in principles:
             raise UserError(
-                f"{path}: entry {number} has the id {principle.id!r}, which an earlier entry "
-                "has; give it one of its own"
+                f"{path}: entry {number} has the id {principle.id!r}, which an earlier entry has; "
+                "give it one of its own"
             )
         principles[principle.id] = principle
     canonical = json.dumps([asdict(p) for p in principles.values()], sort_keys=True, ensure_ascii=True)
@@ -112,8 +111,8 @@ def read_yaml(path: Path, what: str, such_as: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())
         raise UserError(
-            f"{path} is not valid YAML: {where}; mend that place (a text with ': ' or ' #' in it "
-            "needs quotes)"
+            f"{path} is not valid YAML: {where}; "
+            "mend that place (a text with ': ' or ' #' in it needs quotes)"
         ) from None
 
 
@@ -137,15 +136,14 @@ def _principle(entry: object, number: int, path: Path) -> Principle:
     principle = Principle(**{key: _text(entry[key], f"{where}: {key}") for key in KEYS})
     if not re.fullmatch(r"[a-z0-9_]+", principle.id):
         raise UserError(
-            f"{where}: the id {principle.id!r} may hold only lower-case letters, digits and "
-            "underscores; rename it"
+            f"{where}: the id {principle.id!r} may hold only lower-case letters, digits and underscores; "
+            "rename it"
         )
     return principle
 
 
 def _text(value: object, where: str) -> str:
     """One line of plain text that cannot be mistaken for a part of a prompt."""
-
     if not isinstance(value, str):
         raise UserError(f"{where} is {kind(value)}; it must be a text (put quotes around it)")
     text = value.strip()

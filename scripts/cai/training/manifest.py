@@ -77,9 +77,20 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
             f"{here} was trained with other settings: {what}. "
             "Give the old ones to resume, or --fresh to move it aside (the data stay)"
         )
-    weights = output / checkpoints.WEIGHTS
-    if manifest["status"] != BEGUN and (
-        not weights.exists() or sha256_file(weights) != manifest["result"]["adapter"]
-    ):
+    if manifest["status"] != BEGUN and not _is_saved(output, manifest):
         raise UserError(f"{here} no longer holds the adapter that was saved: --fresh trains it again")
     return manifest
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a training has ended here, and its adapter is there as it was saved."""
+    try:
+        manifest = json.loads((output / NAME).read_text(encoding="utf-8"))
+        return manifest["status"] != BEGUN and _is_saved(output, manifest)
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
+
+def _is_saved(output: Path, manifest: Mapping[str, Any]) -> bool:
+    weights = output / checkpoints.WEIGHTS
+    return weights.exists() and sha256_file(weights) == manifest["result"]["adapter"]

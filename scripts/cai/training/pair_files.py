@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import directories, display_path
+from cai.core.files import display_path, run_of
 from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, is_held_out
 from cai.generation.filters import final_reasons
@@ -50,11 +50,9 @@ def _check(row: dict[str, Any], data: Path) -> None:
         if not row[key].strip():
             raise UserError(f"{key!r} is empty")
     if row["prompt"].startswith(f"{INSTRUCTION} ") and row["prompt"].endswith(f"\n{RESPONSE}"):
-        root = directories("")[0]  # a plan's runs lie one level deeper
-        run = data.relative_to(root) if data.is_relative_to(root) else data.name
         raise UserError(
             "'prompt' is in the training format, as older files had it, and not the instruction alone: "
-            f"python scripts/runs.py --convert {run} makes plain texts of them"
+            f"python scripts/runs.py --convert {run_of(data)} makes plain texts of them"
         )
     training_prompt(row["prompt"])  # no chat token in it
     if row["chosen"] == row["rejected"]:
