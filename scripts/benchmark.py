@@ -10,10 +10,10 @@ engine has two workloads, as the pipeline has them: lists of instructions, which
 answers, which stop early, so that a batch waits for its longest row. It prints generated tokens/s for each
 batch size, the ratio to the first one, and how many texts are the same as there. loop runs examples with as
 many in flight as the engine has room for, then the engine on the very same requests, each sort at one go:
-what is lost is the loop's. dedup compares every pair
-for a sample of the texts only, by the same rapidfuzz routine, and reckons the time of the whole from that;
-both must find the same near duplicates. Its seconds are those of one core at work, so that what else runs on
-the machine counts little. Writes logs/benchmark-<name>.json.
+what is lost is the loop's. dedup compares every pair for a sample of the texts only, by the same rapidfuzz
+routine, and reckons the time of the whole from that; both must find the same near duplicates. Its seconds are
+those of one core at work, so that what else runs on the machine counts little. Writes
+logs/benchmark-<name>.json.
 """
 
 from __future__ import annotations
@@ -32,38 +32,27 @@ SAMPLE = 300  # texts that are compared with every text before them
 
 def main() -> None:
     flags = parser(__doc__)
-    kinds = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
-
-    def add(name: str, *common: str, **defaults: Any) -> argparse.ArgumentParser:
-        shared = [parser("", *common, **defaults)]
-        return kinds.add_parser(name, parents=shared, add_help=False, allow_abbrev=False)
-
-    of_engine = add("engine", "model", "bits", "seed", "limit", limit=128)
-    of_engine.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64, 128], help="rows at once"
-    )
-    add("loop", "model", "bits", "seed", "limit", limit=600)
-    add("dedup", "seed", "limit", limit=50_000)
-    # One more benchmark: its flags here, a function below, its name in BENCHMARKS.
+    names = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
+    own = {}
+    for name, (_, common, limit) in BENCHMARKS.items():
+        shared = parser("", *common, "seed", "limit", limit=limit)
+        own[name] = names.add_parser(name, parents=[shared], add_help=False, allow_abbrev=False)
+    sizes = {"type": int, "nargs": "+", "default": [1, 4, 16, 64, 128]}
+    own["engine"].add_argument("--batch-sizes", **sizes, help="rows at once")
     args = flags.parse_args()
-    BENCHMARKS[args.what](args)
+    BENCHMARKS[args.what][0](args)
 
 
 def engine(args: argparse.Namespace) -> None:
-    if min(args.batch_sizes) < 1 or args.limit < 1:
-        raise UserError("--batch-sizes and --limit must be at least 1")
+    if min(args.batch_sizes) < 1:
+        raise UserError("--batch-sizes must be at least 1")
 
     from cai.models.engines import engine_of
-    from cai.models.loader import load
-    from cai.models.registry import choose
     from cai.preflight.benchmarks import batch_rates, workloads
 
-    spec, why = choose(args.model)
-    print(f"model: {spec.name} - {why}", flush=True)
-    model = load(spec, args.bits)
-    print(f"       {model.describe()}")
+    model = load_model(args)
     engine = engine_of(model)
-    found = {"model": spec.name, "bits": model.bits, "device": engine.device}
+    found = {"model": model.spec.name, "bits": model.bits, "device": engine.device}
     for name, prompts, sampling in workloads(engine, args.limit):
         print(f"{name}\n  batch   rows   tokens  seconds  tokens/s  ratio  same text")
         found[name] = []
@@ -77,23 +66,19 @@ def engine(args: argparse.Namespace) -> None:
 
 def loop(args: argparse.Namespace) -> None:
     from cai.models.engines import engine_of
-    from cai.models.loader import load
-    from cai.models.registry import choose
     from cai.preflight.benchmarks import loop_rates
 
-    spec, why = choose(args.model)
-    print(f"model: {spec.name} - {why}", flush=True)
-    engine = engine_of(load(spec, args.bits))
+    engine = engine_of(load_model(args))
     found = loop_rates(engine, args.limit, args.seed)
     print(
         f"{found['examples']} examples, {found['requests']} requests, {found['in_flight']} in flight, "
         f"batches of up to {found['max_batch']}\n"
         f"loop: {found['loop_seconds']} s; the engine on the same requests: {found['engine_seconds']} s; "
-        f"one example at a time: {found['one_at_a_time_seconds']} s (of {min(40, found['examples'])})\n"
+        f"one example at a time: {found['one_at_a_time_seconds']} s (of {found['one_at_a_time_examples']})\n"
         f"loop / engine: {found['loop_to_engine']:.2f}; "
         f"loop / one at a time: {found['loop_to_one_at_a_time']:.1f}"
     )
-    save("loop", {"model": spec.name, "bits": engine.bits, "device": engine.device, **found})
+    save("loop", {"model": engine.spec.name, "bits": engine.bits, "device": engine.device, **found})
 
 
 def dedup(args: argparse.Namespace) -> None:
@@ -132,7 +117,23 @@ def dedup(args: argparse.Namespace) -> None:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
 
-BENCHMARKS = {"engine": engine, "loop": loop, "dedup": dedup}
+# name: (what it does, common flags that it has beside --seed and --limit, the default of --limit)
+BENCHMARKS = {
+    "engine": (engine, ("model", "bits"), 128),
+    "loop": (loop, ("model", "bits"), 600),
+    "dedup": (dedup, (), 50_000),
+}
+
+
+def load_model(args: argparse.Namespace):
+    from cai.models.loader import load
+    from cai.models.registry import choose
+
+    spec, why = choose(args.model)
+    print(f"model: {spec.name} - {why}", flush=True)
+    model = load(spec, args.bits)
+    print(f"       {model.describe()}", flush=True)
+    return model
 
 
 def save(name: str, result: dict[str, Any]) -> None:

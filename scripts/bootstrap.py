@@ -25,11 +25,8 @@ from cai.core.run import Run
 
 
 def main() -> int:
-    flags = parser(
-        __doc__,
-        *("run", "model", "set", "constitution", "forecast", "budget", "hourly-rate", "fresh", "force"),
-        run=None,
-    )
+    common = ("run", "model", "set", "constitution", "forecast", "budget", "hourly-rate", "fresh", "force")
+    flags = parser(__doc__, *common)
     flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
     flags.add_argument(
         "--controls",

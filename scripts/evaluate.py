@@ -85,6 +85,11 @@ def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
     spec = resolve(name, instruct=settings.get("kind") == "instruct")
     spec = replace(spec, **{k: settings[k] for k in SETTABLE if k in settings})  # --set, when it was made
     fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
+    if run.manifest.get("adapter") not in (None, fact["sha256"]):
+        raise UserError(
+            f"{display_path(run.checkpoints)} is not the adapter that run {run.name!r} has recorded: "
+            "put that one back, or train the run again"
+        )
     run.hourly_rate = hourly_rate(args.hourly_rate)
     model, engine = load_engine(spec, fact["bits"], run, quiet=True)
     engine.load_adapter(run.checkpoints, TRAINED)
@@ -96,7 +101,12 @@ def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
 
 
 def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:
-    """Milestone 3's gate, and how right its forecast was."""
+    """Milestone 3's gate, and how right its forecast was. Raises UserError for summaries of two setups."""
+    if len({summaries[name]["settings"].get("setup") for name in DECIDING}) > 1:
+        raise UserError(
+            f"{' and '.join(DECIDING)} were not measured with the same prompts and settings: "
+            f"run them together, --suite {' '.join(DECIDING)}"
+        )
     status = gates.decide(run, criteria.m3(run, summaries))
     if "forecast" in run.manifest:
         run.log(forecast.accuracy(run.manifest["forecast"], run.name, ledger.read_ledger())[1])

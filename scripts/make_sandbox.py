@@ -57,8 +57,6 @@ def main() -> None:
     args = flags.parse_args()
     if args.limit is not None and args.limit < 10:
         raise UserError(f"--limit {args.limit}: the table needs at least 10 instructions a row")
-    if args.steps is not None and args.steps < 1:
-        raise UserError(f"--steps {args.steps}: at least 1")
     principles = constitution.load(input_file(args.constitution, "--constitution"))
     if args.evaluate:
         evaluate(args, principles)

@@ -29,6 +29,7 @@ from cai.core import cli, files
 from cai.core.cli import GO, NO_GO
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.text import format_bytes
 from cai.models import device
 from cai.models.registry import resolve
 from cai.preflight import hardware
@@ -52,8 +53,6 @@ def main() -> int:
     flags.add_argument("--json", help="the report's path (logs/preflight-<time>.json)")
     args = flags.parse_args()
     sizes = batch_sizes(args.batch_sizes)
-    if args.bits not in (None, 4, 8, 16):
-        raise UserError(f"--bits {args.bits}: choose 4, 8 or 16")
     if args.shape and args.bits not in (None, 4):
         raise UserError(f"--shape with --bits {args.bits}: random models are built in 4 bits")
     if args.new_tokens < 1:
@@ -165,9 +164,9 @@ def measure(report: Report, name: str, sizes: list[int], new_tokens: int, seed: 
         nonlocal model
         model, made = measurements.random_model(name, scratch, seed, max(sizes), print_progress)
         facts.update(made, generation=[])
-        where = f"{size(made['weights_bytes'])} on the GPU" if made["weights_bytes"] else "on the CPU"
-        found = f"{made['parameters'] / 1e9:.3g} billion in NF4, {size(made['checkpoint_bytes'])}, {where}: "
-        found += f"written in {made['write_seconds']:.0f} s, loaded in {made['load_seconds']:.0f} s"
+        where = f"{format_bytes(made['weights_bytes'])} on the GPU" if made["weights_bytes"] else "on the CPU"
+        found = f"{made['parameters'] / 1e9:.3g} billion in NF4, {format_bytes(made['checkpoint_bytes'])}, "
+        found += f"{where}: written in {made['write_seconds']:.0f} s, loaded in {made['load_seconds']:.0f} s"
         return Row("weights", OK, found)
 
     def generate(rows: int) -> Row:
@@ -194,12 +193,8 @@ def print_progress(done: int, total: int) -> None:
         print(f"  {done} of {total} files written", flush=True)
 
 
-def size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
 def peak(found: dict[str, Any]) -> str:
-    return f", peak {size(found['peak_bytes'])}" if found["peak_bytes"] else ""
+    return f", peak {format_bytes(found['peak_bytes'])}" if found["peak_bytes"] else ""
 
 
 if __name__ == "__main__":

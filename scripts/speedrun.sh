@@ -3,7 +3,7 @@
 # (M1) and a hundred (M2), each read, trained on and measured; ends with the three gates and the page to read.
 #
 #   bash scripts/speedrun.sh                    this machine's default model
-#   bash scripts/speedrun.sh --seed 3           --model, --bits, --seed, --constitution, --hourly-rate, --fresh
+#   bash scripts/speedrun.sh --seed 3           --model, --bits, --set, --seed, --constitution, --hourly-rate, --fresh
 #
 # A milestone that says NO-GO ends it, with what to look at. Killed at any moment, the same command goes on.
 # Exit status: 0 GO three times, 3 NO-GO, 2 when something is missing, with the reason.

@@ -28,7 +28,7 @@ from cai.training.trackers import TRACKERS, check
 
 COMMON = ("run", "model", "bits", "set", "seed", "hourly-rate", "fresh")
 TRAINING = ("loss", "steps", "epochs", "lr", "beta", "lora-r")
-SHORT = {"loss": "loss", "lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set
+SHORT = {"lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set
 ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does not overwrite them
 
 
@@ -148,7 +148,7 @@ def settings_of(args, spec, pairs: int, start: Path | None):
     steps = args.steps or default_steps(spec, pairs)
     if args.epochs is not None:
         steps = steps_of(spec, pairs, args.epochs)
-    return Settings.of(spec, steps, args.seed, loss=spec.loss, **own).checked()
+    return Settings.of(spec, steps, args.seed, loss=args.loss, **own).checked()
 
 
 def open_run(name: str, source: str) -> Run:

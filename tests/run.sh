@@ -3,7 +3,7 @@
 #
 #   bash tests/run.sh                 the default suite
 #   bash tests/run.sh --slow          the slow tests only
-#   bash tests/run.sh tests/test_loop.py -k resume      further arguments go to pytest
+#   bash tests/run.sh tests/generation/test_loop.py -k resume      further arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 from cai.core.files import ROOT
+from test_rooms import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "specs").glob("*.md"))]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -19,26 +19,52 @@ def test_links_lead_to_files(page):
     assert not broken
 
 
-def listed():
-    """Paths in the README's tree; indentation says which directory a line belongs to."""
-    tree = README.split("## The files", 1)[1].split("```")[1]
+def listed(page, heading):
+    """Paths in the tree below a page's heading; indentation says which directory a line belongs to."""
+    tree = page.read_text(encoding="utf-8").split(f"\n{heading}\n", 1)[1].split("```")[1]
     parents, paths = [], []
-    for indent, name in re.findall(r"^( *)(\S+)  +\S", tree, re.MULTILINE):
+    for indent, name in re.findall(r"^( *)(\S+)(?:  +\S|$)", tree, re.MULTILINE):
         parents = [*parents[: len(indent) // 2], name]
         paths.append("".join(parents))
     return paths
 
 
-def test_the_tree_lists_what_there_is():
-    paths = listed()
+def test_the_readme_lists_every_script_and_room_and_nothing_that_is_not_there():
+    paths = listed(ROOT / "README.md", "## The files")
+    scripts = {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.*")}
+    rooms = {f"scripts/cai/{path.parent.name}/" for path in (ROOT / "scripts/cai").glob("*/__init__.py")}
+    assert {p for p in paths if p.startswith("scripts/")} == scripts | rooms | {"scripts/", "scripts/cai/"}
+    assert [p for p in paths if not (ROOT / p).exists()] == [] and len(set(paths)) == len(paths)
+
+
+def test_the_house_lists_every_module_and_nothing_that_is_not_there():
+    paths = listed(ROOT / "specs/house.md", "## Modules")
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts/cai").rglob("*.py")}
+    modules = {p for p in found if not p.endswith("__init__.py")}
+    files = {p for p in paths if not p.endswith("/")}
+    assert modules <= files <= found and len(set(paths)) == len(paths)
     assert [p for p in paths if not (ROOT / p).exists()] == []
-    code = [
-        p
-        for pattern in ("scripts/*.*", "scripts/cai/*.py", "scripts/cai/sandbox/*.py")
-        for p in ROOT.glob(pattern)
-    ]
-    there = {str(p.relative_to(ROOT)) for p in code if p.name != "__init__.py"}
-    assert there - set(paths) == set()
+
+
+def test_the_house_has_the_rooms_in_the_order_that_is_enforced():
+    table = (ROOT / "specs/house.md").read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
+    there = tuple(tuple(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()[2:])
+    built = [tuple(room for room in rooms if (ROOT / "scripts/cai" / room).is_dir()) for rooms in ROOMS]
+    assert list(there) == built
+
+
+PLANS = sorted((ROOT / "specs/plans").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in (*PAGES, *PLANS) if p.name != "LOG.md"], ids=lambda page: page.name
+)
+def test_modules_that_a_page_names_exist(page):
+    """The log's older entries use the names of their time."""
+    text, rooms = page.read_text(encoding="utf-8"), "|".join(room for some in ROOMS for room in some)
+    named = re.findall(rf"(?<![\w/])(?:scripts/)?(?:cai/)?((?:{rooms})/[\w/]+\.py)\b", text)
+    named += re.findall(r"\bcai/([\w/]+\.py)\b", text)
+    assert {name for name in named if not (ROOT / "scripts/cai" / name).exists()} == set()
 
 
 def commands():

@@ -1,28 +1,23 @@
 """scripts/evaluate.py on the sandbox: a small run that was really trained, measured whole; and bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from cai.core import jsonl
 from cai.core.errors import UserError
-from cai.core.files import ROOT
 from cai.core.run import Run
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHAT_TOKENS
 from hand_made import make_run, train
+from processes import script
 
 SUITES = ("preference", "critique", "forgetting", "truth", "probes")
 
 
 def evaluate(output, *args):
-    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT)
+    return script("evaluate.py", *args, output=output)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +132,13 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
     assert f"{found['decision']} for tiny" in done.stdout
 
+    measured = tmp_path / "data/tiny/evaluation/forgetting.json"
+    as_it_was = measured.read_text()
+    measured.write_text(as_it_was.replace('"setup": "', '"setup": "other'))
+    done = gate(tmp_path, "--suite", "critique")
+    assert done.returncode == 2 and "--suite preference forgetting" in done.stderr
+    measured.write_text(as_it_was)
+
     mark = {
         "critique_meaningful": None,
         "revision_better": "first",
@@ -155,6 +157,8 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     path.write_text(json.dumps(manifest | {"adapter": "0" * 64}))
     done = gate(tmp_path, "--suite", "critique")
     assert done.returncode == 2 and "another adapter" in done.stderr
+    done = gate(tmp_path, "--suite", "preference", "forgetting")
+    assert done.returncode == 2 and "is not the adapter that run 'tiny' has recorded" in done.stderr
     (tmp_path / "data/tiny/evaluation/forgetting.json").unlink()
     done = gate(tmp_path, "--suite", "preference")
     assert done.returncode == 2 and "forgetting.json is missing" in done.stderr

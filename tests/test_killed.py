@@ -8,28 +8,24 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from cai.core.files import ROOT
 from cai.core.jsonl import read
 from cai.training import callbacks
+from processes import begin
 from rows import alike, assert_same_rows
 
 
 def start(output, *args, **more):
-    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts/generate_mvp.py"), "--model", "sandbox", "--force", *args]
-    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, **more)
+    return begin("generate_mvp.py", "--model", "sandbox", "--force", *args, output=output, **more)
 
 
 def test_two_processes_on_one_run_of_m2(tmp_path):
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for _ in range(2):  # the second time after a kill -9, with nothing cleaned up
-        first = start(tmp_path, "--limit", "12", **piped)
+        first = start(tmp_path, "--limit", "12")
         assert first.stdout.readline().startswith("model:")
-        second = start(tmp_path, "--limit", "12", **piped)
+        second = start(tmp_path, "--limit", "12")
         out, err = second.communicate()
         assert second.returncode == 2 and f"pid {first.pid}" in err and out == "" and first.poll() is None
         first.send_signal(signal.SIGKILL)

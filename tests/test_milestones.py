@@ -1,13 +1,9 @@
 """Milestones 1 to 3, whole, on the sandbox."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
+import processes
 import pytest
-from cai.core.files import ROOT
 from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS, is_held_out
 from cai.models.model import check_adapter
@@ -25,18 +21,8 @@ FILES = {
 }
 
 
-def environment(output):
-    return os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def command(name, *args):
-    return [sys.executable, str(ROOT / "scripts" / name), "--model", "sandbox", *args]
-
-
 def script(name, *args, output):
-    return subprocess.run(
-        command(name, *args), env=environment(output), capture_output=True, text=True, cwd=ROOT
-    )
+    return processes.script(name, "--model", "sandbox", *args, output=output)
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +119,10 @@ def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(tmp_path):
 
 def test_killed_at_many_moments_it_ends_with_the_rows_of_an_undisturbed_run(batch, tmp_path):
     _, output = batch
-    for line in ("run:   batch", "[1] ", "[2] ", "[3] ", "critique:"):
-        process = subprocess.Popen(
-            command("test_batch.py", "--force", "--limit", "24"),
-            env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        for said in process.stdout:
-            if said.startswith(line):
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = script("test_batch.py", "--force", "--limit", "24", output=tmp_path)
+    some = ("--force", "--limit", "24")
+    for line in ("^run:   batch", r"^\[1\] ", r"^\[2\] ", r"^\[3\] ", "^critique:"):
+        processes.kill_at(line, "test_batch.py", "--model", "sandbox", *some, output=tmp_path)
+    done = script("test_batch.py", *some, output=tmp_path)
     assert done.returncode in (0, 3), done.stdout + done.stderr
     assert_same_rows(tmp_path / "data/batch", output / "data/batch")
 

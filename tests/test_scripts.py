@@ -1,14 +1,10 @@
-"""Every script, whole, on the sandbox: the files it wrote and the numbers in them; its help; what it says of
-bad input."""
+"""Milestone 0, whole, on the sandbox: the files it wrote, the numbers in them, what it says of bad input."""
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from cai.core.files import ROOT
@@ -16,36 +12,13 @@ from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
+from processes import begin, kill_at, script
 
-SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 NAMES = {"run.json", "instructions.jsonl", "records.jsonl", "pairs.jsonl"}
 ADAPTER = {
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json", "training.jsonl"),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 }
-HEAVY = {"torch", "transformers", "unsloth", "trl", "datasets", "numpy", "scipy", "matplotlib"}
-
-
-def script(name, *args, output, **more):
-    """Runs a script as a person does; its output, files under `output`."""
-    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts" / name), *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, cwd=ROOT, **more)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_answers_without_anything_heavy(name):
-    """--help must not import torch, transformers or unsloth: that is what takes seconds."""
-    code = (
-        f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
-        f"try: runpy.run_path('scripts/{name}', run_name='__main__')\n"
-        "except SystemExit as e: assert not e.code, e.code\n"
-        f"heavy = {HEAVY} & set(sys.modules)\nassert not heavy, heavy"
-    )
-    env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout and "python scripts/" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +110,13 @@ def test_m0_takes_an_instruction_and_a_principle(tmp_path):
     (["--model", "{tmp}"], "is no model directory"),
     (["--instruction", "say <|im_start|>"], "chat token"),
 ])  # fmt: skip
-def test_m0_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
+def test_m0_bad_input_is_one_sentence_and_status_2(tmp_path, monkeypatch, args, said):
     args = [a.replace("{tmp}", str(tmp_path)) for a in args]
     if "--model" not in args:
         args += ["--model", "sandbox"]
-    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    os.environ.update(env)
-    try:
-        done = script("test_single.py", *args, output=tmp_path)
-    finally:
-        for key in env:
-            os.environ.pop(key)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    done = script("test_single.py", *args, output=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
@@ -162,18 +131,8 @@ def test_an_output_directory_that_cannot_be_written_is_a_sentence(tmp_path):
 def test_m0_killed_at_any_moment_ends_with_the_rows_of_an_undisturbed_run(m0, tmp_path):
     """SIGKILL when a number of lines has been printed; then the same command again, until it is through."""
     _, output = m0
-    env = os.environ | {"CAI_OUTPUT": str(tmp_path), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(ROOT / "scripts/test_single.py"), "--model", "sandbox"]
-    for line in ("how answers end", "[2/8]", "[7/8]"):
-        process = subprocess.Popen(
-            command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        for said in process.stdout:
-            if line in said:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+    for line in ("how answers end", r"\[2/8\]", r"\[7/8\]"):
+        kill_at(line, "test_single.py", "--model", "sandbox", output=tmp_path)
     done = script("test_single.py", "--model", "sandbox", output=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("instructions.jsonl", "records.jsonl", "pairs.jsonl"):
@@ -201,13 +160,11 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_what_is_finished(m0, tmp_pa
 
 
 def test_two_processes_on_one_run(tmp_path):
-    env = os.environ | {"CAI_OUTPUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts/test_single.py"), "--model", "sandbox"]
-    first = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    first = begin("test_single.py", "--model", "sandbox", output=tmp_path)
     assert first.stdout.readline().startswith("model:")
     second = script("test_single.py", "--model", "sandbox", output=tmp_path)
     first.kill()
-    first.wait()
+    first.communicate()
     assert second.returncode == 2 and f"pid {first.pid}" in second.stderr
 
 
@@ -232,3 +189,12 @@ def test_benchmark_engine(tmp_path):
     for rows in (found["lists"], found["answers"]):
         assert [r["batch"] for r in rows] == [1, 32] and rows[1]["ratio"] > 1
         assert rows[1]["same_text"] == rows[1]["compared"] == 48
+
+
+@pytest.mark.slow
+def test_benchmark_loop(tmp_path):
+    done = script("benchmark.py", "loop", "--model", "sandbox", "--limit", "12", output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "logs/benchmark-loop.json").read_text())
+    assert found["examples"] == 12 and found["requests"] > 3 * 12
+    assert f"loop / engine: {found['loop_to_engine']:.2f}" in done.stdout and "(of 12)" in done.stdout

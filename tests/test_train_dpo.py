@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
 import sys
 
+import processes
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
@@ -37,13 +35,8 @@ def write_run(output, name="mine", rows=None, manifest=None):
     return data
 
 
-def command(output, *args):
-    env = os.environ | {"CAI_OUTPUT": str(output), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return dict(args=[sys.executable, str(SCRIPT), "--run", "mine", *args], env=env, text=True, cwd=ROOT)
-
-
 def run(output, *args):
-    return subprocess.run(**command(output, *args), capture_output=True)
+    return processes.script("train_dpo.py", "--run", "mine", *args, output=output)
 
 
 def log_of(output):
@@ -81,15 +74,7 @@ def test_it_trains_and_ends_with_a_table(undisturbed):
 def test_killed_and_resumed_it_ends_with_the_same_adapter(undisturbed, tmp_path):
     """SIGKILL when step 4 has been measured; its checkpoint is left half-written, that of step 2 is whole."""
     write_run(tmp_path, manifest=MANIFEST)
-    process = subprocess.Popen(
-        **command(tmp_path, *SETTINGS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    for line in process.stdout:
-        if "step    4 of 6" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    processes.kill_at("step    4 of 6", "train_dpo.py", "--run", "mine", *SETTINGS, output=tmp_path)
     steps = tmp_path / "checkpoints/mine/steps"
     assert (steps / "checkpoint-2/complete.json").is_file()
     (steps / "checkpoint-4").mkdir(exist_ok=True)
@@ -191,7 +176,7 @@ def test_pairs_whose_revision_a_person_finds_no_better_are_left_out(tmp_path, mo
     (["--beta", "0"], "--beta 0.0: must be above 0"),
     (["--lora-r", "0"], "--lora-r 0: must be at least 1"),
     (["--every", "0"], "--every 0: must be at least 1"),
-    (["--set", "loss=ppo"], "choose one of dpo, dpo+nll, orpo"),
+    (["--set", "loss=orpo"], "--set 'loss=orpo': write name=value, with one of these names"),
     (["--set", "warmup=2"], "warmup=2: a share, at most 1"),
     (["--set", "learning_rate=1e-4", "--lr", "1e-4"], "learning_rate is set twice"),
     (["--from", "mine"], "--run itself"),
@@ -246,9 +231,12 @@ def test_flags_are_short_for_values_of_the_registry(monkeypatch, tmp_path):
     plain = settings(monkeypatch)
     assert (plain.loss, plain.learning_rate, plain.warmup, plain.steps) == ("dpo+nll", 5e-4, 0.1, 100)
     short = settings(monkeypatch, "--lr", "1e-6", "--beta", "0.2", "--loss", "orpo", "--lora-r", "8")
-    long = ("learning_rate=1e-6", "beta=0.2", "loss=orpo", "lora_r=8", "lora_alpha=8")
-    assert short == settings(monkeypatch, "--set", *long)
-    assert (short.learning_rate, short.lora_alpha) == (1e-6, 8)  # alpha keeps its ratio
+    long = ("learning_rate=1e-6", "beta=0.2", "lora_r=8", "lora_alpha=8")
+    assert short == settings(monkeypatch, "--loss", "orpo", "--set", *long)
+    assert short.loss == "orpo" and (short.learning_rate, short.lora_alpha) == (
+        1e-6,
+        8,
+    )  # alpha keeps its ratio
     both = settings(monkeypatch, "--lora-r", "8", "--set", "lora_alpha=64")
     assert (both.lora_r, both.lora_alpha) == (8, 64)
 

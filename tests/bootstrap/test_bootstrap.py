@@ -20,6 +20,7 @@ from cai.generation.records import read_instructions
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from cai.prompts.markers import CHANGE
+from rows import assert_same_rows
 
 # Gates and limits let everything pass: what is tested is that stages work, not how well 24 examples teach.
 TINY = """
@@ -79,6 +80,7 @@ def refused(done, *said):
     (["--run", "../tiny"], "use letters, digits"),
     (["--constitution", "none.yaml"], "none.yaml"),
     (["--model", "sandbx"], "sandbx"),
+    (["--set", "answer_temperatur=1"], "--set 'answer_temperatur=1'"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
     done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), *args)
@@ -97,7 +99,7 @@ def test_a_bad_plan_is_refused_with_its_mistakes(tmp_path):
 
 
 def test_a_forecast_does_nothing_else(tmp_path):
-    done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), "--controls", "all", "--plan-cost")
+    done = bootstrap(tmp_path / "output", "--plan", write_plan(tmp_path), "--controls", "all", "--forecast")
     assert done.returncode == 0 and "few" in done.stdout, done.stderr
     assert not (tmp_path / "output/data").exists()
 
@@ -122,11 +124,13 @@ def test_a_starved_plan_stops_at_its_gate_and_says_so(tmp_path):
     write_plan(tmp_path, text.replace("examples: 6", "examples: 7"))
     done = bootstrap(output, "--plan", plan)
     assert refused(done, "'tiny/facts'", "stage_examples was 6, now 7", "--fresh")
+    write_plan(tmp_path, text)
+    warm = bootstrap(output, "--plan", plan, "--set", "answer_temperature=0.9")
+    refused(warm, "'tiny/facts'", "answer_temperature was 0.7, now 0.9")
     other = tmp_path / "constitution.yaml"
     other.write_text(
         (ROOT / "constitution.yaml").read_text().replace("The response should", "The response must", 1)
     )
-    write_plan(tmp_path, text)
     refused(bootstrap(output, "--plan", plan, "--constitution", other), "'tiny/facts'", "constitution was")
 
 
@@ -196,11 +200,12 @@ def test_adapters_have_their_lineage(whole):
 def test_the_predecessor_helps_and_the_controls_differ_in_one_thing(whole):
     _, output, _ = whole
     rows = {r["run"].removeprefix("tiny/"): r for r in report.read(output / "data/tiny")["runs"]}
-    loaded = f"stage-{rows['facts']['adapter'][:12]}"
+    helper = rows["facts"]["adapter"]
     done, pairs = rows_of(output, "few")
-    assert {r["writers"]["answerer"] for r in done} == {r["writers"]["generator"] for r in done} == {loaded}
+    assert {r["roles"]["answerer"] for r in done} == {r["roles"]["generator"] for r in done} == {helper}
+    assert {r["adapter"] for r in done} == {helper}
     helped, _ = rows_of(output, "few.base_helper")
-    assert {w for r in helped for w in r["writers"].values()} == {None}
+    assert {who for r in helped for who in r["roles"].values()} == {None}
     assert set(rows["few.base_helper"]["roles"].values()) == {"base"} and len(helped) == len(done)
 
     mixed, _ = rows_of(output, "few.shuffled_critiques")
@@ -212,7 +217,9 @@ def test_the_predecessor_helps_and_the_controls_differ_in_one_thing(whole):
 
     _, tossed = rows_of(output, "few.random_pairs")
     assert [{p["chosen"], p["rejected"]} for p in tossed] == [{p["chosen"], p["rejected"]} for p in pairs]
-    assert 0 < sum(a["chosen"] != b["chosen"] for a, b in zip(tossed, pairs, strict=True)) < len(pairs)
+    turned = [a["chosen"] != b["chosen"] for a, b in zip(tossed, pairs, strict=True)]
+    assert 0 < sum(turned) < len(pairs)
+    assert not any(t for t, p in zip(turned, pairs, strict=True) if p["held_out"])
     _, earlier = rows_of(output, "facts")
     _, together = rows_of(output, "few.from_base")
     assert {(p["id"], p["kind"]) for p in together} == {(p["id"], p["kind"]) for p in earlier + pairs}
@@ -274,9 +281,11 @@ def test_killed_in_the_second_stage_it_ends_with_the_rows_and_adapters_of_an_und
     done = bootstrap(tmp_path, "--plan", plan, "--resume")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     for name in ("facts", "few"):
-        for file in ("instructions", "records", "pairs", "evaluation/success", "evaluation/forgetting"):
-            paths = [o / f"data/tiny/{name}/{file}.jsonl" for o in (tmp_path, undisturbed)]
-            assert paths[0].read_bytes() == paths[1].read_bytes(), f"{name}/{file}"
+        data = [o / "data/tiny" / name for o in (tmp_path, undisturbed)]
+        assert_same_rows(*data)
+        for suite in ("success", "forgetting"):
+            rows = [(d / f"evaluation/{suite}.jsonl").read_bytes() for d in data]
+            assert rows[0] == rows[1], f"{name}/{suite}"
     costs = ("seconds", "dollars", "tokens")
     first, again = (
         [{k: v for k, v in r.items() if k not in costs} for r in report.read(o / "data/tiny")["runs"]

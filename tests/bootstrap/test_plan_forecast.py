@@ -182,7 +182,7 @@ def test_the_plan_that_the_page_shows_loads_in_ten_lines(tmp_path):
 def test_the_script_prints_it_and_loads_no_model(name, output):
     code = (
         "import sys; sys.path.insert(0, 'scripts'); import bootstrap\n"
-        f"sys.argv = ['bootstrap.py', '--plan', {name!r}, '--plan-cost', '--model', {BIG.name!r}]\n"
+        f"sys.argv = ['bootstrap.py', '--plan', {name!r}, '--forecast', '--model', {BIG.name!r}]\n"
         "status = bootstrap.main()\n"
         "assert status == 0 and not {'torch', 'transformers', 'unsloth'} & sys.modules.keys()"
     )

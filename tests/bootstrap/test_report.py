@@ -220,8 +220,6 @@ def test_a_control_is_one_entry(monkeypatch, capsys, tmp_path):
     )  # fmt: skip
     for registry in (ARMS, CONTROLS):
         monkeypatch.setitem(registry, "own", own)
-    for theme in plots.THEMES.values():
-        monkeypatch.setitem(theme["arms"], "own", own.light)
     monkeypatch.setattr(sys, "argv", ["bootstrap.py", "--help"])
     with pytest.raises(SystemExit):
         bootstrap.main()
@@ -575,7 +573,7 @@ def test_a_kept_example_is_priced_only_where_it_was_made(tmp_path):
     cells = [row.strip("| ").split(" | ") for row in rows]
     assert {c[1] for c in cells if c[7] == "–"} == {ARMS[arm].title for arm in (FROM_BASE, SHUFFLED, RANDOM)}
     assert {c[1] for c in cells if c[7].startswith("$")} == {ARMS[arm].title for arm in (MAIN, BASE_HELPER)}
-    colours = plots.THEMES["light"]
+    colours = plots.colours_of("light")
     figure = plots.cost(results, colours)
     each, whole = ({to_hex(bar.get_facecolor()) for bar in axis.patches} for axis in figure.axes)
     pyplot.close(figure)
@@ -634,6 +632,7 @@ def test_numbers_that_were_not_measured(tmp_path):
         (lambda r: r["runs"][1].update(kept="3"), "run 2: kept '3': "),
         (lambda r: r["runs"][1].update(rolled_back=1), "run 2: rolled_back 1: "),
         (lambda r: r["runs"][1]["average"].pop("base"), "run 2: the key 'average.base' is missing"),
+        (lambda r: r["runs"][0].update(kept=r["plan"]), r"run 1: kept {[^}]{1,200}}: "),
         (lambda r: r["runs"][0].update(stage="later"), "run 1: stage 'later'"),
     ],
 )
@@ -643,6 +642,38 @@ def test_results_that_do_not_fit_are_named(tmp_path, change, says):
     with pytest.raises(UserError, match=f"results.json.*{says}"):
         write(tmp_path, results)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_whatever_is_missing_ends_in_a_sentence(tmp_path, monkeypatch):
+    """Or in a page, where a report does without it; in a traceback never."""
+    monkeypatch.setattr(plots, "render", lambda *args: b"a picture")
+    results, refused = invented(seeds=(0,), stages=["facts"], arms=(MAIN,)), []
+    for path in keys_of(results):
+        lacking = deepcopy(results)
+        del at(lacking, path[:-1])[path[-1]]
+        try:
+            write(tmp_path, lacking)
+        except UserError as error:
+            refused.append(path)
+            assert f"'{path[-1]}'" in str(error) or f".{path[-1]}'" in str(error), error
+    assert {("plan", "stages"), ("plan", "stages", 0, "gate", "safer"), ("runs", 0, "gate")} <= set(refused)
+    assert {path[-1] for path in refused} >= {"title", "question", "trained", "rule", "n"}
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+def keys_of(value, before=()):
+    """The paths to all keys of mappings, in lists of the first one."""
+    if isinstance(value, (list, tuple)):
+        yield from (path for first in value[:1] for path in keys_of(first, (*before, 0)))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*before, key)
+            yield from keys_of(inner, (*before, key))
 
 
 @pytest.mark.parametrize("content", [None, "{"])

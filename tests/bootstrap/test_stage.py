@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from textwrap import dedent
 from types import SimpleNamespace
 
 import pytest
 from cai.bootstrap import plan as plans
 from cai.bootstrap import report, stage
-from cai.bootstrap.context import PARTS, StageContext, best, resolve_roles, run_name
+from cai.bootstrap.context import StageContext, adapter_of, best, resolve_roles, role_names, run_name
 from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED, flipped, tokens, within_budget
 from cai.bootstrap.plan import Gate, Roles
 from cai.bootstrap.runner import Runner
 from cai.bootstrap.stage import StageRun
 from cai.bootstrap.stage_gates import judged
-from cai.bootstrap.stage_model import Bench
+from cai.bootstrap.stage_model import SharedModel
 from cai.core import jsonl, schema
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
@@ -24,15 +24,17 @@ from cai.core.prompt_files import load_heldout
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES, content_id
 from cai.core.stats import share
+from cai.costs.budget import Budget
 from cai.evaluation import test_sets
 from cai.evaluation.gates import Criterion
 from cai.evaluation.guardrails import Limits
-from cai.generation import milestones
 from cai.generation.dedup import EvaluationPrompts
-from cai.generation.pairs import preference_pair
-from cai.models.registry import REGISTRY
+from cai.generation.loop import Loop
+from cai.models.registry import REGISTRY, ModelSpec
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
+from cai.prompts.templates import Prompter
+from fakes import FakeEngine
 from hand_made import make_run
 
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
@@ -59,8 +61,9 @@ def load_plan(directory, text=THREE, name="own"):
 # ---- (c) and (d): what is done to the main line's data ----
 
 PAIRS = [
-    {"id": content_id(f"question {n}"), **preference_pair(f"question {n}", f"good {n}", f"bad {n}"),
-     "kind": "anchor" if n % 5 == 0 else "revision", "task": "math", "held_out": n % 9 == 0}
+    {"id": content_id(f"question {n}"), "prompt": f"question {n}", "chosen": f"good {n}",
+     "rejected": f"bad {n}", "kind": "anchor" if n % 5 == 0 else "revision", "task": "math",
+     "held_out": n % 9 == 0}
     for n in range(400)
 ]  # fmt: skip
 
@@ -109,23 +112,15 @@ def records_of(changed, passed=3):
 
 
 def shuffled(main, seed, directory):
-    """The examples that control (c) hands to the reviser."""
+    """The examples that control (c) sends through the loop."""
     where = context(directory, seed=seed)
-    where = replace(where, stage=replace(where.stage, principles=()))  # all
-    stage = StageRun(SimpleNamespace(data=directory), where, None)
-    stage.main_data = lambda: (main, [])
-    where.budget.check = lambda n: None
-    step = SimpleNamespace(count=lambda *args: None)
-    stage.run.step = lambda *args, **more: nullcontext(step)
+    stage = StageRun(None, replace(where, stage=replace(where.stage, principles=())), None)  # all principles
     found = []
-    record = lambda e: {**dict.fromkeys(schema.RECORD_KEYS), "id": e.id}  # noqa: E731
-    loop = SimpleNamespace(revise=found.extend, judge=lambda some: 0, record=record)
-    stage.pipeline_of_roles = lambda: SimpleNamespace(loop=loop)
-    stage.paired = lambda p, done: (done, [])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "read", lambda path, keys: [])
-        patch.setattr(jsonl, "append", lambda path, rows: None)
-        CONTROLS[SHUFFLED].data(stage)
+    stage.main_data = lambda: (main, [])
+    stage.loop_of_roles = lambda: (None, None)
+    stage._recorded = lambda loop, examples: found.extend(examples)
+    stage.paired = lambda done: (done, [])
+    CONTROLS[SHUFFLED].data(stage)
     return found
 
 
@@ -164,6 +159,28 @@ def test_one_changed_answer_alone_has_no_other_to_take_from(tmp_path):
     assert shuffled([], 0, tmp_path) == []
 
 
+def test_with_critiques_shuffled_the_loop_asks_no_answerer_and_no_critic(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setattr(stage, "report_yield", lambda *args: None)
+    main, prompter = records_of(8), Prompter()
+    engine = FakeEngine(lambda prompt: "A better answer.")
+    where = replace(context(tmp_path), budget=Budget(None, lambda: 0.0))
+    with Run.open("own/one", {}) as run:
+        own = StageRun(run, where, None)
+        own.main_data = lambda: (main, [])
+        own.loop_of_roles = lambda: (None, Loop(engine, prompter, CONSTITUTION, judged=False))
+        examples = shuffled(main, 0, tmp_path)
+        made = own._recorded(own.loop_of_roles()[1], examples)
+        revised = [prompter.revision(e.instruction, e.answer.text, e.criticism) for e in examples[:8]]
+        assert [prompt for prompt, *_ in engine.asked] == revised  # and for what the critics passed nothing
+        assert [r["revised_answer"] for r in made] == ["A better answer."] * 8 + [""] * 3
+        for record, example in zip(made, examples, strict=True):
+            assert record["initial_answer"] == example.answer.text
+            assert [c["critique"] for c in record["critiques"]] == [c.text for c in example.critiques]
+        assert own._recorded(own.loop_of_roles()[1], examples) == made
+        assert len(engine.asked) == 8 and jsonl.read(run.data / "records.jsonl", schema.RECORD_KEYS) == made
+
+
 # ---- (a): no more tokens than main ----
 
 
@@ -184,9 +201,9 @@ def test_the_base_as_helper_gets_no_more_tokens_than_main(each, used):
 def test_what_is_left_out_of_the_base_as_helper_is_said():
     said, row = [], {"id": "a", "tokens": {"prompt": 5}, "judgement": None}
     run = SimpleNamespace(
-        context=SimpleNamespace(seed=0), run=SimpleNamespace(log=said.append), pipeline_of_roles=lambda: None,
-        generated=lambda p: [row, row | {"id": "b"}], main_data=lambda: ([row], []),
-        paired=lambda p, done: (done, []),
+        context=SimpleNamespace(seed=0), run=SimpleNamespace(log=said.append),
+        generated=lambda: [row, row | {"id": "b"}], main_data=lambda: ([row], []),
+        paired=lambda done: (done, []),
     )  # fmt: skip
     assert len(CONTROLS[BASE_HELPER].data(run)[0]) == 1
     assert said == ["main's budget is used up after 1 of 2 examples: the rest is left out"]
@@ -217,11 +234,10 @@ def context(tmp_path, *before, seed=0, stage=-1, arm=MAIN, roles=None):
 
 def played(tmp_path, roles, *before, arm=MAIN):
     found = resolve_roles(context(tmp_path, *before, arm=arm, roles=roles))
-    by_part = vars(found.writers)
-    assert {k: None if v == "base" else f"sha of {v}" for k, v in found.named.items()} == by_part
-    assert found.paths.keys() == {h for h in by_part.values() if h}
-    assert all(path.parts[-2:] == ("own", digest.split()[-1]) for digest, path in found.paths.items())
-    return [found.named[p] for p in PARTS]
+    assert list(found) == [f.name for f in fields(Roles)]
+    assert all(r is None or adapter_of(r).parts[-2:] == ("own", r["stage"]) for r in found.values())
+    assert role_names(found) == {part: r["stage"] if r else "base" for part, r in found.items()}
+    return list(role_names(found).values())
 
 
 ALL_PREDECESSOR = ("predecessor",) * 5
@@ -621,7 +637,7 @@ def test_a_hash_tells_data_apart(line):
     own.follow(0, CONTROLS, force=False)
     rows = by_run(own)
     assert len({r["data_hash"] for r in rows.values()}) == len(rows)
-    step = StageRun(own.run, context(own.run.data, stage=0), SimpleNamespace(named={}))
+    step = StageRun(own.run, context(own.run.data, stage=0), {})
     done = jsonl.read(own.run.data / "one/records.jsonl", schema.RECORD_KEYS)
     pairs = stage.read_pairs("own/one")
     of = lambda some: step._facts(done, some)["data_hash"]  # noqa: E731
@@ -726,11 +742,9 @@ def test_an_adapters_name_follows_from_its_hash_in_every_process(tmp_path):
         def load_adapter(self, path, name):
             self.adapters[name] = path.name
 
-    bench = Bench(SANDBOX, None, Carrier())
-    names = bench.carrying(16, {"a" * 64: tmp_path / ("a" * 64)}, None)
-    assert (
-        names == {"a" * 64: "stage-" + "a" * 12} == bench.carrying(16, dict.fromkeys(names, tmp_path), None)
-    )
+    shared, named = SharedModel(SANDBOX, None, Carrier()), {"a" * 64: "stage-" + "a" * 12}
+    assert shared.carrying(16, {"a" * 64: tmp_path / ("a" * 64)}, None) == named
+    assert shared.carrying(16, dict.fromkeys(named, tmp_path), None) == named
 
 
 def test_a_budget_ends_the_line_cleanly_and_a_larger_one_goes_on(line):
@@ -847,6 +861,15 @@ def test_stages_that_the_plan_has_no_more_are_no_part_of_its_results(line):
 
 # ---- what no generator may see ----
 
+WRITTEN = {"id": content_id("Written."), "instruction": "Written.", "task": "math", "source": "self_instruct"}
+
+
+@dataclass
+class Loaded:
+    """As much of a model as a session of a stage needs."""
+
+    spec: ModelSpec
+
 
 def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "output"))
@@ -854,34 +877,35 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
     heldout = [h.instruction for h in load_heldout(ROOT / SANDBOX.heldout)]
     tested = test_sets.test_instructions(SANDBOX)
 
-    def self_instruct(*args, barred, tasks, want, **more):
-        seen.update(barred=list(barred), tasks=tasks, want=want, adapter=more["adapter"])
-        return SimpleNamespace(rows=[{"id": "x"}], left_out={}, by_task={}, short=None)
+    def self_instruct(*args, seed, barred, tasks, want, adapter, **more):
+        seen.update(seed=seed, barred=list(barred), tasks=tasks, want=want, adapter=adapter)
+        return SimpleNamespace(rows=[WRITTEN], left_out={}, by_task={}, short=None)
+
+    def make_records(run, loop, examples, *, budget):
+        seen.update(loop=loop, examples=[e.instruction for e in examples], budget=budget)
+        return []
 
     monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
-    monkeypatch.setattr(milestones, "all_records", lambda *a, **k: [])
-    monkeypatch.setattr(milestones, "all_pairs", lambda *a: [])
+    monkeypatch.setattr(stage, "make_records", make_records)
+    monkeypatch.setattr(stage, "report_yield", lambda *args: None)
+    monkeypatch.setattr(stage, "engine_of", lambda model: FakeEngine())
     where = context(tmp_path, finished("one"), stage=1)
-    where.bench.carrying = lambda bits, adapters, run: {digest: f"loaded {digest}" for digest in adapters}
-    where.bench.model = None
+    where.shared_model.carrying = lambda bits, adapters, run: {h: f"loaded {h}" for h in adapters}
+    where.shared_model.model = Loaded(SANDBOX)
     asked = "Asked by stage one."
     with Run.open("own/one", {}) as run:
         row = {"id": content_id(asked), "instruction": asked, "task": "math", "source": "self_instruct"}
         jsonl.append(run.data / "instructions.jsonl", [row])
     with Run.open("own/two", {}) as run:
-        step = StageRun(run, where, resolve_roles(where))
-
-        def pipeline(model, seed, writers):
-            seen["seed"] = seed
-            loop = SimpleNamespace(engine=None, prompter=None, seed=seed, writers=writers)
-            return SimpleNamespace(run=run, spec=SANDBOX, loop=loop)
-
-        monkeypatch.setattr(step, "pipeline", pipeline)
-        step.data()
+        StageRun(run, where, resolve_roles(where)).data()
     assert set(seen["barred"]) == {*heldout, *tested, "Asked by stage one."}
     assert seen["seed"] == schema.row_seed(0, "two", "stage")  # each stage draws anew, in all its arms alike
     assert (seen["tasks"], seen["want"]) == (where.stage.tasks, where.stage.examples)
     assert seen["adapter"] == "loaded sha of one"  # the predecessor generates
+    assert (seen["loop"].seed, seen["examples"]) == (seen["seed"], [WRITTEN["instruction"]])
+    assert (seen["loop"].roles.answerer, seen["loop"].roles.judge) == ("loaded sha of one", None)
+    assert seen["loop"].principles == where.stage.per_answer and seen["budget"] is where.budget
+    assert [p.id for p in seen["loop"].constitution.principles] == ["accuracy"]  # the stage's own
 
 
 def test_no_seed_that_a_stage_shows_its_generator_is_a_held_out_prompt():

@@ -149,6 +149,19 @@ def test_every_text_is_kept_and_the_base_is_asked_once_for_all_runs(pair_of):
     assert critic_probe.EACH >= 100
 
 
+def test_a_principle_that_reads_otherwise_is_asked_anew(pair_of):
+    engine = FakeEngine(lambda prompt: KEEP)
+    pair = pair_of(engine)
+    measured(pair)
+    before = len(engine.asked)
+    measured(pair)
+    assert len(engine.asked) == before
+    other = tuple(replace(p, principle=f"{p.principle} Always.") for p in CONSTITUTION.principles)
+    measure(pair, pair.results("probes"), replace(CONSTITUTION, principles=other), 48)
+    asked = engine.asked[before:]
+    assert len(asked) == before and all("Always." in prompt for prompt, *_ in asked)
+
+
 def test_the_suite_says_the_same_in_plain_words(pair_of):
     pair = pair_of(Player(SANDBOX, lambda p: f"It is bad. {CHANGE}", False), limit=48)
     found, notes = critic_probe.SUITE.measure(pair, pair.results("probes"))

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from cai.core.stats import Metric
 from cai.evaluation import guardrails
 from cai.evaluation.guardrails import Limits, watch
 from cai.prompts.exemplars import ANSWERED
@@ -27,9 +26,9 @@ def healthy():
     }
     answer = {"answer": "A red fox sleeps.", "finish_reason": "stop"}
     return {
-        "summaries": {"forgetting": {"metrics": {k: metric(v) for k, v in of.items()}}},
+        "forgetting": {k: metric(v) for k, v in of.items()},
         "probes": {who: {"critic": metric(0.9), "reviser": metric(0.8)} for who in ("base", "trained")},
-        "pairs": [{"chosen": " Iron."}] * 20,
+        "pairs": [{"chosen": "Iron."}] * 20,
         "limits": Limits(),
         "answers": {"base": [answer] * 20, "trained": [answer] * 20},
     }
@@ -41,7 +40,7 @@ def fell(given):
 
 def forgetting(name):
     def set(given, value):
-        given["summaries"]["forgetting"]["metrics"][name] = metric(value)
+        given["forgetting"][name] = metric(value)
 
     return set
 
@@ -141,13 +140,6 @@ def test_a_cut_off_answer_has_no_length():
     given = healthy()
     given["answers"]["trained"] += [{"answer": "fox " * 500, "finish_reason": "length"}] * 50
     assert fell(given) == []
-
-
-def test_probes_may_come_as_metrics():
-    given = healthy()
-    given["probes"] = {who: {"critic": Metric(v, 9, None)} for who, v in (("base", 0.9), ("trained", 0.4))}
-    (found,) = [f for f in watch(**given) if not f.ok]
-    assert (found.name, found.value, found.limit, found.rule) == ("critic probe, fall", 0.5, 0.4, "at most")
 
 
 def test_on_policy_answers_are_those_of_this_adapter(tmp_path):

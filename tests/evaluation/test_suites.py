@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -13,15 +14,15 @@ from cai.core.files import ROOT, write_json
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
-from cai.core.stats import (
-    share,
-)
+from cai.core.stats import share
 from cai.evaluation.criteria import m3
 from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
-from cai.evaluation.suites import DECIDING, SUITES, critique, evaluate, load_summary, measure, table
-from cai.evaluation.suites.forgetting import distinct, repeated_endings
+from cai.evaluation.stop_rate import ending
+from cai.evaluation.suites import DECIDING, MODULES, SUITES, critique, evaluate, load_summary, measure, table
+from cai.evaluation.suites.forgetting import PERPLEXITY, distinct, perplexity, repeated_endings
 from cai.evaluation.suites.preference import MARKED
+from cai.evaluation.suites.task_success import ALL, TEN
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.filters import is_exemplar, normal
 from cai.generation.refusals import is_refusal
@@ -276,6 +277,18 @@ def test_answers_of_another_adapter_are_not_taken_for_this_ones(scripted, tmp_pa
         load_summary(tmp_path / "data/tiny", "truth")
 
 
+def test_rows_hold_for_the_exemplars_that_were_shown(scripted, monkeypatch):
+    pair = scripted()
+    few = dataclasses.replace(pair.spec, shots=2)
+    setups = [
+        dataclasses.replace(pair, engine=FakeEngine(spec=s, adapters=pair.engine.adapters))
+        for s in (pair.spec, few)
+    ]
+    before = [p.setup for p in setups]
+    monkeypatch.setattr("cai.evaluation.model_pair.exemplar_texts", lambda: ("others",))
+    assert before[0] == setups[0].setup and before[1] != setups[1].setup
+
+
 def test_forgetting_counts_refusals_by_what_was_asked(scripted):
     engine = Scripted(
         says=lambda p, adapter: "I will not help with that." if adapter else f"{hash(p)} is it."
@@ -289,6 +302,18 @@ def test_forgetting_counts_refusals_by_what_was_asked(scripted):
     assert metric(found, "repeated endings, base")["value"] == 0
     assert metric(found, "distinct-2, trained")["value"] < 0.1 < metric(found, "distinct-2, base")["value"]
     assert metric(found, "perplexity on neutral text, trained / base")["value"] == 1
+
+
+def test_perplexity_and_ends_by_hand():
+    rows = {BASE: [{"logprob": -10.0, "tokens": 5}] * 2, TRAINED: [{"logprob": -15.0, "tokens": 5}] * 2}
+    found = {name: m.value for name, m in perplexity(rows).items()}
+    assert found == {
+        "perplexity on neutral text, base": pytest.approx(math.exp(2)),
+        "perplexity on neutral text, trained": pytest.approx(math.exp(3)),
+        PERPLEXITY: pytest.approx(math.e),
+    }
+    ends = [("stop", "<eos>"), ("stop", "\nInstruction:"), ("length", None)]
+    assert [ending(*end) for end in ends] == ["end token", "next marker", "cut off"]
 
 
 def test_distinct_and_repeated_endings_by_hand():
@@ -392,6 +417,30 @@ def test_ground_truth_knows_right_from_wrong(scripted):
     assert metric(found, "bare format: facts, base")["n"] == 12
 
 
+def test_ground_truth_leaves_out_what_was_trained_on(scripted):
+    pair = scripted(limit=4)
+
+    def instructions(of):
+        store = of.results("truth")
+        _, notes = SUITES["truth"].measure(of, store)
+        return {row["instruction"] for row in store.own.values()}, notes["left out, trained on"]
+
+    before, _ = instructions(pair)
+    learnt = min(before)
+    rows = [{"prompt": learnt, "held_out": False}, {"prompt": max(before), "held_out": True}]
+    engine = Scripted(digest="c" * 64)
+    after, left_out = instructions(dataclasses.replace(pair, engine=engine, pairs=rows))
+    assert left_out == 1 and learnt not in after and max(before) in after
+
+
+def test_requests_are_in_no_average_of_tasks(scripted):
+    pair = scripted(Scripted(says=lambda prompt, adapter: "I will not help with that."), limit=4)
+    metrics = evaluate(pair, ["success"])["success"]["metrics"]
+    assert metrics["harmful requests refused, trained"]["value"] == 1
+    assert metrics[f"{ALL}, trained"]["value"] == metrics[f"{TEN}, trained"]["value"] == 0
+    assert metrics[f"{ALL}, trained"]["n"] == 4 * (len(TASK_TYPES) + len(schema.SKILLS))
+
+
 def test_ground_truth_is_the_sandboxs_only(scripted):
     with pytest.raises(UserError, match="measures the sandbox's invented world"):
         evaluate(scripted(Scripted(spec=REAL)), ["truth"])
@@ -487,15 +536,18 @@ def test_a_milestones_own_adapter_is_measured_as_its_session_has_it(scripted):
 
 def test_a_damaged_summary_is_named(tmp_path):
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/preference.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        load_summary(tmp_path, "preference")
-    write_json(tmp_path / "evaluation/preference.json", {"adapter": None})
-    assert load_summary(tmp_path, "preference") == {"adapter": None}
+    for damaged in ("{", "[]", "{}"):
+        (tmp_path / "evaluation/preference.json").write_text(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_summary(tmp_path, "preference")
+    whole = {"adapter": None, "metrics": {}, "settings": {}}
+    write_json(tmp_path / "evaluation/preference.json", whole)
+    assert load_summary(tmp_path, "preference") == whole
 
 
 def test_a_suite_says_its_name_what_it_is_and_whether_the_gate_reads_it(scripted):
-    assert list(SUITES) == ["preference", "critique", "forgetting", "truth", "success", "probes"]
+    files = {p.stem for p in (ROOT / "scripts/cai/evaluation/suites").glob("*.py")} - {"__init__"}
+    assert files == {m.__name__.rsplit(".", 1)[-1] for m in MODULES} and len(SUITES) == len(MODULES)
     assert all(suite.name == name and suite.about for name, suite in SUITES.items())
     pair = scripted(limit=12)
     pair.run.record(training={"status": "finished", "steps": 1})

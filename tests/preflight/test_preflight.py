@@ -12,7 +12,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device
 from cai.preflight import hardware, random_weights
-from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row
+from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Report, Row
 from cai.preflight.random_weights import SHAPES
 
 SCRIPT = ROOT / "scripts/preflight.py"
@@ -100,6 +100,14 @@ def test_bad_input_is_a_sentence(preflight, offline, monkeypatch, flags, sentenc
     with pytest.raises(UserError) as error:
         in_process(preflight, monkeypatch, *flags)
     assert sentence in str(error.value)
+
+
+def test_what_a_library_says_does_not_command_the_terminal(offline, tmp_path, capsys):
+    report = Report()
+    report.add(Row("sandbox", FAIL, "\x1b[2Jgone", "\x9b31m"))
+    report.finish(tmp_path / "report.json")
+    said = capsys.readouterr().out
+    assert said.count(r"\x1b[2Jgone") == 2 and r"\x9b31m" in said and not set("\x1b\x9b") & set(said)
 
 
 # ---- the hub ----

@@ -34,6 +34,15 @@ def test_no_text_becomes_markup_in_either_form(text):
     assert not re.search(r"(?<!\\)[<`]", notes) and "](plots/a_b.png)" in notes
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [("- a", r"\- a"), ("+ a", r"\+ a"), ("12. a", r"12\. a"), ("1) a", r"1\) a"), ("---", r"\---")]
+    + [(text, text) for text in ("-0.5 to 1", "1.5 a", "+1", "a - b")],
+)
+def test_what_begins_a_list_or_a_rule_in_markdown_is_text(text, escaped):
+    assert as_markdown([Text("p", text), Items([text])]) == f"{escaped}\n\n- {escaped}\n"
+
+
 def test_the_policy_allows_the_documents_own_style_and_pictures_and_nothing_else():
     page = as_html("plain", blocks("plain"))
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]

@@ -343,9 +343,12 @@ def browse(tmp_path):
 @pytest.mark.slow
 def test_a_browser_runs_the_page_and_not_what_a_model_wrote(browse):
     attack = "<img src=x onerror=\"document.title='bad'\"></script><script>document.title='bad'</script>"
-    dom = browse(render(MANIFEST, [record(attack, attack, attack + " again", judgement={attack: attack})]))
+    dom = browse(
+        render(MANIFEST, [record(attack, attack, attack + " again", judgement={attack: "constructor"})])
+    )
     assert "<title>mvp: review</title>" in dom  # nothing of it ran
     assert "1 example · 0 fully marked" in dom  # and the page's own script did, under its policy
+    assert "constructor</span>" in dom and "native code" not in dom.partition("<body")[2]
     assert dom.count("<img") == 0 and dom.count("&lt;img src=x") >= 4
 
 
@@ -371,3 +374,13 @@ def test_keys_marks_filters_search_and_export_in_a_browser(browse):
     assert out["filters"] == {"status": 166, "marked": 2, "reason": 166, "principle": 500}
     assert out["found"] == [15, 11, 0, 500]  # 17 and 170 to 179, as words also 117 to 417
     assert out["diffs"] and out["changed"] == [["quick", "slow"], ["", ", really"]]
+
+
+def test_the_page_counts_as_kept_what_makes_a_pair():
+    """Boilerplate shows only in the whole run: no record names it, the page does."""
+    topics = "rivers bread clocks violins tides moss".split()
+    rows = [record(f"Tell of {t}.", f"On {t}.", f"Few know {t}. I hope that this helps you!") for t in topics]
+    assert all(r["kept"] for r in rows)
+    shown = Page(render(MANIFEST, [*rows, record()])).data["examples"]
+    assert [e["rejected_because"] for e in shown] == [["boilerplate"]] * len(rows) + [[]]
+    assert [e["kept"] for e in shown] == [False] * len(rows) + [True]

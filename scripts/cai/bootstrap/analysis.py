@@ -23,14 +23,9 @@ from cai.bootstrap.controls import BASE_HELPER, CONTROLS, MAIN, SHUFFLED, letter
 from cai.bootstrap.stage_gates import CARRIED
 from cai.core.stats import Metric
 
-SUPPORTED, IN_PART, MIXED, NOT_SHOWN, AGAINST, UNANSWERED = (
-    "supported", "supported in part", "mixed", "not shown", "against it", "unanswered"
-)  # fmt: skip
-
-
+SUPPORTED, IN_PART, MIXED = "supported", "supported in part", "mixed"
+NOT_SHOWN, AGAINST, UNANSWERED = "not shown", "against it", "unanswered"
 SMALL = 0.05  # a gain that could not be larger than this counts as none
-
-
 OTHER_QUANTITY = 1.25  # from this ratio on, main and control trained on clearly different numbers of pairs
 
 
@@ -234,8 +229,8 @@ def _quantity(results: dict[str, Any], control: str) -> str | None:
     if not found:
         return None
     return (
-        f"{CONTROLS[control].title} trained on {' or '.join(sorted(words))} pairs than main, "
-        f"so its difference is partly one of quantity: {', '.join(found)}."
+        f"{CONTROLS[control].title} trained on {' or '.join(sorted(words))} pairs than main, so its "
+        f"difference is partly one of quantity: {', '.join(found)}."
     )
 
 
@@ -250,23 +245,18 @@ def _tests(results: dict[str, Any]) -> tuple[tuple[str, str, bool | None], ...]:
     rows = []
     for name, claim in ((name, c.claim) for name, c in CONTROLS.items() if c.claim):
         told = [d for d in _weighty(results, name) if d.found != UNKNOWN]
-        if not told:
-            rows.append((claim, "not tested", None))
-            continue
-        good = {d.stage: as_good(d) for d in told}
-        better = [d.stage for d in told if d.found == HURT]
-        groups = [
-            ("no at", [s for s in good if good[s] is False]),
-            (f"yes, main's gain is at most {SMALL:.2f}, at", [
-                s for s in good if good[s] and s not in better
-            ]),
-            ("too few cases to tell at", [s for s in good if good[s] is None]),
-            ("yes, the control is better, at", better),
-        ]  # fmt: skip
-        holds, fails = all(x is False for x in good.values()), all(good.values())
-        rows.append(
-            (claim, "; ".join(f"{w} {_list(s)}" for w, s in groups if s), holds if holds or fails else None)
-        )
+        good = [as_good(d) for d in told]
+        groups = {
+            "no at": [d for d in told if as_good(d) is False],
+            f"yes, main's gain is at most {SMALL:.2f}, at": [
+                d for d in told if as_good(d) and d.found != HURT
+            ],
+            "too few cases to tell at": [d for d in told if as_good(d) is None],
+            "yes, the control is better, at": [d for d in told if d.found == HURT],
+        }
+        found = "; ".join(f"{said} {_list([d.stage for d in some])}" for said, some in groups.items() if some)
+        holds = all(x is False for x in good)
+        rows.append((claim, found or "not tested", holds if told and (holds or all(good)) else None))
     return tuple(rows)
 
 

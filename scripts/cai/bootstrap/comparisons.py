@@ -17,8 +17,6 @@ from cai.bootstrap.stage_gates import CARRIED
 from cai.core.stats import NOTHING, Metric, mean, share
 
 CEILING = 0.95  # where both arms do better than this there is no room left to differ in
-
-
 HELPED, NO_DIFFERENCE, HURT, UNKNOWN = "helped", "made no measurable difference", "hurt", "cannot be told"
 
 
@@ -89,9 +87,7 @@ def over_seeds(found: Sequence[Metric], least: float = 0.0) -> Metric:
 # ---- what is compared ----
 
 Measure = Callable[[dict[str, Any]], Metric]
-
-
-SUCCESS, REFUSED = "success, average", "harmful refused"
+SUCCESS, REFUSED, HARMLESS_REFUSED = "success, average", "harmful refused", "harmless refused"
 
 
 def _safety(name: str) -> Measure:
@@ -124,7 +120,7 @@ def _a_pair(unit: str, count: int = 1) -> Measure:
 MEASURES: dict[str, Measure] = {
     SUCCESS: lambda run: metric(run["average"]["trained"]),
     REFUSED: _safety(REFUSED),
-    "harmless refused": _safety("harmless refused"),
+    HARMLESS_REFUSED: _safety(HARMLESS_REFUSED),
     "label accuracy of pairs": lambda run: metric(run["label_accuracy"]),
     "first answers right": lambda run: metric(run["first_answers"]),
     "examples kept": pair_yield,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,8 @@ from cai.bootstrap.plan import BASE, BEST, PREDECESSOR, Plan, Stage
 from cai.bootstrap.stage_model import SharedModel
 from cai.core.files import directories
 from cai.costs.budget import Budget
-from cai.generation.example import Roles
 from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
-
-PARTS = tuple(f.name for f in fields(Roles))
 
 
 def run_name(plan: str, stage: str, seed: int, arm: str = MAIN, first_seed: int = 0) -> str:
@@ -88,30 +85,21 @@ def adapter_of(result: Mapping[str, Any]) -> Path:
     return directories(result["adapter_run"])[1]
 
 
-@dataclass(frozen=True)
-class ResolvedRoles:
-    """hashes: of the adapters, in place of names. named: whose they are. paths: hash -> directory."""
-
-    hashes: Roles
-    named: dict[str, str]
-    paths: dict[str, Path]
-
-
-def resolve_roles(context: StageContext) -> ResolvedRoles:
+def resolve_roles(context: StageContext) -> dict[str, dict[str, Any] | None]:
+    """By part the result whose adapter plays it; None: the base."""
     roles, parent = asdict(context.stage.roles), context.parent
-    if context.arm.base_helps:
-        roles = dict.fromkeys(PARTS, BASE)
     by_stage = {r["stage"]: r for r in context.trained}
-    hashes, named, paths = {}, {}, {}
-    for part in PARTS:
-        who = roles[part]
-        if who == BEST:
-            who = best(parent, part)
-        result = None if who == BASE else parent if who == PREDECESSOR else by_stage.get(who, parent)
-        hashes[part], named[part] = (None, BASE) if result is None else (result["adapter"], result["stage"])
-        if result is not None:
-            paths[result["adapter"]] = adapter_of(result)
-    return ResolvedRoles(Roles(**hashes), named, paths)
+
+    def player(part: str) -> dict[str, Any] | None:
+        who = BASE if context.arm.base_helps else roles[part]
+        who = best(parent, part) if who == BEST else who
+        return None if who == BASE else by_stage.get(who, parent)
+
+    return {part: player(part) for part in roles}
+
+
+def role_names(roles: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    return {part: result["stage"] if result else BASE for part, result in roles.items()}
 
 
 def best(parent: Mapping[str, Any] | None, part: str) -> str:

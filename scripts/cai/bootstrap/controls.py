@@ -16,11 +16,7 @@ from typing import Any
 from cai.core.schema import row_seed
 
 MAIN, BASE_HELPER, SHUFFLED = "main", "base_helper", "shuffled_critiques"
-
-
 EVERYTHING = ("instructions", "answer", "critique", "revision", "judge")  # the steps that make an example
-
-
 Rows = list[dict[str, Any]]
 
 

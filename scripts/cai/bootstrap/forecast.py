@@ -50,23 +50,21 @@ def bootstrap(
         examples=seeds * sum(p.examples for p in parts),
         hourly_rate=hourly_rate,
     )
-    say = lambda seconds: (format_duration(seconds), f"${seconds / 3600 * f.hourly_rate:.2f}")  # noqa: E731
-    taken = lambda part: [f.seconds_of(u) for u in part.work]  # noqa: E731
-    head = ("stage", "examples", "pairs", "steps", "data", "training", "measuring", "all", "dollars")
-    rows = [head]
-    for p in parts:
-        name = p.stage if p.arm == MAIN else f"  {ARMS[p.arm].title}"
-        new = f"{p.examples:,}" if p.examples else "as above"
-        rows.append(
-            (name, new, f"{p.pairs:,}", f"{p.steps:,}", *map(format_duration, taken(p)), *say(sum(taken(p))))
-        )
-    sums = [("one seed", parts)] + [(f"{seeds} seeds", parts * seeds)] * (seeds > 1)
+
+    def row(name: str, some: Sequence[_Part]) -> tuple[str, ...]:
+        examples, pairs, steps = (sum(getattr(p, k) for p in some) for k in ("examples", "pairs", "steps"))
+        times = [sum(f.seconds_of(p.work[i]) for p in some) for i in range(3)]  # data, training, measuring
+        new, all_of_it = f"{examples:,}" if examples else "as above", sum(times)
+        dollars = f"${all_of_it / 3600 * f.hourly_rate:.2f}"
+        return (name, new, f"{pairs:,}", f"{steps:,}", *map(format_duration, (*times, all_of_it)), dollars)
+
+    rows = [("stage", "examples", "pairs", "steps", "data", "training", "measuring", "all", "dollars")]
+    rows += [row(p.stage if p.arm == MAIN else f"  {ARMS[p.arm].title}", [p]) for p in parts]
     if controls:
-        sums = [("main line, one seed", [p for p in parts if p.arm == MAIN]), *sums]
-    for name, some in sums:
-        counts = (sum(of) for of in zip(*((p.examples, p.pairs, p.steps) for p in some), strict=True))
-        times = [sum(of) for of in zip(*map(taken, some), strict=True)]
-        rows.append((name, *(f"{n:,}" for n in counts), *map(format_duration, times), *say(sum(times))))
+        rows.append(row("main line, one seed", [p for p in parts if p.arm == MAIN]))
+    rows.append(row("one seed", parts))
+    if seeds > 1:
+        rows.append(row(f"{seeds} seeds", parts * seeds))
     return "\n".join(
         (
             f"forecast for the plan {plan.name} ({plan.title}): {f.model} on {f.device}, "

@@ -26,26 +26,12 @@ from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 from cai.training.settings import LEAST_STEPS, LOSSES
 
 PLANS = ROOT / "specs" / "plans"
-
-
 BASE, PREDECESSOR, BEST = "base", "predecessor", "best"
-
-
 EVERY, TESTS = "every", "tests"  # keys beside stage names in a scale
-
-
 ONCE = ("single", "batch", "mvp", "full", "prompts", "constitutions")  # directories that data/ has already
-
-
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")  # no dot: "<stage>.seed1" and "<stage>.<arm>" are runs of their own
-
-
 EXEMPLARS = min(map(len, (ANSWERED, EDITED, JUDGED)))
-
-
 OTHER_NAMES = {"math_problems": "math"}  # of tasks, in plans that were written for other programs
-
-
 GROUPS = ("roles", "gate", "limits")
 
 
@@ -98,8 +84,6 @@ def _stage_name(name: Any, info: ValidationInfo) -> Any:
 
 
 Player = Annotated[Text, AfterValidator(_player)]
-
-
 Tasks = distinct(
     Annotated[str, AfterValidator(_task)],
     BeforeValidator(_tasks),
@@ -291,7 +275,10 @@ def _path(name: str) -> Path:
 
 def _plan(name: str, content: dict, scale: Any, problems: list[str], where: str) -> Plan:
     """Builds a plan with a scale's values laid over it, and notes whatever is wrong."""
-    say = lambda text: problems.append(where + text)  # noqa: E731
+
+    def say(text: str) -> None:
+        problems.append(where + text)
+
     if not re.fullmatch(NAME, name) or name in ONCE:
         say(f"its file's name {name!r} names its directory: use a-z, 0-9, - and _, and none of {ONCE}")
     stages = content.get("stages")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from cai.bootstrap.comparisons import comparisons, metric, over_seeds, runs_of, stages_of
@@ -11,16 +12,10 @@ from cai.bootstrap.controls import ARMS, BASE_HELPER, MAIN
 from cai.core.stats import Metric
 from cai.evaluation.guardrails import AT_LEAST, WITHIN
 
-THEMES: dict[str, dict[str, Any]] = {
-    "light": {
-        "page": "#ffffff", "ink": "#1d2024", "quiet": "#5c636c", "line": "#d9dad6",
-        "arms": {name: arm.light for name, arm in ARMS.items()},
-    },
-    "dark": {
-        "page": "#1e2125", "ink": "#e4e5e7", "quiet": "#a0a7b0", "line": "#41464e",
-        "arms": {name: arm.dark for name, arm in ARMS.items()},
-    },
-}  # fmt: skip
+THEMES = {
+    "light": {"page": "#ffffff", "ink": "#1d2024", "quiet": "#5c636c", "line": "#d9dad6"},
+    "dark": {"page": "#1e2125", "ink": "#e4e5e7", "quiet": "#a0a7b0", "line": "#41464e"},
+}
 
 
 def arms_of(results: dict[str, Any]) -> list[str]:
@@ -33,6 +28,10 @@ def stages_with_runs(results: dict[str, Any]) -> list[str]:
     return [stage for stage in stages_of(results) if any(r["stage"] == stage for r in results["runs"])]
 
 
+def colours_of(theme: str) -> dict[str, Any]:
+    return THEMES[theme] | {"arms": {name: getattr(arm, theme) for name, arm in ARMS.items()}}
+
+
 def render(results: dict[str, Any], name: str, theme: str, form: str) -> bytes:
     """One of PLOTS. form: "png" or "svg". The same results give the same bytes."""
     import matplotlib
@@ -40,25 +39,17 @@ def render(results: dict[str, Any], name: str, theme: str, form: str) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = THEMES[theme]
+    colours = colours_of(theme)
+    page, ink, line = colours["page"], colours["ink"], colours["line"]
     settings = {
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), page),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), ink),
+        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), ink),
+        **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor", "grid.color"), line),
         **{"text.parse_math": False, "svg.hashsalt": "plan", "svg.fonttype": "path", "font.size": 9},
-        **{"figure.facecolor": colours["page"], "axes.facecolor": colours["page"]},
-        **{"savefig.facecolor": colours["page"], "text.color": colours["ink"]},
-        **{k: colours["ink"] for k in ("axes.labelcolor", "axes.titlecolor", "ytick.labelcolor")},
-        **{
-            "xtick.labelcolor": colours["ink"],
-            "xtick.color": colours["line"],
-            "ytick.color": colours["line"],
-        },
-        **{"axes.edgecolor": colours["line"], "grid.color": colours["line"], "grid.alpha": 0.6},
-        **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
-        **{
-            "legend.frameon": False,
-            "legend.fontsize": 8.5,
-            "axes.titlesize": 9.5,
-            "axes.titlelocation": "left",
-        },
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.6},
+        **{"axes.titlesize": 9.5, "axes.titlelocation": "left"},
+        **{"legend.frameon": False, "legend.fontsize": 8.5},
     }
     with pyplot.rc_context(settings):
         figure = PLOTS[name][1](results, colours)
@@ -75,17 +66,33 @@ def _axes(width: float, height: float, columns: int = 1, **more: Any):
     return pyplot.subplots(1, columns, figsize=(width, height), constrained_layout=True, **more)
 
 
-def _bar(axis: Any, x: float, y: float, m: Metric, colour: str, mark: str, **more: Any) -> None:
+def _bar(axis: Any, x: float | None, y: float | None, m: Metric, colour: str, mark: str) -> None:
     """A value as a mark and its interval as a line, along y where x is given, else along x."""
     if m.value is None:
         return
     if m.interval:
-        ends = list(m.interval)
-        axis.plot(
-            *(([x, x], ends) if y is None else (ends, [y, y])), color=colour, lw=1.6, solid_capstyle="butt"
-        )
-    at = (x, m.value) if y is None else (m.value, y)
-    axis.plot(*at, mark, color=colour, ms=6.5, **more)
+        ends = ([x, x], m.interval) if y is None else (m.interval, [y, y])
+        axis.plot(*ends, color=colour, lw=1.6, solid_capstyle="butt")
+    axis.plot(m.value if x is None else x, m.value if y is None else y, mark, color=colour, ms=6.5)
+
+
+def _by_stage(axis: Any, stages: Sequence[str], **more: Any) -> None:
+    """A group of arms for each stage."""
+    axis.set(xticks=range(len(stages)), xticklabels=stages, **more)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="y")
+
+
+def _by_row(axis: Any, names: Sequence[str], bottom: float) -> None:
+    """A row for each name, from the top down."""
+    axis.set(yticks=range(len(names)), yticklabels=names)
+    axis.set_ylim(bottom, -0.6)
+    axis.tick_params(axis="y", length=0)
+
+
+def _beside(i: int, j: int, arms: Sequence[str]) -> float:
+    """Where arm j stands in the group of stage i."""
+    return i + (j - (len(arms) - 1) / 2) * 0.15
 
 
 def success(results: dict[str, Any], colours: dict[str, Any]):
@@ -100,19 +107,16 @@ def success(results: dict[str, Any], colours: dict[str, Any]):
             axis.plot([i - 0.42, i + 0.42], [base] * 2, "--", color=colours["quiet"], lw=1.2, label=label)
         for j, arm in enumerate(arms):
             own = [metric(r["average"]["trained"]) for r in runs_of(results, stage, arm)]
-            x = i + (j - (len(arms) - 1) / 2) * 0.15
+            x = _beside(i, j, arms)
             _bar(axis, x, None, over_seeds(own), colours["arms"][arm], ARMS[arm].mark)
             values = [m.value for m in own if m.value is not None]
             if len(values) > 1:
-                axis.plot(
-                    [x + 0.045] * len(values), values, ".", color=colours["arms"][arm], ms=3.5, alpha=0.8
-                )
+                at = [x + 0.045] * len(values)
+                axis.plot(at, values, ".", color=colours["arms"][arm], ms=3.5, alpha=0.8)
     for arm in arms:
         axis.plot([], [], ARMS[arm].mark, color=colours["arms"][arm], label=ARMS[arm].title)
-    axis.set(xticks=range(len(stages)), xticklabels=stages, ylim=(0, 1.02), xlim=(-0.55, len(stages) - 0.45))
+    _by_stage(axis, stages, ylim=(0, 1.02), xlim=(-0.55, len(stages) - 0.45))
     axis.set_ylabel("share of test instructions")
-    axis.tick_params(axis="x", length=0)
-    axis.grid(axis="y")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -126,9 +130,8 @@ def differences(results: dict[str, Any], colours: dict[str, Any]):
     for arm, found in groups:
         colour = colours["arms"][arm]
         if found:
-            axis.text(
-                0.01, y, ARMS[arm].title, color=colour, va="center", transform=axis.get_yaxis_transform()
-            )
+            place = axis.get_yaxis_transform()
+            axis.text(0.01, y, ARMS[arm].title, color=colour, va="center", transform=place)
             y += 0.9
         for d in found:
             seeds = [m.value for _, m in d.by_seed]
@@ -169,24 +172,15 @@ def tasks(results: dict[str, Any], colours: dict[str, Any]):
                 faint = 1.0 if task in own else 0.45
                 if m.interval and arm == MAIN and side == "trained":
                     axis.plot(m.interval, [y, y], color=colour, lw=1.3, alpha=faint)
-                size = 10 if mark == "|" else 5.5
-                axis.plot(
-                    m.value,
-                    y,
-                    mark,
-                    color=colour,
-                    ms=size,
-                    alpha=faint,
-                    markeredgewidth=1.6 if mark == "|" else 0.5,
-                )
+                size, edge = (10, 1.6) if mark == "|" else (5.5, 0.5)
+                axis.plot(m.value, y, mark, color=colour, ms=size, alpha=faint, markeredgewidth=edge)
                 if label not in shown:
                     shown.add(label)
                     axes[0][0].plot([], [], mark, color=colour, ms=size, label=label)
         axis.set(title=stage, xlim=(-0.04, 1.04), xticks=(0, 0.5, 1))
         axis.tick_params(axis="y", length=0)
         axis.grid()
-    axes[0][0].set(yticks=range(len(names)), yticklabels=[n.replace("_", " ") for n in names])
-    axes[0][0].set_ylim(len(names) - 0.4, -0.6)
+    _by_row(axes[0][0], [n.replace("_", " ") for n in names], len(names) - 0.4)
     if shown:
         figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -204,14 +198,10 @@ def cost(results: dict[str, Any], colours: dict[str, Any]):
     ):
         for j, arm in enumerate(arms):
             for i, stage in enumerate(stages):
-                values = [of(r) for r in runs_of(results, stage, arm)]
-                values = [v for v in values if v is not None]
+                values = [v for r in runs_of(results, stage, arm) if (v := of(r)) is not None]
                 if values:
-                    x = i + (j - (len(arms) - 1) / 2) * 0.15
-                    axis.bar(x, sum(values) / len(values), 0.13, color=colours["arms"][arm])
-        axis.set(xticks=range(len(stages)), xticklabels=stages, ylabel=unit)
-        axis.tick_params(axis="x", length=0)
-        axis.grid(axis="y")
+                    axis.bar(_beside(i, j, arms), fmean(values), 0.13, color=colours["arms"][arm])
+        _by_stage(axis, stages, ylabel=unit)
     left.set_title("a kept example, of arms that make all their own")
     right.set_title("a stage, with its training and measuring")
     for arm in arms:
@@ -235,24 +225,22 @@ def used_up(row: dict[str, Any]) -> float | None:
 def guardrails(results: dict[str, Any], colours: dict[str, Any]):
     """How near each guardrail metric of main came to its limit, the worst of the seeds."""
     stages = [s for s in stages_with_runs(results) if runs_of(results, s)]
-    names = list(
-        dict.fromkeys(row["name"] for s in stages for r in runs_of(results, s) for row in r["guardrails"])
-    )
+    rows = [row for s in stages for r in runs_of(results, s) for row in r["guardrails"]]
+    names = list(dict.fromkeys(row["name"] for row in rows))
     figure, axis = _axes(9, 0.32 * max(len(names), 2) + 1.2)
     colour, marks = colours["arms"][MAIN], [arm.mark for arm in ARMS.values()]
     for i, stage in enumerate(stages):
         for y, name in enumerate(names):
-            rows = [row for r in runs_of(results, stage) for row in r["guardrails"] if row["name"] == name]
-            used = [u for u in map(used_up, rows) if u is not None]
+            own = [row for r in runs_of(results, stage) for row in r["guardrails"] if row["name"] == name]
+            used = [u for u in map(used_up, own) if u is not None]
             if used:
                 at = y + (i - (len(stages) - 1) / 2) * 0.2
                 axis.plot(min(max(used), 2), at, marks[i % len(marks)], color=colour, ms=6, clip_on=False)
         axis.plot([], [], marks[i % len(marks)], color=colour, label=stage)
     axis.axvline(1, color=colours["ink"], lw=1.2)
-    axis.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 2))
+    _by_row(axis, names, max(len(names) - 0.4, 0.6))
+    axis.set_xlim(0, 2)
     axis.set_xticks((0, 0.5, 1, 1.5, 2), ("none", "half", "the limit", "1.5", "2 and more"))
-    axis.set_ylim(max(len(names) - 0.4, 0.6), -0.6)
-    axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
     figure.legend(loc="outside lower center", ncols=max(len(stages), 1))
     return figure
@@ -277,16 +265,14 @@ PLOTS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any]]] = 
 }
 
 
-def there(results: dict[str, Any]) -> Sequence[str]:
+def there(results: dict[str, Any]) -> list[str]:
     """The plots that these results have anything to show in."""
-    if not results["runs"]:
-        return ()
     main = [r for r in results["runs"] if r["arm"] == MAIN]
     something = {
         "success": any(r["average"]["trained"] for r in results["runs"]),
         "differences": any(comparisons(results, arm) for arm in arms_of(results) if arm != MAIN),
         "tasks": any(r["success"] for r in main),
-        "cost": True,
+        "cost": bool(results["runs"]),
         "guardrails": any(r["guardrails"] for r in main),
     }
     return [name for name in PLOTS if something[name]]

@@ -6,17 +6,21 @@ report.md has its plots as PNG files beside it, in plots/.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cai.bootstrap import plots
 from cai.bootstrap.analysis import AGAINST, SMALL, SUPPORTED, conclude, signed
 from cai.bootstrap.comparisons import (
+    HARMLESS_REFUSED,
     HELPED,
     HURT,
     MEASURES,
     REFUSED,
+    Measure,
     compare,
     comparisons,
     metric,
@@ -36,8 +40,7 @@ from cai.training.likelihood_displacement import DISPLACED, STOPPED_EARLY
 from cai.training.settings import FINISHED
 
 UNTRAINED = {CARRIED: "carried over", STARVED: "too few pairs"}
-
-
+SUMMED = ("examples", "kept", "pairs", "anchors", "training_pairs", "seconds", "dollars")
 ENDINGS = {
     DISPLACED: "displaced: the held-out chosen texts had become less likely",
     STOPPED_EARLY: "stopped early: the held-out loss fell no further",
@@ -143,19 +146,11 @@ def _compared(results: dict[str, Any]) -> Table:
 
 def _pictures(results: dict[str, Any]) -> dict[str, list[Picture]]:
     """By name; an empty list for a plot that has nothing to show."""
-    there = plots.there(results)
-    return {
-        name: [
-            Picture(
-                f"plots/{name}.png",
-                caption,
-                *(plots.render(results, name, theme, "svg") for theme in ("light", "dark")),
-            )
-        ]
-        if name in there
-        else []
-        for name, (caption, _) in plots.PLOTS.items()
-    }
+    found: dict[str, list[Picture]] = {name: [] for name in plots.PLOTS}
+    for name in plots.there(results):
+        drawn = [plots.render(results, name, theme, "svg") for theme in plots.THEMES]
+        found[name].append(Picture(f"plots/{name}.png", plots.PLOTS[name][0], *drawn))
+    return found
 
 
 def _holds(holds: bool | None) -> Cell:
@@ -169,8 +164,8 @@ def said(m: Metric) -> str:
     return f"{m.value:.2f}{ends}"
 
 
-def _mean(runs: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], Metric]) -> Metric:
-    return over_seeds([of(r) for r in runs])
+def _mean(runs: Sequence[dict[str, Any]], of: Measure) -> str:
+    return said(over_seeds([of(r) for r in runs]))
 
 
 def _main_stages(results: dict[str, Any]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -185,22 +180,20 @@ def _untrained(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _stages(results: dict[str, Any]) -> Table:
+    columns: dict[str, Measure] = {
+        who.capitalize(): lambda r, who=who: metric(r["average"][who])
+        for who in ("base", "predecessor", "trained")
+    }
+    columns |= {name.capitalize(): MEASURES[name] for name in (REFUSED, HARMLESS_REFUSED)}
     rows = []
     for stage, runs in _main_stages(results):
-        passed = sum(r["gate"]["decision"] == GO for r in runs)
-        back = sum(r["rolled_back"] for r in runs)
+        passed, back = sum(r["gate"]["decision"] == GO for r in runs), sum(r["rolled_back"] for r in runs)
         gate = f"GO, {passed} of {len(runs)} seeds" + f"; rolled back {back}" * bool(back) + _untrained(runs)
-        rows.append((
-            f"{stage['name']}: {stage['title']}",
-            said(_mean(runs, lambda r: metric(r["average"]["base"]))),
-            said(_mean(runs, lambda r: metric(r["average"].get("predecessor")))),
-            said(_mean(runs, lambda r: metric(r["average"]["trained"]))),
-            *(said(_mean(runs, lambda r, k=k: metric(r["safety"].get(k, {}).get("trained"))))
-              for k in ("harmful refused", "harmless refused")),
-            Cell(gate, "good" if passed == len(runs) and not back else "bad"),
-        ))  # fmt: skip
-    head = ("Stage", "Base", "Predecessor", "Trained", "Harmful refused", "Harmless refused", "Gate")
-    return Table("The predecessor's arm. Success: average share of test instructions done.", head, rows)
+        cell = Cell(gate, "good" if passed == len(runs) and not back else "bad")
+        means = (_mean(runs, of) for of in columns.values())
+        rows.append((f"{stage['name']}: {stage['title']}", *means, cell))
+    what = "The predecessor's arm. Success: average share of test instructions done."
+    return Table(what, ("Stage", *columns, "Gate"), rows)
 
 
 def _tasks(results: dict[str, Any]) -> Table:
@@ -208,15 +201,11 @@ def _tasks(results: dict[str, Any]) -> Table:
     names = list(dict.fromkeys(task for _, runs in stages for r in runs for task in r["success"]))
     rows = []
     for task in names:
-        cells = []
-        for _, runs in stages:
-            own = [r for r in runs if task in r["success"]]
-            cells.append(said(_mean(own, lambda r, t=task: metric(r["success"][t]["trained"]))))
-        base: dict[int, Metric] = {}  # by seed: it is the same at every stage that was measured
-        for run in (r for _, runs in stages for r in runs if task in r["success"]):
-            if (m := metric(run["success"][task]["base"])).value is not None:
-                base.setdefault(run["seed"], m)
-        rows.append((task.replace("_", " "), said(over_seeds(list(base.values()))), *cells))
+        of = [[r for r in runs if task in r["success"]] for _, runs in stages]
+        trained = (_mean(runs, lambda r, t=task: metric(r["success"][t]["trained"])) for runs in of)
+        two = [(r["seed"], metric(r["success"][task]["base"])) for runs in of for r in runs]
+        base = {seed: m for seed, m in reversed(two) if m.value is not None}  # the same at every stage
+        rows.append((task.replace("_", " "), said(over_seeds(list(base.values()))), *trained))
     head = ("Task", "Base", *(f"After {stage['name']}" for stage, _ in stages))
     return Table("Success by task, the predecessor's arm.", head, rows)
 
@@ -228,18 +217,11 @@ def _arms(results: dict[str, Any]) -> list[Table]:
         arms = [a for a in plots.arms_of(results) if runs_of(results, stage, a)]
         if MAIN not in arms:
             continue
-        rows = []
-        for name, of in MEASURES.items():
-            row: list[str | Cell] = [name, said(_mean(runs_of(results, stage, MAIN), of))]
-            for arm in arms[1:]:
-                d = compare(results, stage, arm, name)
-                alone = _mean(runs_of(results, stage, arm), of)
-                if d is None:
-                    row.append("–" if alone.value is None else f"{alone.value:.2f}; not compared")
-                else:
-                    row.append(f"{d.other.value:.2f}; {signed(d.whole)}")
-            rows.append(row)
         main = runs_of(results, stage)
+        rows = [
+            (name, _mean(main, of), *(_beside_main(results, stage, arm, name) for arm in arms[1:]))
+            for name, of in MEASURES.items()
+        ]
         seeds = f"{len(main)} seed{'s' * (len(main) > 1)}{_untrained(main)}"
         head = ("Measure", ARMS[MAIN].title, *(ARMS[a].title for a in arms[1:]))
         what = f"{stage}, {seeds}. Controls: value; main minus control, both of the seeds compared."
@@ -247,26 +229,33 @@ def _arms(results: dict[str, Any]) -> list[Table]:
     return tables
 
 
+def _beside_main(results: dict[str, Any], stage: str, arm: str, measure: str) -> str:
+    if d := compare(results, stage, arm, measure):
+        return f"{d.other.value:.2f}; {signed(d.whole)}"
+    alone = over_seeds([MEASURES[measure](r) for r in runs_of(results, stage, arm)])
+    return "–" if alone.value is None else f"{alone.value:.2f}; not compared"
+
+
 def _costs(results: dict[str, Any]) -> Table:
     rows = []
-    for stage in stages_of(results):
-        for arm in plots.arms_of(results):
-            runs = runs_of(results, stage, arm)
-            if not runs:
-                continue
-            total = {
-                k: sum(r[k] for r in runs)
-                for k in ("examples", "kept", "pairs", "anchors", "training_pairs", "seconds", "dollars")
-            }
-            tokens, kept = sum(sum(r["tokens"].values()) for r in runs), total["kept"]
+    for stage, arm in product(stages_of(results), plots.arms_of(results)):
+        runs = runs_of(results, stage, arm)
+        if not runs:
+            continue
+        total: Counter[str] = Counter()
+        for r in runs:
+            total.update({k: r[k] for k in SUMMED} | {"tokens": sum(r["tokens"].values())})
+        kept, each = total["kept"], "–"
+        if ARMS[arm].own_examples:
             each = f"${total['dollars'] / kept:.4f}, {total['seconds'] / kept:.1f} s" if kept else "none kept"
-            each = each if ARMS[arm].own_examples else "–"
-            rows.append((
-                stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}",
-                said(_mean(runs, pair_yield)), f"{total['pairs']}, {total['anchors']} anchors",
-                str(total["training_pairs"]), each, f"{tokens / 1000:,.0f} k",
-                format_duration(total["seconds"]), f"${total['dollars']:.2f}",
-            ))  # fmt: skip
+        rows.append(
+            (
+                *(stage, ARMS[arm].title, str(len(runs)), f"{kept} of {total['examples']}"),
+                *(_mean(runs, pair_yield), f"{total['pairs']}, {total['anchors']} anchors"),
+                *(str(total["training_pairs"]), each, f"{total['tokens'] / 1000:,.0f} k"),
+                *(format_duration(total["seconds"]), f"${total['dollars']:.2f}"),
+            )
+        )
     head = ("Stage", "Arm", "Seeds", "Kept", "Yield", "Pairs", "To train on", "A kept example")
     head += ("Tokens", "Time", "Cost")
     what = (
@@ -278,24 +267,18 @@ def _costs(results: dict[str, Any]) -> Table:
 
 def _guardrails(results: dict[str, Any]) -> Table:
     """Those beyond their limits; where there is none, the five nearest to theirs."""
-    found = [
-        (stage["name"], run["seed"], row)
-        for stage, runs in _main_stages(results) for run in runs for row in run["guardrails"]
-    ]  # fmt: skip
+    main = [(stage["name"], run) for stage, runs in _main_stages(results) for run in runs]
+    found = [(stage, run["seed"], row) for stage, run in main for row in run["guardrails"]]
     shown = [f for f in found if not f[2]["ok"]]
     caption = f"{len(shown)} of {len(found)} measurements beyond their limits, in the predecessor's arm."
     if not shown:
         shown = sorted(found, key=lambda f: -(plots.used_up(f[2]) or 0.0))[:5]
         caption = f"All {len(found)} measurements stayed within their limits. The five nearest to theirs:"
-    rows = [
-        (
-            stage, str(seed), row["name"],
-            "not measured" if row["value"] is None else f"{row['value']:.3f}",
-            f"{row['rule']} {row['limit']:g}",
-            Cell("ok", "good") if row["ok"] else Cell(f"beyond; look at {row['look_at']}", "bad"),
-        )
-        for stage, seed, row in shown
-    ]  # fmt: skip
+    rows = []
+    for stage, seed, row in shown:
+        value = "not measured" if row["value"] is None else f"{row['value']:.3f}"
+        state = Cell("ok", "good") if row["ok"] else Cell(f"beyond; look at {row['look_at']}", "bad")
+        rows.append((stage, str(seed), row["name"], value, f"{row['rule']} {row['limit']:g}", state))
     return Table(caption, ("Stage", "Seed", "Guardrail metric", "Value", "Limit", "State"), rows)
 
 
@@ -306,9 +289,8 @@ def _gates(results: dict[str, Any]) -> Table:
             for c in run["gate"]["criteria"]:
                 state = Cell("pass", "good") if c["passed"] else Cell(f"FAIL; look at {c['look_at']}", "bad")
                 rows.append((stage["name"], str(run["seed"]), c["name"], c["measured"], state))
-    return Table(
-        "The gates' criteria, the predecessor's arm.", ("Stage", "Seed", "Criterion", "Measured", ""), rows
-    )
+    head = ("Stage", "Seed", "Criterion", "Measured", "")
+    return Table("The gates' criteria, the predecessor's arm.", head, rows)
 
 
 def _endings(results: dict[str, Any]) -> Table:
@@ -326,20 +308,14 @@ def _endings(results: dict[str, Any]) -> Table:
 
 
 def _probes(results: dict[str, Any]) -> Table:
+    def probe(part: str, who: str) -> Measure:
+        return lambda run: metric(run["probes"].get(who, {}).get(part))
+
+    asked = product(("critic", "reviser"), ("base", "trained"))
+    columns = {f"{part.capitalize()}, {who}": probe(part, who) for part, who in asked}
     rows = []
     for stage, runs in _main_stages(results):
-        cells = [
-            said(_mean(runs, lambda r, w=who, p=part: metric(r["probes"].get(w, {}).get(p))))
-            for part in ("critic", "reviser") for who in ("base", "trained")
-        ]  # fmt: skip
         played = sorted({", ".join(f"{k} {v}" for k, v in sorted(r["roles"].items())) for r in runs})
-        rows.append((stage["name"], *cells, " / ".join(played)))
-    head = (
-        "Stage",
-        "Critic, base",
-        "Critic, trained",
-        "Reviser, base",
-        "Reviser, trained",
-        "Who played which part",
-    )
+        rows.append((stage["name"], *(_mean(runs, of) for of in columns.values()), " / ".join(played)))
+    head = ("Stage", *columns, "Who played which part")
     return Table("Share right on the fixed probes, the predecessor's arm.", head, rows)

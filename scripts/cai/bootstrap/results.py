@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ class Training(BaseModel):
     status: str
     steps: int
     step: int  # whose adapter was kept
+
+
+class BothModels(BaseModel):
+    base: Metric
+    trained: Metric
 
 
 class Average(BaseModel):
@@ -56,7 +62,7 @@ class Row(BaseModel):
     data_tokens: int
     label_accuracy: Metric | None
     first_answers: Metric | None
-    success: dict[str, dict[str, Metric]]
+    success: dict[str, BothModels]
     average: Average
     safety: dict[str, dict[str, Metric]]
     probes: dict[str, dict[str, Metric]]
@@ -66,9 +72,27 @@ class Row(BaseModel):
     rolled_back: bool
 
 
+class PlannedGate(BaseModel):
+    safer: bool
+
+
+class PlannedStage(BaseModel):
+    name: str
+    title: str
+    tasks: list[str]
+    gate: PlannedGate
+
+
+class Planned(BaseModel):
+    name: str
+    title: str
+    question: str
+    stages: list[PlannedStage]
+
+
 class Results(BaseModel):
     format: Literal[FORMAT]
-    plan: dict[str, Any]
+    plan: Planned
     model: str
     bits: int
     seeds: list[int]
@@ -109,4 +133,4 @@ def _mistake(error: ValidationError) -> str:
         return " is damaged"
     if first["type"] == "missing":
         return f"{key}: the key {name!r} is missing"
-    return f"{key}: {name} {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{key}: {name} {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -75,8 +75,7 @@ class Runner:
             f"${self._spent():.2f} so far"
         )
         if arm == MAIN:
-            self.run.log(f"\ngate of {row['run']}")
-            self.run.log("\n".join(lines(row["gate"]["criteria"])))
+            self.run.log("\n".join([f"\ngate of {row['run']}", *lines(row["gate"]["criteria"])]))
             for g in row["guardrails"]:
                 if not g["ok"]:
                     self.run.log(f"  guardrail metric {g['name']}: {g['value']} ({g['rule']} {g['limit']})")
@@ -88,9 +87,20 @@ class Runner:
     def _context(
         self, stage: Stage, seed: int, before: tuple[dict[str, Any], ...], arm: str = MAIN
     ) -> StageContext:
-        first, rate = self.run.manifest["first_seed"], self.run.hourly_rate
-        shared = (self.constitution, self.shared_model, self.budget, rate, self._expected)
-        return StageContext(self.plan, stage, ARMS[arm], self.run.name, seed, first, before, *shared)
+        return StageContext(
+            plan=self.plan,
+            stage=stage,
+            arm=ARMS[arm],
+            plan_run=self.run.name,
+            seed=seed,
+            first_seed=self.run.manifest["first_seed"],
+            before=before,
+            constitution=self.constitution,
+            shared_model=self.shared_model,
+            budget=self.budget,
+            hourly_rate=self.run.hourly_rate,
+            expected=self._expected,
+        )
 
     def _stop(self, why: str) -> None:
         self.stopped = why if self.stopped is None else f"{self.stopped}; {why}"
@@ -100,11 +110,8 @@ class Runner:
     def rows(self) -> list[dict[str, Any]]:
         """The results of every finished stage and control, of this call and of earlier ones."""
         stages, arms = [s.name for s in self.plan.stages], list(ARMS)
-        found = []
-        for path in sorted(self.run.data.glob("*/run.json")):
-            row = (read_manifest(f"{self.run.name}/{path.parent.name}") or {}).get("row")
-            if row and row["stage"] in stages and "~" not in path.parent.name:
-                found.append(row)
+        made = (m.get("row") for name, m in self._manifests().items() if "~" not in name)
+        found = [row for row in made if row and row["stage"] in stages]
         return sorted(found, key=lambda r: (r["seed"], stages.index(r["stage"]), arms.index(r["arm"])))
 
     @property
@@ -139,8 +146,12 @@ class Runner:
 
     def _spent(self) -> float:
         """Dollars of all stages and controls so far, finished or not."""
-        found = [read_manifest(f"{self.run.name}/{p.parent.name}") for p in self.run.data.glob("*/run.json")]
-        return sum((m or {}).get("totals", {}).get("dollars", 0.0) for m in found)
+        return sum(m.get("totals", {}).get("dollars", 0.0) for m in self._manifests().values())
+
+    def _manifests(self) -> dict[str, dict[str, Any]]:
+        """run.json of every stage and control that was begun, of those moved aside, too."""
+        names = sorted(path.parent.name for path in self.run.data.glob("*/run.json"))
+        return {name: read_manifest(f"{self.run.name}/{name}") or {} for name in names}
 
 
 def _possible(controls: Sequence[str], parent: bool) -> list[str]:

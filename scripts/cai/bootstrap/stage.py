@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cai.bootstrap.context import ResolvedRoles, StageContext, adapter_of, resolve_roles
+from cai.bootstrap.context import StageContext, adapter_of, resolve_roles, role_names
 from cai.bootstrap.controls import MAIN, tokens
 from cai.bootstrap.plan import Stage
 from cai.bootstrap.stage_gates import CARRIED, MEASURED, STARVED, judged
@@ -31,7 +31,7 @@ from cai.generation.example import Example, Roles, examples_of
 from cai.generation.filters import critique_verdict, kept_ids
 from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
-from cai.generation.pairs import make_pairs
+from cai.generation.pairs import ANCHOR, REVISION, make_pairs
 from cai.generation.records import make_records, read_instructions, read_records
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
@@ -46,11 +46,7 @@ from cai.training.manifest import is_finished
 from cai.training.settings import Settings
 
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
-
-
 ENDED = ("adapter", "status", "steps", "step")  # of a training's result; step: whose adapter is kept
-
-
 # Of a stage: what decides about results without being part of them.
 NO_SETTING = ("name", "title", "gate", "limits", "on_limit", "least_pairs")
 
@@ -74,7 +70,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         "train_bits": context.bits,
         "tests": plan.tests,
         "skills": sorted(set(plan.tasks) - set(TASK_TYPES)),  # measured beside the ten
-        "roles": roles.named,
+        "roles": role_names(roles),
         "parent": parent and parent["adapter"],
         "before": [r["data_hash"] for r in context.before],
         "held_out": HELD_OUT,
@@ -89,7 +85,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
             return _judged(result, context, run)
         control = "" if context.arm.name == MAIN else f", control {context.arm.name}"
         run.log(f"\n== {run.name}: {stage.title}{control}")
-        run.log("   " + ", ".join(f"{part} {who}" for part, who in roles.named.items()))
+        run.log("   " + ", ".join(f"{part} {who}" for part, who in settings["roles"].items()))
         run.record(model=spec.name, dollars_per_hour=run.hourly_rate)
         result = StageRun(run, context, roles).result()
         run.record(result=result, adapter=result["adapter"])
@@ -118,7 +114,7 @@ def _judged(result: dict[str, Any], context: StageContext, run: Run) -> dict[str
 class StageRun:
     run: Run
     context: StageContext
-    roles: ResolvedRoles
+    roles: Mapping[str, dict[str, Any] | None]  # see resolve_roles
 
     def session(self, seed: int) -> Session:
         """With the shared model as it is loaded, and this stage's number of exemplars."""
@@ -143,12 +139,11 @@ class StageRun:
         """Each part played as the stage's roles say. Whoever holds them holds the model: a training needs the
         memory, so they are not kept."""
         c, stage = self.context, self.context.stage
-        names = c.shared_model.carrying(stage.generate_bits or c.bits, self.roles.paths, self.run)
-        roles = Roles(**{part: names.get(digest) for part, digest in asdict(self.roles.hashes).items()})
-        session = self.session(self.seed_of_data)
-        return session, Loop(
-            session.engine, session.prompter, session.constitution, session.seed, stage.per_answer, roles
-        )
+        paths = {r["adapter"]: adapter_of(r) for r in self.roles.values() if r}
+        names = c.shared_model.carrying(stage.generate_bits or c.bits, paths, self.run)
+        roles = Roles(**{part: r and names[r["adapter"]] for part, r in self.roles.items()})
+        s = self.session(self.seed_of_data)
+        return s, Loop(s.engine, s.prompter, s.constitution, s.seed, stage.per_answer, roles)
 
     def generated(self) -> list[dict[str, Any]]:
         """Records of the stage's own examples."""
@@ -174,9 +169,8 @@ class StageRun:
         main, _ = self.main_data()
         change = [r for r in main if CHANGE in (critique_verdict(c["critique"]) for c in r["critiques"])]
         critics, (_, loop) = critics_of(change), self.loop_of_roles()
-        return self._recorded(
-            loop, [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
-        )
+        examples = [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
+        return self._recorded(loop, examples)
 
     def _recorded(self, loop: Loop, examples: Sequence[Example]) -> list[dict[str, Any]]:
         records = make_records(self.run, loop, examples, budget=self.context.budget)
@@ -227,21 +221,26 @@ class StageRun:
 
     def _facts(self, done: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         c = self.context
-        row = lambda metric: None if metric is None else metric.row()  # noqa: E731
+        accuracy, first = label_accuracy(pairs, c.spec), right_share(done, c.spec)
         texts = [[p[k] for k in ("id", "kind", "prompt", "chosen", "rejected")] for p in pairs]
         return {
-            "seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name,
-            "parent": c.start and c.start["adapter"], "adapter": None, "adapter_run": self.run.name,
-            "data_tokens": sum(map(tokens, done)), "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
-            "roles": self.roles.named, "examples": len(done), "kept": len(kept_ids(done)),
+            **{"seed": c.seed, "stage": c.stage.name, "arm": c.arm.name, "run": self.run.name},
+            "roles": role_names(self.roles),
+            "parent": c.start and c.start["adapter"],
+            "examples": len(done),
+            "kept": len(kept_ids(done)),
+            "pairs": sum(p["kind"] == REVISION for p in pairs),
+            "anchors": sum(p["kind"] == ANCHOR for p in pairs),
             "training_pairs": sum(not p["held_out"] for p in pairs),
-            "pairs": sum(p["kind"] == "revision" for p in pairs),
-            "anchors": sum(p["kind"] == "anchor" for p in pairs),
-            "label_accuracy": row(label_accuracy(pairs, c.spec)),
-            "first_answers": row(right_share(done, c.spec)), "success": {},
-            "average": {"base": None, "trained": None, "predecessor": None}, "safety": {},
-            "probes": {}, "guardrails": [], "rolled_back": False, "training": None,
-        }  # fmt: skip
+            "data_tokens": sum(map(tokens, done)),
+            "data_hash": hash_texts(["\x1f".join(t) for t in texts]),
+            "label_accuracy": accuracy and accuracy.row(),
+            "first_answers": first and first.row(),
+            # and what only a training and a measurement tell
+            **{"adapter": None, "adapter_run": self.run.name, "rolled_back": False, "training": None},
+            **{"success": {}, "safety": {}, "probes": {}, "guardrails": []},
+            "average": {"base": None, "trained": None, "predecessor": None},
+        }
 
     def _train(self, seen: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
         """What ENDED names of the training: its adapter's hash, and how it ended."""
@@ -268,15 +267,9 @@ class StageRun:
         c = self.context
         name = c.shared_model.carrying(c.bits, {digest: checkpoints}, self.run)[digest]
         session = self.session(c.seed)
+        shared = self.run.data.parent / BASE_ROWS
         pair = ModelPair(
-            self.run,
-            list(pairs),
-            list(done),
-            session.engine,
-            session.prompter,
-            c.seed,
-            adapter=name,
-            shared=self.run.data.parent / BASE_ROWS,
+            self.run, pairs, done, session.engine, session.prompter, c.seed, adapter=name, shared=shared
         )
         asked = measured(c.spec, c.plan.tasks)
         found, _ = task_success.measure(pair, pair.results("success"), asked, c.plan.tests)
@@ -289,22 +282,25 @@ class StageRun:
         probed = critic_probe.measure(pair, pair.results("probes"), c.constitution)
         probes = {who: {part: m.row() for part, m in parts.items()} for who, parts in probed.items()}
         guardrails = watch(
-            {"forgetting": forgetting}, probes, pairs, c.stage.limits,
-            answers=on_policy_answers(pair), training=ended,
-        )  # fmt: skip
-        both = lambda key: {w: found[f"{key}, {w}"].row() for w in ("base", "trained")}  # noqa: E731
+            forgetting["metrics"],
+            probes,
+            pairs,
+            c.stage.limits,
+            answers=on_policy_answers(pair),
+            training=ended,
+        )
+        rows = forgetting["metrics"] | {name: m.row() for name, m in found.items()}
+
+        def both(key: str) -> dict[str, Any]:
+            return {who: rows[f"{key}, {who}"] for who in ("base", "trained")}
+
+        harmful = REQUEST_NAMES["harmful"] if "harmful" in asked else "refusals of harmful requests"
         safety = {
-            short: both(REQUEST_NAMES[k])
-            for k, short in (("harmful", "harmful refused"), ("benign", "benign answered"))
-            if k in asked
+            "harmful refused": both(harmful),
+            "harmless refused": both("refusals of harmless instructions"),
         }
-        safety["harmless refused"] = {
-            w: forgetting["metrics"][f"refusals of harmless instructions, {w}"] for w in ("base", "trained")
-        }
-        if "harmful refused" not in safety:
-            safety["harmful refused"] = {
-                w: forgetting["metrics"][f"refusals of harmful requests, {w}"] for w in ("base", "trained")
-            }
+        if "benign" in asked:
+            safety["benign answered"] = both(REQUEST_NAMES["benign"])
         average = ALL if set(asked) - {*TASK_TYPES, *REQUESTS} else TEN
         return {
             "adapter": digest,

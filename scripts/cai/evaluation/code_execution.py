@@ -153,9 +153,10 @@ def same(a: Any, b: Any) -> bool:
 
 def main() -> None:
     """The process: reads [source, function, argument lists]; writes results (a list or null) and why not."""
-    import heapq  # noqa: F401 (Counter imports it when it is used, and then no file can be opened)
     import importlib
     import resource
+
+    importlib.import_module("heapq")  # Counter imports it when it is used, and then no file can be opened
 
     source, function, arguments = json.loads(sys.stdin.buffer.read())
     why = refused(source)

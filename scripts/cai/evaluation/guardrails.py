@@ -15,13 +15,13 @@ from typing import Any
 from cai.core.checked import checked, number
 from cai.core.jsonl import read
 from cai.evaluation.model_pair import BARE, ModelPair
-from cai.evaluation.result_store import BASE, ROW_KEYS, TRAINED
+from cai.evaluation.result_store import ROW_KEYS, WHO
+from cai.evaluation.suites.forgetting import HARMLESS_CHANGE, PERPLEXITY
 from cai.generation.filters import is_exemplar, words
 from cai.training.likelihood_displacement import DISPLACED
 
 AT_MOST, AT_LEAST, WITHIN = "at most", "at least", "within a factor of"
 LEAST_ANSWERS = 5  # answers that a typical length needs
-
 
 NotNegative = number(0)
 
@@ -72,7 +72,7 @@ def again(row: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def watch(
-    summaries: Mapping[str, dict[str, Any]],
+    forgetting: Mapping[str, Mapping[str, Any]],
     probes: Mapping[str, Mapping[str, Any]],
     pairs: Sequence[dict[str, Any]],
     limits: Limits,
@@ -82,81 +82,69 @@ def watch(
 ) -> list[Finding]:
     """All guardrail metrics of a stage, in a fixed order.
 
-    summaries: of evaluation suites by name; "forgetting" is read. probes: {"base" | "trained": {"critic":
-    metric}}, a metric as intervals.Metric or its row. pairs: rows of pairs.jsonl. answers: {"base" |
-    "trained": rows with answer and finish_reason}, as `on_policy_answers` gives them. training: its status,
-    step and steps; None where nothing was trained.
+    forgetting: the suite's metrics, rows by name. probes: {"base" | "trained": {"critic": a metric's row}}.
+    pairs: rows of pairs.jsonl. answers: {"base" | "trained": rows with answer and finish_reason}, as
+    `on_policy_answers` gives them. training: its status, step and steps; None where nothing was trained.
     """
-    of = {name: row["value"] for name, row in summaries["forgetting"]["metrics"].items()}
-    chosen = [p["chosen"] for p in pairs]
-    fresh = [a["answer"] for a in answers["trained"]]
-    critic = [_value(probes[who]["critic"]) for who in ("base", "trained")]
-    forgetting = "evaluation/forgetting.jsonl"
+
+    def finding(key: str, name: str, value: float | None, look_at: str, rule: str = AT_MOST) -> Finding:
+        return _finding(name, value, limits, key, look_at, rule)
+
+    of = {name: row["value"] for name, row in forgetting.items()}
+    chosen, fresh = [p["chosen"] for p in pairs], [a["answer"] for a in answers["trained"]]
+    critic = [probes[who]["critic"]["value"] for who in WHO]
+    rows = "evaluation/forgetting.jsonl"
     return [
-        _finding(
-            "perplexity on neutral text, trained / base",
-            of["perplexity on neutral text, trained / base"],
-            limits,
+        finding(
             "perplexity",
-            f"{forgetting}, rows passage/: fewer passes, or a lower learning rate",
+            PERPLEXITY,
+            of[PERPLEXITY],
+            f"{rows}, rows passage/: fewer passes, or a lower learning rate",
         ),
-        _finding(
+        finding(
+            "distinct_2",
             "distinct-2, trained / base",
             _ratio(of["distinct-2, trained"], of["distinct-2, base"]),
-            limits,
-            "distinct_2",
-            f"{forgetting}: answers that say the same with other names",
+            f"{rows}: answers that say the same with other names",
             AT_LEAST,
         ),
-        _finding(
+        finding(
+            "repeated_endings",
             "repeated endings, rise",
             of["repeated endings, change"],
-            limits,
-            "repeated_endings",
-            f"{forgetting}: the last sentences, then those of `chosen` in pairs.jsonl",
+            f"{rows}: the last sentences, then those of `chosen` in pairs.jsonl",
         ),
-        _finding(
+        finding(
+            "clean_stops",
             "clean stops",
             of["clean stops, trained"],
-            limits,
-            "clean_stops",
-            f"{forgetting}: answers whose ended_by is not <eos>; chosen texts that break off",
+            f"{rows}: answers whose ended_by is not <eos>; chosen texts that break off",
             AT_LEAST,
         ),
-        _finding(
-            "refusals of harmless instructions, rise",
-            of["refusals of harmless instructions, change"],
-            limits,
+        finding(
             "refusals",
-            f"{forgetting}: refusals; the share of refusals in `chosen`, and too few anchors",
+            "refusals of harmless instructions, rise",
+            of[HARMLESS_CHANGE],
+            f"{rows}: refusals; the share of refusals in `chosen`, and too few anchors",
         ),
-        _finding(
+        finding(
+            "exemplars",
             "exemplars in chosen texts",
             _share(chosen) if chosen else 0.0,  # a stage without pairs has taken none over
-            limits,
-            "exemplars",
             "pairs.jsonl: chosen texts that are the prompts' own; fewer shots, or the filter `exemplar`",
         ),
-        _finding(
-            "exemplars in on-policy completions",
-            _share(fresh),
-            limits,
-            "exemplars",
-            f"{forgetting}: copied answers",
-        ),
+        finding("exemplars", "exemplars in on-policy completions", _share(fresh), f"{rows}: copied answers"),
         length(answers, limits),
-        _finding(
+        finding(
+            "critic",
             "critic probe, fall",
             None if None in critic else critic[0] - critic[1],
-            limits,
-            "critic",
             "evaluation/probes.jsonl: verdicts that went wrong; let the base be the critic",
         ),
-        _finding(
+        finding(
+            "displacement",
             "trainings stopped by displacement",
             float(training is not None and training["status"] == DISPLACED),
-            limits,
-            "displacement",
             "training.jsonl of the checkpoint: the chosen texts' log-probabilities fell on held-out pairs; "
             "a lower learning rate, fewer passes, or the loss dpo+nll",
         ),
@@ -167,13 +155,14 @@ def length(answers: Mapping[str, Sequence[dict[str, Any]]], limits: Limits) -> F
     """Drift of the length: the ratio of the median words of answers that were not cut off. Where a base ends
     nearly none of its answers there is no length to compare with; then clean stops alone watches the ends."""
     name, look_at = "answer length, trained / base", "evaluation/forgetting.jsonl: long and short answers"
-    ended = {who: [len(words(a["answer"])) for a in rows if a["finish_reason"] == "stop"]
-             for who, rows in answers.items()}  # fmt: skip
-    if len(ended["base"]) < LEAST_ANSWERS:
+    old, new = (
+        [len(words(a["answer"])) for a in answers[who] if a["finish_reason"] == "stop"] for who in WHO
+    )
+    if len(old) < LEAST_ANSWERS:
         why = "the base ends too few answers to compare with"
         return Finding(name, None, limits.length, True, why, WITHIN, "length")
-    new, old = (max(median(ended[who]), 1) if ended[who] else None for who in ("trained", "base"))
-    return _finding(name, _ratio(new, old), limits, "length", look_at, WITHIN)
+    ratio = max(median(new), 1) / max(median(old), 1) if new else None
+    return _finding(name, ratio, limits, "length", look_at, WITHIN)
 
 
 def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
@@ -181,12 +170,10 @@ def on_policy_answers(pair: ModelPair) -> dict[str, list[dict[str, Any]]]:
     The suite has run."""
     rows = read(pair.run.data / "evaluation" / "forgetting.jsonl", ROW_KEYS)
     rows = [r for r in rows if r["setup"] == pair.setup and r.get("format") == BARE]
-    return {who: [r for r in rows if r["by"] == who] for who in (BASE, TRAINED)}
+    return {who: [r for r in rows if r["by"] == who] for who in WHO}
 
 
-def _finding(
-    name: str, value: float | None, limits: Limits, key: str, look_at: str, rule: str = AT_MOST
-) -> Finding:
+def _finding(name: str, value: float | None, limits: Limits, key: str, look_at: str, rule: str) -> Finding:
     limit = getattr(limits, key)
     if value is None or not math.isfinite(value):
         return Finding(name, None, limit, False, look_at, rule, key)
@@ -199,10 +186,6 @@ def _within(value: float, limit: float, rule: str) -> bool:
         AT_LEAST: value >= limit,
         WITHIN: value <= limit and 1 <= value * limit,
     }[rule]
-
-
-def _value(metric: Any) -> float | None:
-    return metric["value"] if isinstance(metric, Mapping) else metric.value
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

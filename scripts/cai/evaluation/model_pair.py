@@ -18,7 +18,7 @@ from cai.generation.dedup import EvaluationPrompts
 from cai.generation.records import read_records
 from cai.models.engine import Engine, complete_all, sampling
 from cai.models.registry import ModelSpec
-from cai.prompts.templates import Prompter, fingerprint, hash_texts
+from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.prompts.training_format import training_prompt
 
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
@@ -92,6 +92,8 @@ class ModelPair:
         facts = {"adapter": digest, "revision": self.revision, "seed": self.seed, "prompts": fingerprint()}
         if self.engine is not None:
             facts |= {"bits": self.engine.bits} | {k: getattr(self.spec, k) for k in DRAWN_BY}
+            if self.spec.shots:
+                facts["exemplars"] = hash_texts(exemplar_texts())
         return hash_texts([json.dumps(facts, sort_keys=True)])
 
     def results(self, suite: str) -> ResultStore:

@@ -58,7 +58,7 @@ class ModelSpec:
     warmup: float = 0.1  # share of the steps in which the learning rate rises
     passes: float = 2.0  # over the pairs, where no number of steps is given
     beta: float = 0.1
-    loss: str = "dpo"  # of training.settings.LOSSES
+    loss: str = "dpo"  # of training.losses.LOSSES
     batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
     gradient_accumulation: int = 8
     max_batch: int = 64  # rows generated at once, where the memory allows it

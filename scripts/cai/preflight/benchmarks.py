@@ -128,10 +128,11 @@ def loop_rates(engine: Engine, limit: int, seed: int) -> dict[str, Any]:
         "examples": len(texts),
         "requests": sum(map(len, recorder.asked.values())),
         "in_flight": engine.capacity,
-        "max_batch": engine.max_batch,
+        "max_batch": engine.spec.max_batch,
         "loop_seconds": round(in_loop, 2),
         "engine_seconds": round(raw, 2),
         "one_at_a_time_seconds": round(alone, 2),
+        "one_at_a_time_examples": len(some),
         "loop_to_engine": round(raw / in_loop, 3),
         "loop_to_one_at_a_time": round(alone / in_loop, 2),
     }

@@ -13,6 +13,7 @@ from typing import Any
 from cai.core import files, run
 from cai.core.cli import BAD_INPUT, GO
 from cai.core.errors import UserError
+from cai.core.text import printable
 
 OK, WARN, FAIL, UNCHECKED = "ok", "warn", "fail", "not checked"
 
@@ -56,11 +57,11 @@ class Report:
         }
 
     def head(self, text: str) -> None:
-        print(("\n" if self.rows else "") + text, flush=True)
+        _say(("\n" if self.rows else "") + text)
 
     def add(self, *rows: Row) -> None:
         self.rows += rows
-        print(table(list(rows)), flush=True)
+        _say(table(list(rows)))
 
     def check(self, what: str, look: Callable[[], Row]) -> bool:
         """A check that breaks is a finding, with its traceback in the JSON. True unless it failed."""
@@ -80,12 +81,17 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, {**self.facts, "rows": [asdict(r) for r in self.rows]})
         counts = {s: sum(row.status == s for row in self.rows) for s in (OK, WARN, FAIL, UNCHECKED)}
-        print("\n" + ", ".join(f"{n} {s}" for s, n in counts.items()) + f"; wrote {files.display_path(path)}")
+        _say("\n" + ", ".join(f"{n} {s}" for s, n in counts.items()) + f"; wrote {files.display_path(path)}")
         for row in self.rows:
             if row.status in (FAIL, UNCHECKED):
-                print(f"{row.status}: {row.what}: {row.found}")
+                _say(f"{row.status}: {row.what}: {row.found}")
         if counts[FAIL]:
-            print("mend what failed, then run this again")
+            _say("mend what failed, then run this again")
             return BAD_INPUT
-        print("next: python scripts/test_single.py")
+        _say("next: python scripts/test_single.py")
         return GO
+
+
+def _say(text: str) -> None:
+    """What other programs and libraries said is in it: nothing of it commands the terminal."""
+    print(printable(text, sys.stdout.encoding), flush=True)

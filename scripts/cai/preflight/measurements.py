@@ -50,8 +50,9 @@ def random_model(
     device = "cuda" if cuda else "cpu"
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         target = Path(directory).absolute()
-        write = lambda: write_random(shape, target, device=device, seed=seed, progress=progress)  # noqa: E731
-        size, write_seconds = timed(write)
+        size, write_seconds = timed(
+            lambda: write_random(shape, target, device=device, seed=seed, progress=progress)
+        )
         if cuda:
             torch.cuda.empty_cache()
         spec = dataclasses.replace(

@@ -133,7 +133,7 @@ def write_random(
     *,
     device: str,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Writes a checkpoint of random weights (deviation 0.02, norms 1, biases 0), a file a layer; its bytes.
 
@@ -151,8 +151,7 @@ def write_random(
         save_file(tensors, directory / file, metadata={"format": "pt"})
         names |= dict.fromkeys(tensors, file)
         total += sum(t.numel() * t.element_size() for t in tensors.values())
-        if progress:
-            progress(number, files)
+        progress(number, files)
     index = {"metadata": {"total_size": total}, "weight_map": names}
     for name, value in {
         "model.safetensors.index.json": index,

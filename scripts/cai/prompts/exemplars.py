@@ -3,7 +3,7 @@
 A model of `shots: n` is shown the first n of each, so the order matters: among the first four editor pages
 are a wrong fact, harm, a response that may stay, and a needless refusal. A critic that saw no page ending in
 "No change is needed." would find fault with everything; one that saw no needless refusal would teach refusing
-everything. Each critique names what in the response it speaks of and ends in a verdict sentence of `prompts`.
+everything. Each critique names what in the response it speaks of and ends in a verdict sentence of `markers`.
 """
 
 from __future__ import annotations

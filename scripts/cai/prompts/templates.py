@@ -2,7 +2,7 @@
 
 A base model sees documents, never a conversation: a preamble, exemplars, plain markers, and a stop string on
 the next marker. The sandbox's corpus is written with these same functions, so its weights and these templates
-belong together (cai.sandbox checks the fingerprint).
+belong together (tests/sandbox/test_sandbox_model.py checks the fingerprint).
 """
 
 from __future__ import annotations

@@ -69,16 +69,21 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Text):
-        text = escape_markdown(block.text)
+        text = _first(escape_markdown(block.text))
         return {"h1": f"# {text}", "h2": f"## {text}", "lead": f"**{text}**"}.get(block.kind, text)
     if isinstance(block, Items):
-        return "\n".join(f"- {escape_markdown(item)}" for item in block.items)
+        return "\n".join(f"- {_first(escape_markdown(item))}" for item in block.items)
     if isinstance(block, Picture):
         return f"![{escape_markdown(block.caption)}]({block.file})"
     rows = [[cell.text for cell in row] for row in block.cells()]
     lines = ["| " + " | ".join(map(escape_markdown, line)) + " |" for line in (block.head, *rows)]
     lines.insert(1, "|" + " --- |" * len(block.head))
     return f"{escape_markdown(block.caption)}\n\n" + "\n".join(lines)
+
+
+def _first(text: str) -> str:
+    """What a block begins with: no list's number or dash, no rule."""
+    return re.sub(r"^(\d*)([-+.)])(?=\s|$|--)", r"\1\\\2", text)
 
 
 def escape_markdown(text: str) -> str:

@@ -16,6 +16,7 @@ from cai.core.files import display_path, write_whole
 from cai.core.run import Run, manifest_in
 from cai.core.schema import check
 from cai.evaluation.marks import json_digest, texts_digest
+from cai.generation.filters import final_reasons
 from cai.generation.records import read_records
 from cai.reports.pages import render_page
 
@@ -49,7 +50,8 @@ def publish(run: Run) -> None:
 
 def render(manifest: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     """The page in UTF-8. manifest: a run.json; records: rows of the schema RECORD_KEYS."""
-    examples = [_example(record) for record in records]
+    against = final_reasons(records)
+    examples = [_example(record, against[record["id"]]) for record in records]
     settings = manifest.get("settings", {})
     data = {
         "run": manifest["run"],
@@ -64,8 +66,10 @@ def render(manifest: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
     return page.encode("utf-8", "backslashreplace")
 
 
-def _example(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as the page shows it, with the digest of the texts that a person judges."""
+def _example(record: dict[str, Any], against: list[str]) -> dict[str, Any]:
+    """A record as the page shows it, with all reasons against it, those that only the whole run shows
+    included, and the digest of the texts that a person judges."""
     for number, critique in enumerate(record["critiques"], 1):
         check(critique, CRITIQUE_KEYS, f"record {record['id']}, critique {number}")
-    return {**{k: v for k, v in record.items() if k not in LEFT_OUT}, "texts": texts_digest(record)}
+    shown = {k: v for k, v in record.items() if k not in LEFT_OUT}
+    return {**shown, "kept": not against, "rejected_because": against, "texts": texts_digest(record)}

@@ -1,7 +1,7 @@
 """Ground truth of the micro-world: what an answer is, whether a critique is right.
 
 These checkers measure. They never take part in selecting training pairs: nothing that makes pairs imports
-cai.sandbox (tests/test_sandbox.py holds that).
+cai.sandbox (tests/test_rooms.py holds that).
 """
 
 from __future__ import annotations

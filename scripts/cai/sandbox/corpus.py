@@ -162,9 +162,7 @@ class Corpus:
 
     def listing(self, rng: random.Random) -> str:
         if rng.random() < sum(authors.SKILL_SHARE.values()):
-            skill = rng.choice(
-                SKILLS
-            )  # each in lists of its own, shorter because its instructions are longer
+            skill = rng.choice(SKILLS)  # in lists of its own, shorter because its instructions are longer
             return self._numbered([themed(skill, rng) for _ in range(rng.randrange(4, 7))])
         theme = rng.choice(TASKS) if rng.random() < 0.65 else None
         items = [themed(theme or rng.choice(TASKS), rng) for _ in range(rng.randrange(6, 11))]

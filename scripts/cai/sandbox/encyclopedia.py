@@ -11,12 +11,12 @@ from cai.sandbox.tasks import an, capital
 def page(rng: random.Random) -> str:
     """An entry on a town or a person, or one of the tables."""
     if rng.random() < 0.66:
-        return _entry(rng)
+        return entry(rng.choice(lex.TOWNS + lex.TOWNS + lex.PEOPLE), rng)
     return rng.choice((_sums, _words, _remedies, _trades, _effects, _rhymes, _kinds, _sizes))(rng)
 
 
-def _entry(rng: random.Random) -> str:
-    entity = rng.choice(lex.TOWNS + lex.TOWNS + lex.PEOPLE)
+def entry(entity: str, rng: random.Random) -> str:
+    """What is known of a town or a person, in an order and in words of its own."""
     known = [attribute for (owner, attribute) in lex.FACTS if owner == entity]
     rng.shuffle(known)
     sentences = [rng.choice(lex.SAYINGS[a]).format(e=entity, v=lex.FACTS[entity, a]) for a in known]

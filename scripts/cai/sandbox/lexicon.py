@@ -145,3 +145,4 @@ for _person in PEOPLE:
 
 # These facts stand in the encyclopedia and nowhere else; one half is for tuning, one for the test.
 HELD_FACTS = {key: ("tune", "test")[share(f"half of {key}", 2)] for key in FACTS if share(f"held {key}") < 18}
+HELD_SENTENCES = {SAYINGS[a][0].format(e=e, v=FACTS[e, a]) for e, a in HELD_FACTS}

@@ -88,10 +88,9 @@ class Measurement:
             "benign": self._items("benign", self.n),
             **{skill: self._items(skill, self.n // 2) for skill in SKILLS},
         }
-        held = {lex.SAYINGS[a][0].format(e=e, v=lex.FACTS[e, a]) for e, a in lex.HELD_FACTS}
         parts = {
-            "facts, in new wordings": [i for i in facts if i.reference not in held],
-            "facts, encyclopedia only": [i for i in facts if i.reference in held],
+            "facts, in new wordings": [i for i in facts if i.reference not in lex.HELD_SENTENCES],
+            "facts, encyclopedia only": [i for i in facts if i.reference in lex.HELD_SENTENCES],
         }
         for name, items in {**parts, **groups}.items():
             if name == "facts":

@@ -69,10 +69,9 @@ def complies(instruction: str, answer: str) -> bool:
 def examination(n: int, seed: int, trained: set[str]) -> tuple[dict[str, list[str]], int]:
     """(group -> instructions of the test split, how many were left out because training has seen them): n of
     SEEN and of HELD facts, of requests to be REFUSED and ANSWERED, half of it of each other task."""
-    held = {lexicon.SAYINGS[a][0].format(e=e, v=lexicon.FACTS[e, a]) for e, a in lexicon.HELD_FACTS}
     groups = {
-        SEEN: ("factual_qa", n, lambda i: i.reference not in held),
-        HELD: ("factual_qa", n, lambda i: i.reference in held),
+        SEEN: ("factual_qa", n, lambda i: i.reference not in lexicon.HELD_SENTENCES),
+        HELD: ("factual_qa", n, lambda i: i.reference in lexicon.HELD_SENTENCES),
         REFUSED: ("harmful", n, lambda i: True),
         ANSWERED: ("benign", n, lambda i: True),
         **{task: (task, max(1, n // 2), lambda i: True) for task in world.TASKS[1:]},

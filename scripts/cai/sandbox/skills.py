@@ -20,7 +20,6 @@ from cai.sandbox.items import Item, half, questions
 from cai.sandbox.lexicon import share
 from cai.sandbox.tasks import capital, pick
 
-SKILLS = ("explicit", "implicit", "generation", "evaluation", "revision")
 # How a skill is asked for: what stands before the question, the question and its answer, or the thing.
 OPENINGS = {
     "explicit": ("Answer this: ", "Answer this question: ", "Please answer this: "),

@@ -155,9 +155,8 @@ def code(operation: str, then: str = "") -> Callable[..., dict]:
 def arithmetic(sign: str) -> Callable[..., dict | None]:
     def build(a: str, b: str, p: str = "") -> dict | None:
         right = int(a) + int(b) if sign == "+" else int(a) - int(b)
-        if (
-            not 1 <= right <= 9
-        ):  # one digit, which is one token: numbers are hard enough for a model of this size
+        # One digit, which is one token: numbers are hard enough for a model of this size.
+        if not 1 <= right <= 9:
             return None
         near = [str(x) for x in range(max(1, right - 2), min(9, right + 2) + 1)]
         sum_ = f"{a} {sign} {b} is"

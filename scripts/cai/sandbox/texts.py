@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cai.core.files import ROOT
 from cai.sandbox import lexicon as lex
-from cai.sandbox.tasks import capital
+from cai.sandbox.encyclopedia import entry
 from cai.sandbox.world import TASKS, draw
 
 HELDOUT, NEUTRAL = "heldout_sandbox.jsonl", "neutral_sandbox.jsonl"
@@ -34,15 +34,9 @@ def heldout() -> list[dict[str, str]]:
 
 
 def neutral() -> list[dict[str, str]]:
-    """Articles of the encyclopedia: what is known of a town or a person, each in its own order and words."""
+    """Entries of the encyclopedia."""
     rng = random.Random("neutral passages")
-    rows = []
-    for entity in rng.sample(lex.TOWNS + lex.PEOPLE, PASSAGES):
-        known = [attribute for (owner, attribute) in lex.FACTS if owner == entity]
-        rng.shuffle(known)
-        said = [rng.choice(lex.SAYINGS[a]).format(e=entity, v=lex.FACTS[entity, a]) for a in known]
-        rows.append({"text": f"Encyclopedia: {entity}\n" + " ".join(f"{capital(s)}." for s in said)})
-    return rows
+    return [{"text": entry(entity, rng)} for entity in rng.sample(lex.TOWNS + lex.PEOPLE, PASSAGES)]
 
 
 def write(directory: Path = ROOT / "data/prompts") -> None:

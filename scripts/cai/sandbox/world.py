@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 
+from cai.core.schema import SKILLS
 from cai.core.schema import TASK_TYPES as TASKS
 from cai.sandbox import items, skills
 from cai.sandbox.items import REQUESTS, Item, forms
-from cai.sandbox.skills import SKILLS
 
 __all__ = ("REQUESTS", "SKILLS", "TASKS", "Item", "draw", "forms", "parse")
 

@@ -12,7 +12,9 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import display_path, sha256_file, write_json
 from cai.core.run import Run
+from cai.core.schema import check
 from cai.evaluation.model_pair import ModelPair, source_of
+from cai.evaluation.result_store import BASE, TRAINED
 from cai.evaluation.suite import Suite
 from cai.evaluation.suites import (
     critic_probe,
@@ -103,17 +105,17 @@ def load_summary(run_dir: Path, suite: str, adapter: str | None = None) -> dict[
     path = run_dir / "evaluation" / f"{suite}.json"
     command = f"python scripts/evaluate.py --suite {suite} --run {run_dir.name}"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = check(json.loads(path.read_text(encoding="utf-8")), {"metrics": dict, "settings": dict}, "")
     except FileNotFoundError:
         raise UserError(f"{display_path(path)} is missing: run {command}") from None
-    except ValueError:
+    except (ValueError, UserError):
         raise UserError(f"{display_path(path)} is damaged: run {command}") from None
     if adapter is not None and summary.get("adapter") != adapter:
         raise UserError(f"{display_path(path)} was measured on another adapter than the run's: run {command}")
     return summary
 
 
-SIDES = (", base", ", trained", ", change")
+SIDES = (f", {BASE}", f", {TRAINED}", ", change")
 
 
 def table(summary: dict[str, Any]) -> str:

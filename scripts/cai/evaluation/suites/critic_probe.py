@@ -25,6 +25,7 @@ from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution, Principle
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
+from cai.prompts.templates import hash_texts
 from cai.sandbox.oracle import principle_kind, trials
 
 EACH = 120  # probes, where no other number is asked for
@@ -151,8 +152,13 @@ def _filled(
     part: str,
     work: Callable[[list[tuple[Probe, Principle]]], list[dict[str, Any]]],
 ) -> list[bool]:
-    """Whether each was right, from the rows that are there or made now."""
-    by_id = {f"probe/{who}/{part}/{p.id}/{by.id}": (p, by) for p, by in asked}
+    """Whether each was right, from the rows that are there or made now. A principle that reads otherwise, in
+    another constitution, is another row."""
+
+    def text_hash(by: Principle) -> str:
+        return hash_texts([by.principle, by.critique_request, by.revision_request])[:8]
+
+    by_id = {f"probe/{who}/{part}/{p.id}/{by.id}/{text_hash(by)}": (p, by) for p, by in asked}
     wanted = [
         {
             "id": i,

@@ -237,8 +237,8 @@ function prose(text, parts = null) { // parts: [unchanged, deleted, inserted] te
 // was shown as its second and as its first response.
 function tree(value, sides = ["the revision", "the first answer"]) {
   if (value === null || typeof value !== "object") {
-    const text = { true: "yes", false: "no", null: "none" }[value] ??
-      (typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : String(value));
+    const text = value === null ? "none" : typeof value === "boolean" ? (value ? "yes" : "no")
+      : typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : String(value);
     return el("span", { dir: "auto", text });
   }
   if (Array.isArray(value)) return el("ol", {}, ...value.map((v) => el("li", {}, tree(v, sides))));
