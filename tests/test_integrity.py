@@ -101,6 +101,20 @@ def generate(tmp_path, monkeypatch):
     return make
 
 
+def test_instructions_say_how_many_lack_and_stop_at_the_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    source = tmp_path / "source.txt"
+    source.write_text("What is red?\nWhat is blue?\n")
+    engine = FakeEngine(answers)
+    with Run.open("a", {"seed": 0}) as run:
+        session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+        with pytest.raises(BudgetReached, match="20 instructions would cost about .2.00"):
+            make_instructions(session, 20, budget=Budget.of(1.0, run), dollars=2.0)
+        assert not engine.asked
+        assert len(make_instructions(session, 5, str(source), budget=Budget.of(1.0, run), dollars=2.0)) == 2
+    assert "warning: 2 of 5 instructions were found" in capsys.readouterr().out
+
+
 def contents(data):
     """The files as they must end. Records are as they were finished: their order is no matter."""
     found = {name: (data / name).read_bytes() for name in ROWS}

@@ -6,6 +6,7 @@ import pytest
 from cai.core import cli
 from cai.core.cli import FLAGS, GENERATING, is_given, parser
 from cai.core.errors import UserError
+from cai.core.run import Run
 from cai.models.registry import IDENTITY, REGISTRY, SETTABLE, row_settings, with_registry, with_values
 
 SANDBOX = REGISTRY["sandbox"]
@@ -196,10 +197,29 @@ def test_a_session_records_a_set_value_and_where_it_comes_from(tmp_path, monkeyp
     assert (sources["beta"], sources["shots"], sources["lora_r"]) == ("--set", "--set", "registry")
     assert (sources["loss"], sources["model"], sources["seed"]) == ("flag", "flag", "default")
     assert sources["prompts"] == "code" and set(sources) >= set(settings)
-    assert opened(argv)["settings"] == settings
+    assert opened(argv)["settings"] == settings and settings["heldout"] == SANDBOX.heldout
+    with Run.reopen("a") as run:
+        run.record(adapter="hash of the trained one")
+    assert opened(argv)["adapter"] == "hash of the trained one"  # until another is trained
     for other in (argv[:4], [*argv, "--set", "beta=0.3"], ["--loss", "dpo", *argv[:2], *argv[4:]]):
         with pytest.raises(UserError, match="(beta|loss) was|is set twice"):
             opened(other)
+
+
+@pytest.mark.parametrize(("own", "flags"), [
+    ("principles", {"principles": 99}), ("principle", {"principle": "kindliness"}),
+])  # fmt: skip
+def test_a_session_finds_bad_principles_before_anything_is_loaded_or_written(
+    own, flags, tmp_path, monkeypatch
+):
+    from cai.models import session
+
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(session, "load_engine", lambda *a: pytest.fail("a model was loaded"))
+    args = parser("", *GENERATING, run="a", **flags).parse_args(["--model", "sandbox"])
+    with pytest.raises(UserError, match="cannot pick 99|no principle 'kindliness'"):
+        session.open_session(args, own)
+    assert not list(tmp_path.iterdir())
 
 
 class _Engine:

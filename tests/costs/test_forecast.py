@@ -90,8 +90,9 @@ def test_an_evaluation_is_all_its_rows_since_the_model_was_loaded():
 
 
 def test_steps_that_a_run_leaves_out_cost_nothing():
-    f = plan(judge=False, generated=False, steps=0, evaluations=0)
-    assert set(steps(f)) == {"loading", "answer", "critique", "revision"} and "checkpoint" not in f.disk
+    f = plan(judge=False, generated=False, steps=0)
+    assert set(steps(f)) == {"loading", "answer", "critique", "revision", "evaluation"}
+    assert "checkpoint" not in f.disk
     guarded = steps(plan(guard=REGISTRY["meta-llama/Llama-Guard-3-8B"]))["guard"]
     assert 0 < guarded.seconds < 100 * 1.3 and "for its size" in guarded.source
 

@@ -142,11 +142,14 @@ NOUNS = "amber bridge candle dragon engine forest garden harbor island jungle ke
 WORDS = [a + b for a in ("sea", "sun", "moon", "wind", "rain", "snow", "star", "fire") for b in NOUNS]
 
 
+NEAR = dataclasses.replace(SPEC, near_duplicate=0.7)
+
+
 class Writer(FakeEngine):
     """Continues lists as a model does: what it writes depends on the prompt and the row's seed alone. Some
     items are unfit, some repeat what was said."""
 
-    def __init__(self, words=WORDS, spec=SPEC):
+    def __init__(self, words=WORDS, spec=NEAR):
         super().__init__(None, spec=spec, adapters={"few": "hash of few"})
         self.words, self.calls, self.together = words, [], None
 
@@ -185,7 +188,6 @@ def make(engine, want=60, seed=3, **more):
         want=want,
         seed=seed,
         on_wave=waves.append,
-        near=0.7,
         **more,
     )
     return made, waves
@@ -237,10 +239,10 @@ def test_later_lists_show_two_seeds_and_one_instruction_of_an_earlier_wave_and_o
             assert len(shown) == 3 and len(of_seeds) == 1
             assert of_model == (list(of_seeds) if before else [])
         before += wave.rows
-    spec = dataclasses.replace(SPEC, list_shots=8)
+    spec = dataclasses.replace(SPEC, list_shots=8, near_duplicate=0.7)
     seeds = [prompt_files.Seed("math", f"seed number {w} here") for w in WORDS]
     engine = Writer(spec=spec)
-    self_instruct.self_instruct(engine, Prompter(0, False, 8), seeds, want=80, seed=0, near=0.7)
+    self_instruct.self_instruct(engine, Prompter(0, False, 8), seeds, want=80, seed=0)
     eight = [sum(s.instruction in p for s in seeds) for p in engine.calls[-1][0]]
     assert set(eight) == {6} and all("\n9." in p for p in engine.calls[-1][0])
 

@@ -29,7 +29,7 @@ def log_of(run):
 
 def test_the_line_has_examples_passed_speed_time_left_and_dollars(run):
     now = [0.0]
-    progress = Progress(100, run, done=20, kept=10, out=io.StringIO(), clock=lambda: now[0])
+    progress = Progress(100, run, done=20, passed=10, out=io.StringIO(), clock=lambda: now[0])
     now[0] = 60.0
     run.record(totals={"dollars": 1.5})
     progress.advance(wave(20, 15))
@@ -49,7 +49,7 @@ def test_before_the_first_wave_nothing_is_made_up(run):
 def test_a_terminal_has_one_line_that_is_rewritten_and_the_log_a_line_now_and_then(run, monkeypatch):
     now, out = [0.0], Terminal()
     monkeypatch.setattr("tqdm.std.time", lambda: now[0])
-    progress = Progress(64, run, every=30, out=out, clock=lambda: now[0])
+    progress = Progress(64, run, out=out, clock=lambda: now[0])
     for _ in range(8):
         now[0] += 10.0
         progress.advance(wave(8, 4))
@@ -75,7 +75,7 @@ def test_the_line_fits_a_terminal_whose_width_changes(run, monkeypatch, columns)
 
 def test_elsewhere_there_are_plain_lines_at_times_and_one_at_the_end(run):
     now, out = [0.0], io.StringIO()
-    progress = Progress(64, run, every=30, out=out, clock=lambda: now[0])
+    progress = Progress(64, run, out=out, clock=lambda: now[0])
     for _ in range(8):
         now[0] += 10.0
         progress.advance(wave(8, 4))
@@ -86,5 +86,5 @@ def test_elsewhere_there_are_plain_lines_at_times_and_one_at_the_end(run):
 
 def test_a_run_that_was_finished_says_nothing(run):
     for out in (io.StringIO(), Terminal()):
-        Progress(64, run, done=64, kept=30, out=out).close()
+        Progress(64, run, done=64, passed=30, out=out).close()
         assert out.getvalue() == "" and log_of(run) == []

@@ -39,7 +39,7 @@ def test_pairs_of_nearly_the_same_text_are_said_to_lose_likelihood(chosen, rejec
 
 
 def test_watch_warns_then_stops():
-    watch = Watch(patience=0, warn_fall=0.1, stop_fall=0.5)
+    watch = Watch(patience=0, stop_fall=0.5)
     assert watch.see(1, FEW, 0.6, 0.05) is None
     assert "!!!" in watch.see(2, FEW, 0.5, 0.2) and watch.stopped is None
     assert "training stops" in watch.see(3, FEW, 0.4, 0.51) and watch.stopped == DISPLACED

@@ -44,8 +44,9 @@ def complete(path: Path, wanted: Sequence[dict[str, Any]], keys: dict[str, Any])
     for number, row in enumerate(have, 1):
         if wanted[number - 1 : number] != [row]:
             raise UserError(
-                f"{path}, line {number}: this run would write another row there, so what it is made from has "
-                "changed, or the line was edited: restore it, or move the run aside with --fresh"
+                f"{path}, line {number}: this run would write another row there, "
+                "so what it is made from has changed, or the line was edited: "
+                "restore it, or move the run aside with --fresh"
             )
     append(path, wanted[len(have) :])
 

@@ -27,34 +27,22 @@ from cai.core.ledger import Usage
 from cai.core.schema import FORMAT, check_format
 from cai.core.text import printable
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "unsloth",
-    "unsloth_zoo",
-)
+PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
 def git_commit() -> str | None:
     """The commit of the code, with "+changes" where the tree differs from it; None outside a checkout."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", ROOT, *command], capture_output=True, text=True, check=True
+        ).stdout
+
     try:
-        head = subprocess.run(
-            ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout
-        changes = subprocess.run(
-            ["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD").strip() + changes
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.strip() + ("+changes" if changes else "")
 
 
 def versions() -> dict[str, str]:
@@ -148,23 +136,18 @@ class Run:
         """Times a step, prints its seconds, tokens and dollars (unless quiet), and adds a row to
         logs/ledger.jsonl. What an error or Ctrl-C cut short has cost money too: it is marked `interrupted`,
         so that no rate is taken from it."""
-        step = Step(self)
-        start = time.perf_counter()
-        interrupted = True
+        step, start, cut_short = Step(), time.perf_counter(), {"interrupted": True}
         try:
             yield step
-            interrupted = False
+            cut_short = {}
         finally:
-            self._account(step, name, time.perf_counter() - start, interrupted, quiet)
-
-    def _account(self, step: Step, name: str, seconds: float, interrupted: bool, quiet: bool) -> None:
-        """Adds a step to the ledger and to the run's totals."""
-        used = Usage(seconds, step.prompt_tokens, step.completion_tokens)
-        row = self._row(name, used, step.examples) | ({"interrupted": True} if interrupted else {})
-        self._enter([row])
-        if not quiet:
-            tokens = f", {step.prompt_tokens} + {step.completion_tokens} tokens" if step.prompt_tokens else ""
-            self.log(f"      [{name}: {seconds:.1f} s{tokens}, ${row['dollars']:.4f}]")
+            step.used.seconds = time.perf_counter() - start
+            row = self._row(name, step.used, step.examples) | cut_short
+            self._enter([row])
+            if not quiet:
+                read, generated = step.used.prompt_tokens, step.used.completion_tokens
+                tokens = f", {read} + {generated} tokens" if read else ""
+                self.log(f"      [{name}: {step.used.seconds:.1f} s{tokens}, ${row['dollars']:.4f}]")
 
     def bill(self, usage: Mapping[str, Usage], seconds: float, examples: Mapping[str, int]) -> None:
         """Adds steps that ran side by side to the ledger: the seconds by the clock, shared as the engine was
@@ -210,16 +193,16 @@ class Run:
 class Step:
     """What a step has used so far; see Run.step."""
 
-    def __init__(self, run: Run):
-        self.run, self.examples, self.prompt_tokens, self.completion_tokens = run, None, 0, 0
+    def __init__(self) -> None:
+        self.examples, self.used = None, Usage()
 
     def count(self, completions, examples: int | None = None) -> None:
         """Adds completions, and says how many examples they were for, by which later runs are forecast."""
         if examples is not None:
             self.examples = (self.examples or 0) + examples
         for c in completions:
-            self.prompt_tokens += c.prompt_tokens
-            self.completion_tokens += c.tokens
+            self.used.prompt_tokens += c.prompt_tokens
+            self.used.completion_tokens += c.tokens
 
 
 def read_manifest(name: str) -> dict[str, Any] | None:

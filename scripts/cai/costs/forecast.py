@@ -33,12 +33,8 @@ UNITS = {
     "training": "step",
     "evaluation": "evaluation",
 }
-
-
 PER_EXAMPLE = ("answer", "critique", "revision", "judge", "guard")
 SMALLEST_SHARE = 0.05  # a small model on a GPU: launching its kernels takes as long as a large one's
-
-
 Units = Mapping[int, Mapping[str, float]]  # bits -> step -> how many units of it
 
 
@@ -47,7 +43,6 @@ class Rate:
     """What one unit of a step takes. source: "measured in run x, n 100", or "assumed" and how it was
     scaled."""
 
-    step: str
     seconds: float
     prompt_tokens: float
     completion_tokens: float
@@ -180,7 +175,7 @@ def _measured(step: str, ledger: Sequence[dict[str, Any]]) -> Rate | None:
         return None
     mean = lambda key: sum(r.get(key, 0) for r in rows) / units  # noqa: E731
     source = f"measured in run {rows[-1]['run']}, n {units:.0f}"
-    return Rate(step, mean("seconds"), mean("prompt_tokens"), mean("completion_tokens"), source)
+    return Rate(mean("seconds"), mean("prompt_tokens"), mean("completion_tokens"), source)
 
 
 def _units(row: dict[str, Any]) -> float:
@@ -208,7 +203,7 @@ def _assumption(step: str, spec: ModelSpec, device: str, guard: ModelSpec | None
     scaled = "" if share == 1.0 and asked.parameters else f", times {share:.3g} for its size"
     if not asked.parameters:
         scaled = ", as if it were as large"
-    return Rate(step, seconds, read, generated, f"assumed{scaled}")
+    return Rate(seconds, read, generated, f"assumed{scaled}")
 
 
 def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
@@ -266,7 +261,6 @@ def milestone_units(
     generated: bool = True,
     judge: bool = True,
     guard: bool = False,
-    evaluations: int = 1,
 ) -> dict[str, float]:
     """How often each step of a milestone happens. steps: of training; generated: the model writes its own
     instructions; judge, guard: whether there is one."""
@@ -275,7 +269,7 @@ def milestone_units(
         "instructions": examples * generated,
         **{s: examples * _multiple(s, principles) for s in PER_EXAMPLE},
         "training": steps,
-        "evaluation": evaluations,
+        "evaluation": 1,
     }
     return units | {"judge": units["judge"] * judge, "guard": units["guard"] * guard}
 

@@ -159,8 +159,8 @@ class Guard:
 
 def _no_guard(spec: ModelSpec) -> UserError:
     return UserError(
-        f"--guard {spec.name}: its chat template asks for no verdict of 'safe' or 'unsafe', so it is "
-        f"no guard; use {DEFAULT_ON_GPU}, "
+        f"--guard {spec.name}: its chat template asks for no verdict of 'safe' or 'unsafe', "
+        f"so it is no guard; use {DEFAULT_ON_GPU}, "
         "or a base model of the registry (sandbox), which guards as a critic"
     )
 

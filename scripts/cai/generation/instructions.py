@@ -67,11 +67,12 @@ def few_instructions(
 ) -> list[dict[str, Any]]:
     """At most `want` rows, in the order in which Milestone 0 tries them: the one that is given, or of a few
     lists, tasks in turn. Kept if they are there."""
-    run, path = session.run, session.run.data / "instructions.jsonl"
+    run = session.run
     if rows := read_instructions(run.data):
         return rows
-    found, source = [(given and given.strip(), task or "unknown")], "flag"
-    if given is None:
+    if given is not None:
+        found, source = [(given.strip(), task or "unknown")], "flag"
+    else:
         source, seeds = "self_instruct", load_seeds(Path(session.spec.seeds))
         with run.step("instructions") as step:
             found, dropped, raw = self_instruct.generate(
@@ -89,7 +90,7 @@ def few_instructions(
         {"id": content_id(text), "instruction": text, "task": of_task, "source": source}
         for text, of_task in in_turns[:want]
     ]
-    jsonl.append(path, rows)
+    jsonl.append(run.data / "instructions.jsonl", rows)
     return rows
 
 

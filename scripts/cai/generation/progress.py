@@ -20,7 +20,7 @@ LOG_SECONDS = 30
 
 
 class Progress:
-    """wanted: examples in all; done, kept: those of them that an earlier process has finished.
+    """wanted: examples in all; done, passed: those of them that an earlier process has finished.
 
     Speed and time left are those of this process; dollars so far are the whole run's, as run.json counts
     them, and those expected are what the run will have cost when the last example is done. out, clock: for
@@ -32,19 +32,18 @@ class Progress:
         run: Run,
         *,
         done: int = 0,
-        kept: int = 0,
-        every: float = LOG_SECONDS,
+        passed: int = 0,
         out: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         from tqdm import tqdm
 
-        self.run, self.wanted, self.done, self.passed, self.every = run, wanted, done, kept, every
+        self.run, self.wanted, self.done, self.passed = run, wanted, done, passed
         self.out, self.clock = out or sys.stdout, clock
         self.live = self.out.isatty()
         self.start = self.logged = clock()
         self.made = self.tokens = 0
-        self.before = self._dollars()
+        self.before = run.dollars
         self.logged_at = -1 if not done else done  # nothing to say again about what was there
         self.bar = tqdm(
             total=wanted,
@@ -66,7 +65,7 @@ class Progress:
         self.bar.ncols = shutil.get_terminal_size().columns - 1
         self.bar.set_description_str(self.line(), refresh=False)
         self.bar.update(len(records))
-        if self.clock() - self.logged >= self.every:
+        if self.clock() - self.logged >= LOG_SECONDS:
             self._log()
 
     def line(self) -> str:
@@ -79,7 +78,7 @@ class Progress:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
             time_left = f"{format_duration(seconds / self.made * left)} left"
             parts.append(time_left if left else format_duration(seconds))
-        spent = self._dollars()
+        spent = self.run.dollars
         if self.run.hourly_rate:
             each = (spent - self.before) / self.made if self.made else None
             expected = f", ${spent + each * left:.2f} expected" if each is not None else ""
@@ -91,9 +90,6 @@ class Progress:
         self.bar.close()
         if self.made and self.logged_at != self.done:
             self._log()
-
-    def _dollars(self) -> float:
-        return self.run.manifest.get("totals", {}).get("dollars", 0.0)
 
     def _log(self) -> None:
         self.logged, self.logged_at = self.clock(), self.done

@@ -156,8 +156,9 @@ def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
             where = f"{path}, row {number} (it ends in line {reader.line_num})"
             if None in row or None in row.values():
                 raise UserError(
-                    f"{where}: has {'more' if None in row else 'fewer'} fields than the header's "
-                    f"{len(reader.fieldnames)}; quote texts that hold commas or line breaks"
+                    f"{where}: has {'more' if None in row else 'fewer'} fields "
+                    f"than the header's {len(reader.fieldnames)}; "
+                    "quote texts that hold commas or line breaks"
                 )
             yield _of_row(row, where, "csv", path.name)
     except csv.Error as error:

@@ -126,7 +126,7 @@ def make_records(
     wanted = {e.id for e in mine}
     have = {r["id"]: r for r in read_records(run.data) if r["id"] in wanted}
     budget = budget or Budget(None, lambda: 0.0)
-    progress = Progress(len(mine), run, done=len(have), kept=sum(r["kept"] for r in have.values()))
+    progress = Progress(len(mine), run, done=len(have), passed=sum(r["kept"] for r in have.values()))
     todo = budget.affordable(e for e in mine if e.id not in have)
 
     async def work() -> None:

@@ -88,7 +88,6 @@ def self_instruct(
     adapter: str | None = None,
     known: Sequence[dict[str, Any]] = (),
     on_wave: Callable[[Wave], None] | None = None,
-    near: float | None = None,
     barred: Iterable[str] = (),
 ) -> Made:
     """Waves of lists until there are `want` instructions, or no task gives anything new any more.
@@ -99,9 +98,8 @@ def self_instruct(
     or not.
 
     tasks: the task types (default: all that have seeds). adapter: who writes the lists (None: the base).
-    near: the ROUGE-L from which an item counts as a near duplicate (default: the model's own). barred:
-    evaluation prompts, which no instruction may equal or be near to. on_wave: called after each wave with
-    what it gave, to write it down.
+    barred: evaluation prompts, which no instruction may equal or be near to. on_wave: called after each wave
+    with what it gave, to write it down.
     """
     tasks = list(tasks or dict.fromkeys(s.task for s in seeds))
     _check_tasks(tasks, seeds)
@@ -110,7 +108,7 @@ def self_instruct(
     if any("wave" not in row or "wave_rows" not in row for row in known):
         raise UserError("instructions.jsonl holds rows that no wave made: begin the run anew with --fresh")
     texts = [s.instruction for s in seeds]
-    filtered = InstructionFilter(texts, engine.spec.near_duplicate if near is None else near, barred)
+    filtered = InstructionFilter(texts, engine.spec.near_duplicate, barred)
     balance = Balance(want, tasks, [*texts, *exemplar_texts()])
     rows, left_out, number = [], Counter(), 0
     unsaid: Counter[str] = Counter()  # what was left out since the last row, which the next one says

@@ -11,7 +11,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
 from cai.models.device import cache_dir, settle_cache, visible_gpus
 from cai.models.fit import disk_fit, memory_fit
-from cai.models.model import Model, _quiet, _unsloth
+from cai.models.model import Model, import_unsloth, quiet
 from cai.models.registry import ModelSpec
 
 # What a checkpoint may bring: safetensors, and text for configuration and tokenizer; no pickles, no code.
@@ -57,11 +57,11 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
         check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
     path, revision = fetch(spec, bits)
     dtype = None if cuda else torch.float32
-    unsloth = _unsloth()
+    unsloth = import_unsloth()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    with _quiet():
+    with quiet():
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
             str(path),
             max_seq_length=spec.max_seq_length,
@@ -142,8 +142,8 @@ def check_disk(spec: ModelSpec, bits: int) -> None:
     fit = disk_fit(spec, bits)
     if not fit.ok:
         raise UserError(
-            f"{spec.name} in {bits} bits needs {fit.need:.0f} GB in the model cache {cache_dir()}, where "
-            f"{fit.free:.0f} GB are free: "
+            f"{spec.name} in {bits} bits needs {fit.need:.0f} GB in the model cache {cache_dir()}, "
+            f"where {fit.free:.0f} GB are free: "
             "set HF_HOME to a larger disk (on RunPod: export HF_HOME=/workspace/huggingface)"
         )
 
@@ -154,8 +154,9 @@ def check_gpu_memory(spec: ModelSpec, bits: int, free_bytes: int) -> None:
     if not fit.ok:
         way_out = f"use --bits {fit.smaller}" if fit.smaller else "choose a smaller --model or a larger GPU"
         raise UserError(
-            f"{spec.name} in {bits} bits needs about {fit.need:.0f} GB of GPU memory, {fit.free:.0f} GB are "
-            f"free: {way_out}, and see with nvidia-smi whether another process holds memory"
+            f"{spec.name} in {bits} bits needs about {fit.need:.0f} GB of GPU memory, "
+            f"{fit.free:.0f} GB are free: "
+            f"{way_out}, and see with nvidia-smi whether another process holds memory"
         )
 
 

@@ -63,11 +63,11 @@ class Model:
         )
 
     def for_inference(self) -> None:
-        _unsloth().FastLanguageModel.for_inference(self.model)
+        import_unsloth().FastLanguageModel.for_inference(self.model)
         self.tokenizer.padding_side = "left"
 
     def for_training(self) -> None:
-        _unsloth().FastLanguageModel.for_training(self.model)
+        import_unsloth().FastLanguageModel.for_training(self.model)
 
     def add_adapter(self, *, r: int, alpha: int, seed: int) -> None:
         """A new trainable LoRA adapter named "default" on every linear layer; B starts at 0, so that nothing
@@ -76,7 +76,7 @@ class Model:
             raise UserError(f"LoRA rank {r}, alpha {alpha}: both must be at least 1")
         if self.adapters:
             raise UserError(f"{self.spec.name} already carries the adapters {', '.join(self.adapters)}")
-        self.model = _unsloth().FastLanguageModel.get_peft_model(
+        self.model = import_unsloth().FastLanguageModel.get_peft_model(
             self.model,
             r=r,
             lora_alpha=alpha,
@@ -212,20 +212,20 @@ def check_adapter(
     return fact
 
 
-def _unsloth():
+def import_unsloth():
     """Unsloth patches trl, peft and transformers when it is imported, so it comes before them, and only
     here."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     # On a CPU it warns of a faster kernel that Unsloth must not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with _quiet():
+    with quiet():
         import unsloth
 
     return unsloth
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Holds a library's banners back; shows them if it fails."""
     held = io.StringIO()
     try:

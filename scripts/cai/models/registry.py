@@ -218,8 +218,8 @@ def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
     longest = max(changed.instruction_tokens, changed.answer_tokens, changed.critique_tokens)
     if values and longest >= changed.max_seq_length:
         raise UserError(
-            f"--set: a text of {longest} tokens leaves no room for its prompt in a context of "
-            f"{changed.max_seq_length}; make the one shorter or the other longer"
+            f"--set: a text of {longest} tokens leaves no room for its prompt "
+            f"in a context of {changed.max_seq_length}; make the one shorter or the other longer"
         )
     return changed
 

@@ -70,8 +70,8 @@ def load(path: str | Path) -> Constitution:
         principle = _principle(entry, number, path)
         if principle.id in principles:
             raise UserError(
-                f"{path}: entry {number} has the id {principle.id!r}, which an earlier entry "
-                "has; give it one of its own"
+                f"{path}: entry {number} has the id {principle.id!r}, which an earlier entry has; "
+                "give it one of its own"
             )
         principles[principle.id] = principle
     canonical = json.dumps([asdict(p) for p in principles.values()], sort_keys=True, ensure_ascii=True)
@@ -111,8 +111,8 @@ def read_yaml(path: Path, what: str, such_as: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())
         raise UserError(
-            f"{path} is not valid YAML: {where}; mend that place (a text with ': ' or ' #' in it "
-            "needs quotes)"
+            f"{path} is not valid YAML: {where}; "
+            "mend that place (a text with ': ' or ' #' in it needs quotes)"
         ) from None
 
 
@@ -136,8 +136,8 @@ def _principle(entry: object, number: int, path: Path) -> Principle:
     principle = Principle(**{key: _text(entry[key], f"{where}: {key}") for key in KEYS})
     if not re.fullmatch(r"[a-z0-9_]+", principle.id):
         raise UserError(
-            f"{where}: the id {principle.id!r} may hold only lower-case letters, digits and "
-            "underscores; rename it"
+            f"{where}: the id {principle.id!r} may hold only lower-case letters, digits and underscores; "
+            "rename it"
         )
     return principle
 

@@ -49,7 +49,8 @@ def refuse_chat_tokens(prompt: str) -> str:
     for token in CHAT_TOKENS:
         if token in prompt:
             raise UserError(
-                f"a prompt holds the chat token {token}: a base model must never see one, it would act like "
-                "a tuned model; remove it from the instruction"
+                f"a prompt holds the chat token {token}: "
+                "a base model must never see one, it would act like a tuned model; "
+                "remove it from the instruction"
             )
     return prompt

@@ -104,7 +104,6 @@ class Watch:
     it goes on."""
 
     patience: int
-    warn_fall: float = WARN_FALL
     stop_fall: float = STOP_FALL
     best: float = math.inf
     best_step: int = 0
@@ -130,6 +129,6 @@ class Watch:
                 f"step {step}: {self.waited} measurements without a lower held-out loss: "
                 f"training stops early, the checkpoint of step {self.best_step} is kept"
             )
-        if fall > self.warn_fall:
+        if fall > WARN_FALL:
             return f"{lost} since step 0 (stops at {self.stop_fall})"
         return None

@@ -22,7 +22,6 @@ def check(name: str) -> None:
 def prepare(name: str, output: Path) -> list[str]:
     """What TRL's report_to takes. Files go beside the checkpoint; wandb stays offline unless the user is
     logged in or has set WANDB_MODE."""
-    check(name)
     if name == "none":
         return []
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "tensorboard"))
