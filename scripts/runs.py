@@ -35,8 +35,10 @@ def main() -> int:
             raise UserError(
                 f"there is no run {name!r}: look for names in {display_path(directories('')[0])}/"
             )
-        gate = manifest.get("gate", {"decision": "no decision", "criteria": []})
-        print("\n".join([f"{gate['decision']} for {name}", *lines(gate["criteria"])]))
+        gates = {f"{name}, its data": "data_gate", name: "gate"}
+        found = {of: manifest[key] for of, key in gates.items() if key in manifest}
+        for of, gate in (found or {name: {"decision": "no decision", "criteria": []}}).items():
+            print("\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])]))
         found = directories(name)[0] / "report.html"
         page = found if found.exists() else page
     if page:

@@ -227,3 +227,12 @@ class _Engine:
 
     def __init__(self, spec):
         self.spec = spec
+
+
+def test_a_data_files_text_in_an_error_cannot_command_the_terminal(capsys):
+    def main():
+        raise UserError("prompts.csv: \x1b[2J is no task")
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.cli(main)
+    assert capsys.readouterr().err == "error: prompts.csv: \\x1b[2J is no task\n"

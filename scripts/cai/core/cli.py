@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
+from cai.core.text import printable
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
 DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
@@ -41,7 +42,7 @@ def cli(main: Callable[[], int | None]) -> None:
 
 
 def _complain(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(printable(f"error: {sentence}", sys.stderr.encoding), file=sys.stderr, flush=True)
     return BAD_INPUT
 
 

@@ -31,12 +31,15 @@ KEEP = "No change is needed."
 CHANGE = "The response must be changed."
 
 # A text ends where the next marker begins. At most four: what one vLLM request takes.
+# Those of two words, and those that have a request beside them, end it by their first.
+_NEXT = tuple(f"\n{marker}" for marker in (INSTRUCTION, PRINCIPLE))
+_CRITIQUE, _REVISION, _RESPONSE = (f"\n{m.removesuffix(':')}" for m in (CRITIQUE, REVISION, RESPONSE))
 STOPS: dict[str, tuple[str, ...]] = {
     "instruction": (),
-    "answer": ("\nInstruction:", "\nPrinciple:", "\nCritique", "\nResponse:"),
-    "critique": ("\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"),
-    "revision": ("\nInstruction:", "\nPrinciple:", "\nRevision", "\nCritique"),
-    "judge": ("\nBetter response", "\nInstruction:", "\nPrinciple:", "\nResponse"),
+    "answer": (*_NEXT, _CRITIQUE, f"\n{RESPONSE}"),
+    "critique": (*_NEXT, _REVISION, _CRITIQUE),
+    "revision": (*_NEXT, _REVISION, _CRITIQUE),
+    "judge": (f"\n{BETTER.removesuffix(':')}", *_NEXT, _RESPONSE),
 }
 
 # Tokens of chat formats (ChatML, Llama 3). A base model that is shown one acts like a tuned one, which voids

@@ -28,6 +28,7 @@ from cai.evaluation.suite import Metrics, Suite
 from cai.generation.filters import kept_ids
 from cai.generation.judge import HELPFUL, Case, Judgement, compare_all
 from cai.training.implicit_reward import scores
+from cai.training.losses import LOSSES
 
 SIMILAR = 1.25  # answers are of similar length if the longer has at most this many times the other's words
 ON_POLICY = "on-policy completions"
@@ -111,12 +112,12 @@ def implicit(pair: ModelPair, store: ResultStore) -> list[dict[str, Any]]:
 
 
 def reward_beta(pair: ModelPair) -> float:
-    """The beta of the adapter's own training where that was DPO, else the registry's."""
+    """The beta of the adapter's own training where it is that of a margin, else the registry's."""
     path = pair.run.checkpoints / "training.json"
     if not path.exists():
         return pair.spec.beta
     trained = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    return pair.spec.beta if trained.get("loss") == "orpo" else trained["beta"]
+    return trained["beta"] if LOSSES[trained["loss"]].has_reference else pair.spec.beta
 
 
 def margins(row: dict[str, float], beta: float) -> dict[str, float]:
