@@ -10,7 +10,7 @@ const ANSWERS = { // key: [question, answer]
 };
 const OWN = new Set( // what the page places itself; a record's other keys are listed below its texts
   ("id instruction initial_answer revised_answer task source critiques kept rejected_because tokens texts " +
-   "judgement finish_reasons model adapter seed").split(" "));
+   "judgement finish_reasons model adapter seed format engine roles").split(" "));
 
 const store = { // a browser may refuse to keep anything: then the page says so, and works until it is closed
   get(key) { try { return localStorage.getItem(key); } catch { return null; } },
@@ -194,7 +194,7 @@ function renderExample() {
     : [el("span", { class: "chip bad", text: "rejected" }), ...e.rejected_because.map((r) => el("span", { class: "chip", text: words(r) }))];
   const ends = (e.finish_reasons ?? []).some((r) => r !== "stop") ? [["ended by", e.finish_reasons.join(", ")]] : [];
   const facts = [["task", words(e.task)], ["source", words(e.source)],
-    ["tokens", Object.entries(e.tokens).map(([k, n]) => `${k} ${Number(n).toLocaleString("en")}`).join(", ")], ...ends, ["id", e.id]];
+    ["tokens", Object.entries(e.tokens).map(([k, n]) => `${k} ${Number(n).toLocaleString("en")}`).join(", ")], ...ends, ...helpers(e), ["id", e.id]];
   box.replaceChildren(
     el("h2", { dir: "auto", text: e.instruction }),
     el("p", { class: "chips" }, ...chips),
@@ -207,6 +207,10 @@ function renderExample() {
     ...(e.judgement ? [section("judgement", "Judgement", tree(e.judgement))] : []),
     ...Object.entries(e).filter(([k]) => !OWN.has(k)).map(([k, v]) => section("more", words(k), tree(v))));
 }
+
+// Which adapter wrote or read what, where one did: the base model needs no word.
+const helpers = (e) => Object.entries(e.roles ?? {}).filter(([, adapter]) => adapter)
+  .map(([role, adapter]) => [role, String(adapter).slice(0, 8)]);
 
 function revision(e, parts) {
   if (!e.revised_answer) return section("revision", "Revision", el("p", { class: "quiet", text: "None: the answer was not revised." }));
