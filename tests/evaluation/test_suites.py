@@ -20,6 +20,7 @@ from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
 from cai.evaluation.stop_rate import ending
 from cai.evaluation.suites import DECIDING, MODULES, SUITES, critique, evaluate, load_summary, measure, table
+from cai.evaluation.suites.critique import MEANINGFUL
 from cai.evaluation.suites.forgetting import PERPLEXITY, distinct, perplexity, repeated_endings
 from cai.evaluation.suites.preference import MARKED
 from cai.evaluation.suites.task_success import ALL, TEN
@@ -390,6 +391,16 @@ def test_a_worse_revision_that_the_filters_took_speaks_for_them(scripted, tmp_pa
     mark(tmp_path / "data/tiny", **{some[0]: "first", some[1]: "revision"})
     found = evaluate(dataclasses.replace(pair, records=rejected), ["preference"])["preference"]
     assert metric(found, MARKED) == share([1]).row()
+
+
+def test_a_critique_that_was_made_anew_is_read_anew(scripted):
+    pair = scripted()
+    before = metric(evaluate(pair, ["critique"])["critique"], MEANINGFUL)
+    first, good, *others = pair.records
+    bad = [{**c, "critique": "Bad."} for c in good["critiques"]]
+    records = [first, {**good, "critiques": bad}, *others]
+    after = metric(evaluate(dataclasses.replace(pair, records=records), ["critique"])["critique"], MEANINGFUL)
+    assert after["n"] == before["n"] and after["value"] < before["value"]
 
 
 def test_ground_truth_knows_right_from_wrong(scripted):

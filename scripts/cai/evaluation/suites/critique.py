@@ -10,6 +10,7 @@ from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import ResultStore
 from cai.evaluation.suite import Metrics, Suite
 from cai.generation.filters import critique_verdict, is_exemplar, normal
+from cai.prompts.templates import hash_texts
 
 MEANINGFUL = "critiques meaningful"
 MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
@@ -54,9 +55,10 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
         for number, c in enumerate(record["critiques"]):
             fault = meaningful(c["critique"], record["instruction"], record["initial_answer"])
             counts = by_person if by_person is not None else fault is None
+            judged = hash_texts([c["critique"], str(fault)])[:8]  # other data, or another rule: another row
             wanted.append(
                 {
-                    "id": f"critique/{record['id']}/{number}/{c['principle_id']}/{by_person}",
+                    "id": f"critique/{record['id']}/{number}/{c['principle_id']}/{judged}/{by_person}",
                     "record": record["id"],
                     "principle_id": c["principle_id"],
                     "critique": c["critique"],
