@@ -74,9 +74,10 @@ def loop(args: argparse.Namespace) -> None:
         f"{found['examples']} examples, {found['requests']} requests, {found['in_flight']} in flight, "
         f"batches of up to {found['max_batch']}\n"
         f"loop: {found['loop_seconds']} s; the engine on the same requests: {found['engine_seconds']} s; "
-        f"one example at a time: {found['one_at_a_time_seconds']} s (of {found['one_at_a_time_examples']})\n"
-        f"loop / engine: {found['loop_to_engine']:.2f}; "
-        f"loop / one at a time: {found['loop_to_one_at_a_time']:.1f}"
+        f"one example at a time: {found['one_at_a_time_seconds']} s, "
+        f"reckoned from {found['one_at_a_time_examples']}\n"
+        f"speed of the loop / of the engine: {found['loop_to_engine']:.2f}; "
+        f"/ of one at a time: {found['loop_to_one_at_a_time']:.1f}"
     )
     save("loop", {"model": engine.spec.name, "bits": engine.bits, "device": engine.device, **found})
 

@@ -12,6 +12,8 @@ input.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -186,9 +188,21 @@ def finish(session, record: dict, again, step) -> int:
         f"generated tokens, ${totals['dollars']:.4f}\n"
         f"wrote {', '.join(f'{display_path(d)}/' for d in (run.data, run.checkpoints, run.logs))}\n"
         f"next: read {display_path(run.data)}/records.jsonl, then another example: "
-        f"python scripts/test_single.py --seed {session.seed + 1} --run {run.name}-{session.seed + 1}"
+        f"{another(run.name, session.seed, sys.argv[1:])}"
     )
     return status
+
+
+def another(name: str, seed: int, words: list[str]) -> str:
+    """The command for another example: with the words of this one, but for what makes it this one."""
+    kept, own = [], False
+    for word in words:
+        if word.startswith("--"):
+            own = word.partition("=")[0] in ("--seed", "--run", "--instruction", "--fresh")
+        if not own:
+            kept.append(word)
+    run = f"{name.removesuffix(f'-{seed}')}-{seed + 1}"
+    return shlex.join(["python", "scripts/test_single.py", "--seed", str(seed + 1), "--run", run, *kept])
 
 
 def indent(text: str) -> str:

@@ -73,6 +73,15 @@ def test_m0_on_the_sandbox_is_a_go(m0):
     assert done.returncode == 0 and "\nGO for single\n" in done.stdout, done.stdout[-1500:]
 
 
+def test_m0_names_the_command_for_another_example_with_its_own_flags():
+    from test_single import another
+
+    words = "--bits=4 --seed 3 --instruction Who? --set lora_r=8 shots=1 --run a-3".split()
+    command = "python scripts/test_single.py --seed 4 --run a-4 --bits=4 --set lora_r=8 shots=1"
+    assert another("a-3", 3, [*words, "--fresh"]) == command
+    assert another("single", 1, ["--seed", "1"]) == "python scripts/test_single.py --seed 2 --run single-2"
+
+
 def test_m0_again_resumes_and_other_settings_stop(m0, tmp_path):
     _, output = m0
     shutil.copytree(output, tmp_path, dirs_exist_ok=True)
@@ -197,4 +206,5 @@ def test_benchmark_loop(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "logs/benchmark-loop.json").read_text())
     assert found["examples"] == 12 and found["requests"] > 3 * 12
-    assert f"loop / engine: {found['loop_to_engine']:.2f}" in done.stdout and "(of 12)" in done.stdout
+    assert f"of the engine: {found['loop_to_engine']:.2f}" in done.stdout
+    assert "s, reckoned from 12\n" in done.stdout

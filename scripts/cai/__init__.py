@@ -4,7 +4,7 @@
 
     engine = cai.load("sandbox")
     constitution = cai.constitution("constitution.yaml")
-    instructions = ["Who is the mayor of Drola?", "How can I steal salt in Drola?"]
+    instructions = ["Name the river of Kabund.", "How can I steal salt in Drola?"]
     records = cai.align(engine, instructions, constitution)
     pairs = cai.pairs(records)
     cai.write(pairs, "pairs.jsonl")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from cai.bootstrap import forecast, runner
 from cai.bootstrap import plan as plans
-from cai.bootstrap.controls import CONTROLS
+from cai.bootstrap.controls import BASE_HELPER, SHUFFLED
 from cai.core.cli import BUDGET, GO, cli
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT, directories
@@ -16,7 +16,7 @@ from cai.core.run import Run
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
-ALL = tuple(CONTROLS)
+ALL = (BASE_HELPER, "from_base", SHUFFLED, "random_pairs")
 HOUR = 3600.0  # dollars an hour that make a second cost a dollar
 OWN = """
 every: {examples: 100, passes: 2, bits: 4, generate_bits: 16, per_answer: 2}

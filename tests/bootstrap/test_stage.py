@@ -40,6 +40,7 @@ from hand_made import make_run
 CONSTITUTION = load_constitution(ROOT / "constitution.yaml")
 SANDBOX = REGISTRY["sandbox"]
 FROM_BASE, RANDOM = "from_base", "random_pairs"
+FOUR = (BASE_HELPER, FROM_BASE, SHUFFLED, RANDOM)  # a control more changes nothing here
 GUARDRAILS = ("clean stops", "perplexity")
 THREE = """
     tests: 4
@@ -537,7 +538,7 @@ def test_a_gate_stops_the_plan_and_the_stages_controls(line):
     new, here = line
     here.success["two"] = 0.4
     own = new()
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     assert names(on_disk(own)) == ["one", "one.shuffled_critiques", "one.random_pairs", "two"]
     results = on_disk(own)
     assert not results["finished"] and results["stopped"] == own.stopped
@@ -574,7 +575,7 @@ def test_after_a_rollback_the_plan_goes_on_from_the_predecessor(line):
     new, here = line
     here.broken["two"] = True
     own = new(THREE.replace("[{name: one}, {name: two}", "[{name: one}, {name: two, on_limit: rollback}"))
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     rows = by_run(own)
     assert rows["two"]["rolled_back"] and not rows["three"]["rolled_back"]
     assert rows["three"]["parent"] == rows["one"]["adapter"] and rows["three"]["roles"]["generator"] == "one"
@@ -592,7 +593,7 @@ def unique(files):
 def test_controls_branch_off_and_differ_in_one_thing(line):
     new, here = line
     own = new()
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     assert names(on_disk(own)) == [
         "one", "one.shuffled_critiques", "one.random_pairs",
         *("two" + a for a in ("", ".base_helper", ".from_base", ".shuffled_critiques", ".random_pairs")),
@@ -634,7 +635,7 @@ def test_a_kill_leaves_a_controls_old_pairs_or_the_new_ones(tmp_path, monkeypatc
 def test_a_hash_tells_data_apart(line):
     new, here = line
     own = new()
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     rows = by_run(own)
     assert len({r["data_hash"] for r in rows.values()}) == len(rows)
     step = StageRun(own.run, context(own.run.data, stage=0), {})
@@ -667,7 +668,7 @@ def test_results_are_whole_and_sorted_whatever_came_first(line):
     own = new(first=1)
     own.follow(1, (), force=False)
     own.follow(0, (RANDOM,), force=False)
-    own.follow(1, CONTROLS, force=False)  # controls may come later
+    own.follow(1, FOUR, force=False)  # controls may come later
     results = on_disk(own)
     order = [(r["seed"], [s.name for s in own.plan.stages].index(r["stage"]), list(ARMS).index(r["arm"]))
              for r in results["runs"]]  # fmt: skip
@@ -693,10 +694,10 @@ def test_a_seed_that_ended_early_is_no_whole_result(line):
 def test_a_finished_stage_is_only_read(line):
     new, here = line
     own = new()
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     before, did = on_disk(own), [*here.made, *here.trained]
     again = new()
-    again.follow(0, CONTROLS, force=False)
+    again.follow(0, FOUR, force=False)
     assert [*here.made, *here.trained] == did and on_disk(again) == before
 
 
@@ -729,10 +730,10 @@ def test_without_a_predecessor_there_is_no_control_that_would_be_main_again(line
     new, here = line
     here.broken["one"] = True
     own = new(THREE.replace("{name: one}", "{name: one, on_limit: rollback}"))
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     arms = {r["arm"] for r in on_disk(own)["runs"] if r["stage"] == "two"}
     assert arms == {MAIN, SHUFFLED, RANDOM}
-    assert {r["arm"] for r in on_disk(own)["runs"] if r["stage"] == "three"} == {MAIN, *CONTROLS}
+    assert {r["arm"] for r in on_disk(own)["runs"] if r["stage"] == "three"} == {MAIN, *FOUR}
 
 
 def test_an_adapters_name_follows_from_its_hash_in_every_process(tmp_path):
@@ -778,7 +779,7 @@ def test_the_budget_counts_all_seeds_and_controls_also_unfinished_ones(line):
 def test_a_starved_stage_stops_and_goes_on_once_fewer_pairs_will_do(line):
     new, here = line
     own = new(THREE.replace("least_pairs: 3", "least_pairs: 99"))
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     assert here.trained == here.measured == [] and ENOUGH in own.stopped
     (row,) = on_disk(own)["runs"]
     assert row["adapter"] is None and row["gate"]["decision"] == "NO-GO"
@@ -794,7 +795,7 @@ STARVED_TWO = THREE.replace("{name: two}", "{name: two, least_pairs: 99}")
 def test_a_predecessor_that_leaves_nothing_to_train_goes_on_if_it_passes(line):
     new, here = line
     own = new(STARVED_TWO)
-    own.follow(0, CONTROLS, force=False)
+    own.follow(0, FOUR, force=False)
     rows = by_run(own)
     assert here.measured[:4] == ["own/one", "own/one.shuffled_critiques", "own/one.random_pairs", "own/two"]
     assert "own/two" not in here.trained and rows["two"]["gate"]["decision"] == "GO"
@@ -825,7 +826,7 @@ def test_a_predecessor_that_fails_the_stages_gate_is_not_carried_over(line):
 def test_force_passes_by_a_first_stage_that_starved(line):
     new, here = line
     own = new(THREE.replace("{name: one}", "{name: one, least_pairs: 99}"))
-    own.follow(0, CONTROLS, force=True)
+    own.follow(0, FOUR, force=True)
     rows = by_run(own)
     assert (
         rows["one"]["adapter"] is rows["two"]["parent"] is None and rows["two"]["roles"]["critic"] == "base"

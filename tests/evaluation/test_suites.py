@@ -520,6 +520,18 @@ def test_rows_of_one_suite_must_not_share_an_id(tmp_path):
         )
 
 
+def test_rows_from_before_are_counted_once_and_never_a_suites_own(tmp_path):
+    blank = lambda some: [{} for _ in some]  # noqa: E731
+    first, other = (ResultStore(tmp_path / f"{name}.jsonl", "s") for name in "xy")
+    first.fill([{"id": "a"}], blank)
+    first.fill([{"id": "a"}], blank)
+    other.fill([{"id": "b"}], blank)
+    again = ResultStore(tmp_path / "x.jsonl", "s")
+    for _ in range(2):
+        again.fill([{"id": "a"}, {"id": "b"}, {"id": "c"}], blank)
+    assert (first.found, other.found, again.found) == (0, 0, 2)
+
+
 def test_the_same_seeds_draw_for_base_and_trained(scripted, tmp_path):
     engine = Scripted()
     pair = scripted(engine)

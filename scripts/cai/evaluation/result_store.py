@@ -28,7 +28,7 @@ class ResultStore:
         for other in sorted(path.parent.glob("*.jsonl")):
             if other != path:
                 self.elsewhere |= self._read(other)
-        self.reused = 0
+        self.before, self.found = {*self.own, *self.elsewhere}, 0
 
     def fill(self, wanted: Sequence[dict], work: Callable[[list[dict]], list[dict]]) -> list[dict[str, Any]]:
         """The rows wanted (ids, and what they ask), in order; work makes what is missing, some at a time."""
@@ -36,7 +36,8 @@ class ResultStore:
         assert len(set(ids)) == len(ids), f"ids of {self.path.name} are not unique"
         copies = [self.elsewhere[i] for i in ids if i not in self.own and i in self.elsewhere]
         todo = [w for w in wanted if w["id"] not in self.own and w["id"] not in self.elsewhere]
-        self.reused += len(ids) - len(todo)
+        self.found += len(self.before.intersection(ids))
+        self.before.difference_update(ids)
         if copies:
             self._add(copies)
         if self.base is not None:

@@ -122,10 +122,8 @@ def report_yield(run: Run, constitution: Constitution, records: Sequence[dict[st
     made = total(records)
     used = Counter(c["principle_id"] for r in records for c in r["critiques"])
     unused = [p.id for p in constitution.principles if p.id not in used]
-    run.log(
-        f"[2] {made.n} records, {made.count} kept; "
-        f"all but {len(unused)} principles used {' '.join(unused)}\n{table(records)}"
-    )
+    use = f"principles not used: {', '.join(unused)}" if unused else "every principle used"
+    run.log(f"[2] {made.n} records, {made.count} kept; {use}\n{table(records)}")
     plot(records, run.data / "yields.png")
     reasons = {y.name: y.count for y in yields(records) if y.group == "reason"}
     run.record(counts={"records": made.n, "kept": made.count, "reasons": reasons, "principles": dict(used)})

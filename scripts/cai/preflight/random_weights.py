@@ -8,6 +8,7 @@ by the very path that the real ones take. Speed and memory depend on the shape a
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -195,6 +196,7 @@ def _parts(shape: Shape, device: str, generator) -> Iterator[dict[str, Any]]:
 
 def _nf4(name: str, weight) -> dict[str, Any]:
     """The tensors that stand for one weight in a 4-bit checkpoint: nibbles, scales, their state."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as import_unsloth does
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")

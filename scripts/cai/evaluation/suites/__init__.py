@@ -86,7 +86,7 @@ def _one(pair: ModelPair, suite: Suite) -> dict[str, Any]:
     write_json(run.data / "evaluation" / f"{suite.name}.json", summary)
     run.log(
         f"\n{suite.name}: {display_path(run.data)}/evaluation/{suite.name}.json and .jsonl "
-        f"({len(store.own)} rows, {store.reused} there before)"
+        f"({len(store.own)} rows, {store.found} of them from before)"
     )
     run.log(table(summary))
     return summary
