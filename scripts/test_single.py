@@ -12,8 +12,6 @@ input.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -182,27 +180,15 @@ def finish(session, record: dict, again, step) -> int:
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
     run.log("\n[8/8] success criteria")
     status = decide(run, m0(run, record, len(tried), again, step))
-    totals = run.manifest["totals"]
+    totals, seed = run.manifest["totals"], session.seed
     run.log(
         f"\n{totals['seconds']:.0f} s, {totals['prompt_tokens']} prompt and {totals['completion_tokens']} "
         f"generated tokens, ${totals['dollars']:.4f}\n"
         f"wrote {', '.join(f'{display_path(d)}/' for d in (run.data, run.checkpoints, run.logs))}\n"
-        f"next: read {display_path(run.data)}/records.jsonl, then another example: "
-        f"{another(run.name, session.seed, sys.argv[1:])}"
+        f"next: read {display_path(run.data)}/records.jsonl; for another example add "
+        f"--seed {seed + 1} --run {run.name.removesuffix(f'-{seed}')}-{seed + 1} to this command"
     )
     return status
-
-
-def another(name: str, seed: int, words: list[str]) -> str:
-    """The command for another example: with the words of this one, but for what makes it this one."""
-    kept, own = [], False
-    for word in words:
-        if word.startswith("--"):
-            own = word.partition("=")[0] in ("--seed", "--run", "--instruction", "--fresh")
-        if not own:
-            kept.append(word)
-    run = f"{name.removesuffix(f'-{seed}')}-{seed + 1}"
-    return shlex.join(["python", "scripts/test_single.py", "--seed", str(seed + 1), "--run", run, *kept])
 
 
 def indent(text: str) -> str:

@@ -71,15 +71,7 @@ def test_m0_prints_every_step_and_the_models_name_first(m0):
 def test_m0_on_the_sandbox_is_a_go(m0):
     done, _ = m0
     assert done.returncode == 0 and "\nGO for single\n" in done.stdout, done.stdout[-1500:]
-
-
-def test_m0_names_the_command_for_another_example_with_its_own_flags():
-    from test_single import another
-
-    words = "--bits=4 --seed 3 --instruction Who? --set lora_r=8 shots=1 --run a-3".split()
-    command = "python scripts/test_single.py --seed 4 --run a-4 --bits=4 --set lora_r=8 shots=1"
-    assert another("a-3", 3, [*words, "--fresh"]) == command
-    assert another("single", 1, ["--seed", "1"]) == "python scripts/test_single.py --seed 2 --run single-2"
+    assert "add --seed 1 --run single-1 to this command" in done.stdout
 
 
 def test_m0_again_resumes_and_other_settings_stop(m0, tmp_path):
