@@ -197,6 +197,8 @@ def test_a_session_records_a_set_value_and_where_it_comes_from(tmp_path, monkeyp
     assert (sources["beta"], sources["shots"], sources["lora_r"]) == ("--set", "--set", "registry")
     assert (sources["loss"], sources["model"], sources["seed"]) == ("flag", "flag", "default")
     assert sources["prompts"] == "code" and set(sources) >= set(settings)
+    faster = opened([*argv, "max_batch=3"])  # changes no row, so the run goes on
+    assert (faster["max_batch"], faster["sources"]["max_batch"], faster["settings"]) == (3, "--set", settings)
     assert opened(argv)["settings"] == settings and settings["heldout"] == SANDBOX.heldout
     with Run.reopen("a") as run:
         run.record(adapter="hash of the trained one")

@@ -75,6 +75,7 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
         run.pin(revision=engine.revision)
         run.record(
             dollars_per_hour=run.hourly_rate,
+            max_batch=spec.max_batch,
             adapter=run.manifest.get("adapter"),  # train_dpo.py may have been here
             sources={
                 **dict.fromkeys(settings, "registry"),
