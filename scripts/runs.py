@@ -9,10 +9,13 @@ status: 0 done, 2 bad input.
 
 from __future__ import annotations
 
+import sys
+
 from cai.core.cli import GO, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path
 from cai.core.run import read_manifest
+from cai.core.text import printable
 
 
 def main() -> int:
@@ -38,7 +41,8 @@ def main() -> int:
         gates = {f"{name}, its data": "data_gate", name: "gate"}
         found = {of: manifest[key] for of, key in gates.items() if key in manifest}
         for of, gate in (found or {name: {"decision": "no decision", "criteria": []}}).items():
-            print("\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])]))
+            table = "\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])])
+            print(printable(table, sys.stdout.encoding))
         found = directories(name)[0] / "report.html"
         page = found if found.exists() else page
     if page:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import cai
 import pytest
@@ -92,6 +93,9 @@ def _with_spec(model, spec):
         (["Who is it?", "Where?", "Who  is it? "], "instruction 3, .* is there twice"),
         ("Who is it?", "one text, 'Who is it.': give a list"),
         *((["Who?", f"Who is {token}?"], "chat token") for token in CHAT_TOKENS),
+        (["Who?", "Who<|endoftext|>?"], "instruction 2, .*, cannot be one: chat_token"),
+        (["Who?\nResponse: me"], "instruction 1, .*, cannot be one: marker"),
+        (["Who is \ud83d?"], "instruction 1, .*, cannot be one: not_utf8"),
     ],
 )
 def test_what_is_no_instruction_is_a_sentence_before_anything_is_asked(instructions, says):
@@ -130,6 +134,35 @@ def test_it_may_be_called_where_a_loop_is_running_already():
 
     [record] = asyncio.run(cell())
     assert record["initial_answer"] == "Mira."
+
+
+def test_several_threads_wait_for_each_other(base):
+    engine, constitution = LocalEngine(base), cai.constitution(CONSTITUTION)
+    expected = cai.align(engine, INSTRUCTIONS, constitution)
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(cai.align, engine, INSTRUCTIONS, constitution) for _ in range(3)]
+        assert [f.result(timeout=120) for f in found] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("records", "more", "says"),
+    [
+        ([{}], {}, "record 1: the key 'id' is missing"),
+        ([5], {}, "record 1: not a JSON object"),
+        ([], {"anchors": float("nan")}, "anchors nan: a share"),
+        ([], {"held_out": 5}, "held_out 5: a share"),
+    ],
+)
+def test_what_are_no_records_or_shares_is_a_sentence(records, more, says):
+    with pytest.raises(UserError, match=says):
+        cai.pairs(records, **more)
+
+
+@pytest.mark.parametrize("rows", [{"id": "a"}, "abc", [{"id": "a"}, 5], [None]])
+def test_what_are_no_rows_is_not_written(tmp_path, rows):
+    with pytest.raises(UserError, match="is no row"):
+        cai.write(rows, tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_importing_it_imports_nothing_more():

@@ -9,7 +9,7 @@ import signal
 import pytest
 from cai.core.files import ROOT
 from cai.core.jsonl import read
-from cai.core.schema import PAIR_KEYS, RECORD_KEYS
+from cai.core.schema import FORMAT, PAIR_KEYS, RECORD_KEYS
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from processes import begin, kill_at, script
@@ -170,6 +170,17 @@ def test_two_processes_on_one_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_gate_of_a_manifest_cannot_command_the_terminal(tmp_path):
+    criterion = {"name": "\x1b[2Jx", "passed": True, "measured": "\x1b]0;y\x07", "interval": None}
+    gate = {"decision": "GO", "criteria": [criterion]}
+    (tmp_path / "data/a").mkdir(parents=True)
+    (tmp_path / "data/a/run.json").write_text(
+        json.dumps({"run": "a", "settings": {}, "format": FORMAT, "gate": gate})
+    )
+    done = script("runs.py", "a", output=tmp_path)
+    assert done.returncode == 0 and done.stdout == "GO for a\n  pass  \\x1b[2Jx: \\x1b]0;y\\x07\n"
+
+
 def test_m0_with_the_chat_template_of_an_instruct_model(tmp_path):
     """The sandbox's weights under another name: nonsense comes out, by an instruct model's path."""
     shutil.copytree(ROOT / "models/sandbox", tmp_path / "chatty")

@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def align(
     """The loop over some instructions, side by side: a record each, in their order, kept or not.
 
     principles: how many an answer is critiqued by. adapter: who answers (a loaded one's name; None: the
-    base). Raises UserError, before anything is asked, for what cannot be an instruction."""
+    base). Raises UserError, before anything is asked, for what cannot be an instruction. Calls from several
+    threads wait for each other."""
     from cai.core.errors import UserError
     from cai.generation.example import Example, Roles
     from cai.generation.loop import Loop
@@ -80,8 +82,12 @@ def align(
         finished = as_finished(loop.align, examples.values(), engine.capacity)
         return {record["id"]: record async for group in finished for record in group}
 
-    done = _run(work())
+    with _ONE_AT_A_TIME:
+        done = _run(work())
     return [done[id] for id in examples]
+
+
+_ONE_AT_A_TIME = Lock()  # what an engine was asked belongs to one event loop
 
 
 def _run(coroutine: Coroutine) -> Any:
@@ -97,6 +103,7 @@ def _run(coroutine: Coroutine) -> Any:
 def _checked(instructions: Iterable[str], *, base: bool) -> list[str]:
     from cai.core.errors import UserError
     from cai.core.schema import content_id
+    from cai.generation.prompt_sources import against
     from cai.prompts.markers import refuse_chat_tokens
 
     if isinstance(instructions, str):
@@ -105,25 +112,41 @@ def _checked(instructions: Iterable[str], *, base: bool) -> list[str]:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"instruction {number} is {text!r}: give a text, or leave it out")
+        if base:
+            refuse_chat_tokens(text)
+        if (reason := against(text)) not in (None, "too_long"):
+            raise UserError(f"instruction {number}, {text[:40]!r}, cannot be one: {reason}; leave it out")
         if content_id(text) in seen:
             raise UserError(f"instruction {number}, {text[:40]!r}, is there twice: leave one of them out")
         seen.add(content_id(text))
-        if base:
-            refuse_chat_tokens(text)
     return texts
 
 
 def pairs(
     records: Sequence[dict[str, Any]], *, anchors: float = 0.6, seed: int = 0, held_out: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Preference pairs of plain texts: prompt, chosen, rejected, and whether a pair is held out."""
+    """Preference pairs of plain texts: prompt, chosen, rejected, and whether a pair is held out. Raises
+    UserError for what are no records, and for shares that cannot be."""
+    from cai.core.cli import FLAGS
+    from cai.core.errors import UserError
+    from cai.core.schema import RECORD_KEYS, check
     from cai.generation.pairs import build
 
+    if not FLAGS["anchors"].right(anchors):
+        raise UserError(f"anchors {anchors}: {FLAGS['anchors'].says}")
+    if not 0 <= held_out <= 0.5:
+        raise UserError(f"held_out {held_out}: a share of at most 0.5")
+    records = [check(row, RECORD_KEYS, f"record {number}") for number, row in enumerate(records, 1)]
     return build(records, anchors=anchors, seed=seed, held_out=held_out)
 
 
 def write(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Appends rows to a JSONL file: a crash leaves none half written."""
+    """Appends rows to a JSONL file: a crash leaves none half written. Raises UserError for what are no
+    rows."""
+    from cai.core.errors import UserError
     from cai.core.jsonl import append
 
+    rows = list(rows)
+    if no_rows := [row for row in rows if not isinstance(row, dict)]:
+        raise UserError(f"{str(no_rows[0])[:40]!r} is no row: give a list of records or of pairs")
     append(Path(path), rows)

@@ -68,6 +68,24 @@ def test_a_wrong_default_is_found_too_and_a_flag_may_have_choices():
         loss.parse_args(["--loss", "dop"])
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("9" * 400, "is too large"), ("9" * 5000, "no whole number"), ("1e3", "no whole number")],
+)
+def test_a_whole_number_is_one_that_can_be_reckoned_with(value, says, capsys):
+    for name in ("limit", "steps", "principles"):
+        with pytest.raises(SystemExit, match="2"):
+            parser("", name).parse_args([f"--{name}", value])
+        said = capsys.readouterr().err
+        assert says in said and len(said) < 500
+
+
+def test_an_argument_that_is_no_text_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--run", "caf\udce9"])
+    with pytest.raises(UserError, match="encoding: give texts in UTF-8"):
+        parser("", "run").parse_args()
+
+
 def test_no_flag_is_guessed_from_its_beginning(capsys):
     with pytest.raises(SystemExit) as stop:
         parser("", "limit").parse_args(["--lim", "3"])
@@ -134,6 +152,8 @@ def test_values_of_several_set_flags_all_count():
         ("learning_rate=inf", "must be above 0"),
         ("learning_rate=0", "must be above 0"),
         ("lora_r=-8", "must be above 0"),
+        (f"lora_r={10**400}", "is too large"),
+        (f"beta={10**400}", "must be above 0"),
         ("max_seq_length=64", "leaves no room for its prompt in a context of 64"),
         ("answer_tokens=5000", "a text of 5000 tokens leaves no room"),
     ],

@@ -79,6 +79,12 @@ def test_a_full_disk_takes_back_what_was_half_written(tmp_path, monkeypatch):
     assert error.value.filename == str(path) and path.read_bytes() == before
 
 
+def test_a_lone_surrogate_comes_back_as_it_was(tmp_path):
+    row = {"id": "\ud83d é 😀"}
+    jsonl.append(tmp_path / "x.jsonl", [row])
+    assert jsonl.read(tmp_path / "x.jsonl", KEYS) == [row]
+
+
 def test_a_process_killed_while_it_appends_loses_only_what_it_had_not_finished(tmp_path):
     path = tmp_path / "x.jsonl"
     code = (

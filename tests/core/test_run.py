@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from cai.core import cli, files
+from cai.core import cli, errors, files
 from cai.core.errors import BudgetReached, UserError
 from cai.core.run import Run, read_manifest
 from cai.core.schema import FORMAT
@@ -61,7 +61,9 @@ def test_fresh_moves_the_old_run_aside_and_keeps_it(output):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../x", "a/b/c", "a b", ".hidden", "a;b", "prompts", "constitutions/x", "a/../b"]
+    "name",
+    ["", "..", "../x", "a/b/c", "a b", ".hidden", "a;b", "prompts", "constitutions/x", "a/../b"]
+    + ["a.part", "a.part/b", "a/b.part"],  # what a conversion or a training clears away
 )
 def test_a_run_name_is_no_path(name):
     with pytest.raises(UserError):
@@ -90,9 +92,14 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(output):
     Run.open("a", SETTINGS).__exit__()
 
 
-def test_a_damaged_manifest_is_an_error_with_the_way_out(output):
+@pytest.mark.parametrize(
+    "text",
+    ['{"settings": {"mo', "null", "[" * 100_000]
+    + [f'{{"run": "a", "settings": {{}}, "format": 2, "{key}": 3}}' for key in ("totals", "gate")],
+)
+def test_a_damaged_manifest_is_an_error_with_the_way_out(output, text):
     Run.open("a", SETTINGS).__exit__()
-    (output / "data/a/run.json").write_text('{"settings": {"mo')
+    (output / "data/a/run.json").write_text(text)
     with pytest.raises(UserError, match="--fresh"):
         Run.open("a", SETTINGS)
     with Run.open("a", SETTINGS, fresh=True):
@@ -158,6 +165,18 @@ def test_errors_of_a_user_are_a_sentence_and_status_2(capsys):
         cli.cli(lambda: (_ for _ in ()).throw(OSError(errno.EBADF, "x")))
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("logs/.a.lock", "a directory is where a file should be"), (None, "a name is too long")],
+)
+def test_a_directory_in_the_way_and_a_name_too_long_are_sentences(output, path, says):
+    if path:
+        (output / path).mkdir(parents=True)
+    with pytest.raises(OSError) as error:
+        Run.open("a" if path else "a" * 260, SETTINGS)
+    assert says in errors.explain_os_error(error.value)
+
+
 def test_write_json_is_whole_or_not_at_all(output, monkeypatch):
     path = output / "x.json"
     files.write_json(path, {"a": 1})
@@ -172,7 +191,8 @@ def test_a_manifest_of_another_format_is_refused_and_the_command_named(output):
         assert run.manifest["format"] == FORMAT == 2
     path = output / "data/a/b/run.json"
     manifest = json.loads(path.read_text())
-    for other, said in ((None, 1), (3, 3)):
+    command = "python scripts/runs.py --convert a/b "
+    for other, said, way_out in ((None, 1, command), ("2", 2, command), (3, 3, "a newer one has written it")):
         changed = {k: v for k, v in manifest.items() if k != "format"} | ({"format": other} if other else {})
         path.write_text(json.dumps(changed))
         for ask in (
@@ -180,7 +200,7 @@ def test_a_manifest_of_another_format_is_refused_and_the_command_named(output):
             lambda: Run.reopen("a/b"),
             lambda: read_manifest("a/b"),
         ):
-            with pytest.raises(UserError, match=rf"of format {said}.* reads 2: .*runs.py --convert a/b "):
+            with pytest.raises(UserError, match=rf"of format {said}.* reads 2: {way_out}"):
                 ask()
     path.write_text(json.dumps(manifest))
     Run.open("a/b", SETTINGS).__exit__()

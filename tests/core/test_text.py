@@ -3,7 +3,7 @@ import sys
 
 import pytest
 from cai.core.run import Run
-from cai.core.text import format_bytes, format_duration, format_table, printable
+from cai.core.text import format_bytes, format_duration, format_table, is_broken, printable
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,10 @@ def test_a_log_holds_no_commands_and_no_text_stops_it(tmp_path, monkeypatch):
         run.log("\x1b[2J naïve \ud83d")
     assert out.buffer.getvalue() == b"\\x1b[2J na\\xefve \\ud83d\n"
     assert (tmp_path / "logs" / "a.log").read_text(encoding="utf-8") == "\\x1b[2J naïve \\ud83d\n"
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    assert is_broken("a\ud83d") and is_broken("\udcff") and not is_broken("a 😀 é\u2028\x00")
 
 
 def test_durations():

@@ -22,7 +22,7 @@ from cai.evaluation.stop_rate import ending
 from cai.evaluation.suites import DECIDING, MODULES, SUITES, critique, evaluate, load_summary, measure, table
 from cai.evaluation.suites.critique import MEANINGFUL
 from cai.evaluation.suites.forgetting import PERPLEXITY, distinct, perplexity, repeated_endings
-from cai.evaluation.suites.preference import MARKED
+from cai.evaluation.suites.preference import MARKED, reward_beta
 from cai.evaluation.suites.task_success import ALL, TEN
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.filters import is_exemplar, normal
@@ -228,6 +228,15 @@ def test_rewards_of_pairs_are_the_ones_that_training_reports(scripted):
             got = metric(found, f"{group} {kind} pairs: margin")
             assert got["value"] == pytest.approx(expected.margin, abs=1e-4) and got["n"] == len(some) > 0
             assert metric(found, f"{group} {kind} pairs: accuracy")["value"] == expected.accuracy
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": {"beta": 1}}'])
+def test_a_damaged_training_is_named(scripted, text):
+    pair = scripted()
+    pair.run.checkpoints.mkdir(parents=True)
+    (pair.run.checkpoints / "training.json").write_text(text)
+    with pytest.raises(UserError, match="training.json is damaged"):
+        reward_beta(pair)
 
 
 def test_what_training_has_seen_is_not_evaluated_on(scripted):

@@ -242,6 +242,31 @@ def test_loaded_names_become_hashes_whole_where_the_manifest_has_them(old_run):
         assert row["roles"]["judge"] == "aaaaaaaaaaaa" and row["roles"]["critic"] is None
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": 3}'])
+def test_a_damaged_training_and_links_stay_as_they_are(old_run, tmp_path, text):
+    data, path = old_run("mvp"), tmp_path / "checkpoints/mvp/training.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    (data / "gone").symlink_to("nowhere")
+    convert("mvp")
+    assert path.read_text() == text and (data / "gone").is_symlink() and len(read_records(data)) == 8
+
+
+def test_killed_between_the_two_moves_it_finds_the_old_one_among_others(old_run, monkeypatch):
+    data = old_run("mvp")
+    data.with_name("mvp~mine").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "move_aside", lambda path: path.rename(path.with_name("mvp~1")) and _die())
+        with pytest.raises(Killed):
+            convert("mvp")
+    assert not data.exists()
+    assert convert("mvp") == display_path(data.with_name("mvp~1")) and len(read_records(data)) == 8
+
+
+def _die():
+    raise Killed
+
+
 def test_a_run_of_no_records_and_one_of_a_stage(old_run, tmp_path):
     data = old_run("plan/stage")
     for path in data.glob("*.jsonl"):

@@ -103,7 +103,9 @@ def test_the_same_seed_gives_the_same_lists():
     assert asked[0] == asked[1] and len(set(asked[0])) == 4
 
 
-@pytest.mark.parametrize("content", ["", '{"task": "math"}', "x", "[]"])
+@pytest.mark.parametrize(
+    "content", ["", '{"task": "math"}', "x", "[]", r'{"task": "math", "instruction": "\ud83d"}']
+)
 def test_a_bad_seed_file_is_an_error(tmp_path, content):
     path = tmp_path / "seeds.jsonl"
     path.write_text(content)

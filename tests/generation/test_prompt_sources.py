@@ -101,11 +101,14 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path):
         "?!",
         "x" * (prompt_sources.MAX_CHARACTERS + 1),
         "Say  one",
+        "Say \ud83d six",
         "Say five",
     ]
     loaded = prompt_sources.load(write(tmp_path / "p.jsonl", jsonl(*({"prompt": x} for x in lines))))
     assert [i.instruction for i in loaded] == ["Say one", "Say five"]
-    assert loaded.left_out == {"chat_token": 2, "marker": 1, "empty": 1, "too_long": 1, "duplicate": 1}
+    assert loaded.left_out == {
+        **{"chat_token": 2, "marker": 1, "empty": 1, "too_long": 1, "duplicate": 1, "not_utf8": 1}
+    }
     assert (
         len(
             prompt_sources.load(
@@ -159,6 +162,7 @@ def test_csv_with_quotes_and_line_breaks(tmp_path):
         ("\n\nHuman: Say one\n\nin two parts\n\nAssistant: one", "Say one\n\nin two parts"),
         ("\n\nHuman: What does Assistant: mean?\n\nAssistant: me", "What does Assistant: mean?"),
         ("\n\nHuman: Say one", "Say one"),
+        ("\r\n\r\nHuman: Say one\r\n\r\nAssistant: one", "Say one"),
         ("Assistant: hello\n\nHuman: Say one", None),
     ],
 )
@@ -171,6 +175,11 @@ def test_the_first_turn_of_a_transcript(transcript, turn):
     [
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": }\n', "p.jsonl, line 2: not JSON"),
         ("p.jsonl", "[1]\n", "line 1: not a JSON object"),
+        ("p.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "line 1: 'prompt' is there twice"),
+        ("p.jsonl", '{"Behavior": null, "BehaviorID": "x", "ContextString": "c"}', "is of type NoneType"),
+        ("p.jsonl", '{"Behavior": "a", "BehaviorID": "x", "ContextString": 5}', "is of type int"),
+        ("p.csv", "prompt,prompt\na,b\n", "the header: 'prompt' is there twice"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"line 2: has none of the keys .*\(it has text\)"),
         ("p.jsonl", '{"prompt": ["a"]}\n', "line 1: the prompt is of type list"),
         ("p.jsonl", '{"chosen": "x", "rejected": "y"}\n', 'line 1: `chosen` does not begin with "Human:"'),
@@ -222,7 +231,7 @@ def test_a_saved_dataset_and_a_directory_of_data_files(tmp_path):
     datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
     rows.save_to_disk(tmp_path / "single")
     (tmp_path / "files").mkdir()
-    write(tmp_path / "files/train.jsonl", jsonl({"question": "Say three"}, {"question": "Say four"}))
+    write(tmp_path / "files/train.jsonl", jsonl({"question": "Say three"}, {"prompt": "Say four"}))
     for name, texts in (("saved", ["one", "two"]), ("single", ["one", "two"]), ("files", ["three", "four"])):
         loaded = prompt_sources.load(f"{tmp_path}/{name}:train")
         assert [i.instruction for i in loaded] == [f"Say {t}" for t in texts]

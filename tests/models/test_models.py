@@ -200,6 +200,10 @@ def test_an_adapter_of_another_base_or_a_changed_file_is_refused(fresh, tmp_path
         loader.load(SANDBOX).load_adapter(tmp_path / "a", "a")
     with pytest.raises(UserError, match="base.json is missing"):
         model.check_adapter(tmp_path, SANDBOX)
+    for text in (b"null", b"{", b"\xff"):
+        (tmp_path / "a/base.json").write_bytes(text)
+        with pytest.raises(UserError, match="base.json is damaged"):
+            model.check_adapter(tmp_path / "a", SANDBOX)
 
 
 READY, FULL = "unsloth/Qwen2.5-32B-bnb-4bit", "Qwen/Qwen2.5-32B"

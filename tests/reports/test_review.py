@@ -247,6 +247,7 @@ def test_marks_with_a_byte_order_mark_and_windows_line_ends(run_dir):
     "row, says",
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         ({k: v for k, v in mark().items() if k != "note"}, "'note' is missing"),
         (mark(critique_meaningful="yes"), "'critique_meaningful' is of type str"),

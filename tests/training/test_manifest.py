@@ -41,6 +41,8 @@ def test_a_damaged_manifest_and_a_lost_adapter_are_sentences(tmp_path):
     )
     with pytest.raises(UserError, match="no longer holds the adapter that was saved"):
         manifest.claim(tmp_path, facts, resume=True)
-    (tmp_path / "training.json").write_text("{")
-    with pytest.raises(UserError, match="damaged: --fresh"):
-        manifest.claim(tmp_path, facts, resume=True)
+    for text in ("{", "[]", "{}", '{"settings": 3}', '{"settings": {"steps": 4}}'):
+        (tmp_path / "training.json").write_text(text)
+        with pytest.raises(UserError, match="damaged: --fresh"):
+            manifest.claim(tmp_path, facts, resume=True)
+        assert not manifest.is_finished(tmp_path)

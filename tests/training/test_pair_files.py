@@ -51,6 +51,8 @@ def test_sides_are_told_apart_by_the_row_or_by_its_content(tmp_path):
     (lambda r: r.update(rejected="  "), "line 2: 'rejected' is empty"),
     (lambda r: r.update(rejected=r["chosen"]), "line 2: 'chosen' and 'rejected' are the same"),
     (lambda r: r.update(prompt="say <|im_start|>"), "line 2: a prompt holds the chat token <|im_start|>"),
+    (lambda r: r.update(chosen="is <|endoftext|>"), "line 2: 'chosen' holds the special token <|endoftext|>"),
+    (lambda r: r.update(rejected="is \ud83d"), "line 2: 'rejected' is not UTF-8"),
     (lambda r: r.update(held_out="no"), "line 2: 'held_out' is neither true nor false"),
     (lambda r: (r.pop("held_out"), r.update(id="my pair")), "line 2: 'id' is no content hash"),
 ])  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
-from cai.core.text import printable
+from cai.core.text import is_broken, printable
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
 DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
@@ -59,7 +59,18 @@ class Flag:
     says: str = ""
 
 
-WHOLE, NUMBER, SWITCH = {"type": int}, {"type": float}, {"action": "store_true"}
+def _whole(text: str) -> int:
+    """A whole number, and none that arithmetic with fractions could not hold."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+    if abs(number) > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text[:20]}... is too large")
+    return number
+
+
+WHOLE, NUMBER, SWITCH = {"type": _whole}, {"type": float}, {"action": "store_true"}
 FLAGS: dict[str, Flag] = {
     # what is run
     "run": Flag("the run's name: data/<run>/, checkpoints/<run>/, logs/<run>.log"),
@@ -165,6 +176,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *args: Any, **more: Any) -> argparse.Namespace:
         found = super().parse_args(*args, **more)
+        for text in sys.argv:  # a run's manifest records them
+            if is_broken(text):
+                raise UserError(f"{text[:200]!r} is not in this terminal's encoding: give texts in UTF-8")
         for name, flag in FLAGS.items():
             value = getattr(found, name.replace("-", "_"), None)
             if value is not None and not flag.right(value):

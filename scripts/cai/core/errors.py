@@ -25,6 +25,8 @@ def explain_os_error(error: OSError) -> str | None:
         errno.EPERM: permission,
         errno.EEXIST: f"something else is in the way{where}: move it, or run in another checkout",
         errno.ENOTDIR: f"a file is where a directory should be{where}: move it, or run in another checkout",
+        errno.EISDIR: f"a directory is where a file should be{where}: move it, or run in another checkout",
+        errno.ENAMETOOLONG: f"a name is too long for the file system{where}: choose a shorter one",
         errno.EFBIG: f"the file would be too large for this user{where}: raise ulimit -f, then rerun",
         errno.EROFS: f"the file system is read-only{where}: run in a checkout that can be written to",
     }.get(error.errno)

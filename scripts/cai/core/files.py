@@ -25,7 +25,13 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(path, encode(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))
+
+
+def encode(text: str) -> bytes:
+    """JSON in UTF-8. A lone surrogate, which UTF-8 cannot hold, becomes its \\udXXX, which JSON reads back as
+    what it was."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def sha256_file(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.text import is_broken
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def _rows(path: Path, what: str, keys: dict[str, type]) -> list[dict[str, Any]]:
     """path: relative to the repository. Raises UserError with the line that does not fit, or if there is
     none."""
     rows = jsonl.read(ROOT / path, keys)
+    for number, row in enumerate(rows, 1):
+        if any(is_broken(row[key]) for key in keys):
+            raise UserError(f"{path}, line {number}: not UTF-8 (half of a surrogate pair); {jsonl.WAY_OUT}")
     if not rows:
         raise UserError(f"the {what} {path} are missing or empty: restore the file")
     return rows

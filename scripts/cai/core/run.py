@@ -233,10 +233,14 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         manifest = None
-    needed = {"run": str, "settings": dict}
-    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), t) for k, t in needed.items()):
+    if (
+        not isinstance(manifest, dict)
+        or not isinstance(manifest.get("run"), str)
+        or not isinstance(manifest.get("settings"), dict)
+        or not all(isinstance(manifest.get(key, {}), dict) for key in ("totals", "gate", "data_gate"))
+    ):
         raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
     check_format(manifest.get("format"), str(path), manifest["run"])
     return manifest
@@ -250,6 +254,8 @@ def lock_run(name: str) -> TextIO:
             f"--run {name!r}: use letters, digits, '.', '_' and '-' "
             "(and one '/' between a plan and its stage)"
         )
+    if any(part.endswith(".part") for part in name.split("/")):
+        raise UserError(f"--run {name!r}: files in the making end like this; choose another name")
     if name.split("/")[0] in ("constitutions", "prompts"):
         raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
     logs = directories(name)[2]

@@ -65,6 +65,10 @@ def is_held_out(row_id: str, share: float = HELD_OUT) -> bool:
 
 def check_format(found: Any, where: str, run: str) -> None:
     """Raises UserError for a format that this program does not read; run: the run's name."""
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(
+            f"{where} is of format {found}, this program reads {FORMAT}: a newer one has written it, use that"
+        )
     if found != FORMAT:
         raise UserError(
             f"{where} is of format {found or 1}, this program reads {FORMAT}: "

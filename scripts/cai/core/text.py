@@ -10,6 +10,15 @@ from collections.abc import Sequence
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+def is_broken(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, as "\\ud83d" in JSON: it has no UTF-8 and no tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def printable(text: str, encoding: str | None = None) -> str:
     """A model's or a file's text for a terminal or a log. What would command a terminal, and what the
     encoding (None: UTF-8) lacks, such as a lone surrogate, is shown as \\x1b, \\r, \\u202e or \\ud800."""

@@ -67,7 +67,7 @@ def preferred(run_dir: Path) -> dict[str, str]:
 def _mark(line: str, examples: dict[str, dict[str, Any]], where: str) -> tuple[str, Marks]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{where}: not JSON; remove the line or export the file again") from None
     check(row, MARK_KEYS, where)
     if row["revision_better"] not in REVISION_BETTER:

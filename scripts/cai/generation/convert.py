@@ -37,7 +37,8 @@ def convert(name: str) -> str:
             _write(name, data, scratch)
             old = move_aside(data)
         else:  # killed between the two moves
-            old = max(data.parent.glob(f"{data.name}~*"), key=lambda path: int(path.name.split("~")[-1]))
+            aside = [p for p in data.parent.glob(f"{data.name}~*") if p.name.split("~")[-1].isdecimal()]
+            old = max(aside, key=lambda path: int(path.name.split("~")[-1]))
         scratch.rename(data)
     return display_path(old)
 
@@ -62,7 +63,7 @@ def _write(name: str, data: Path, scratch: Path) -> None:
     if manifest.get("format", 1) != 1:
         raise UserError(f"run {name!r} is of format {manifest['format']} already")
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(data, scratch)
+    shutil.copytree(data, scratch, symlinks=True)
     for path in data.glob("records*.jsonl"):
         if RECORDS.fullmatch(path.name):
             _rewrite(scratch / path.name, [_record(row, text) for row in jsonl.read(path, READ)])
@@ -85,7 +86,7 @@ def _name_warmup(path: Path) -> None:
     try:
         training = json.loads(path.read_text(encoding="utf-8"))
         training["settings"].setdefault("warmup", ModelSpec.warmup)
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return  # nothing trained, or damaged: train_dpo.py says so
     write_json(path, training)
 
@@ -99,7 +100,7 @@ def _record(row: dict[str, Any], manifest: str) -> dict[str, Any]:
     pair, revised = None, row["revised_answer"]
     if revised:
         pair = {"prompt": row["instruction"], "chosen": revised, "rejected": row["initial_answer"]}
-    roles = {part: _hash(name, manifest) for part, name in row.pop("writers", {}).items()}
+    roles = {part: _hash(name, manifest) for part, name in (row.pop("writers", None) or {}).items()}
     changed = {"preference_pair": pair, "adapter": _hash(row["adapter"], manifest), "roles": roles}
     return {"format": FORMAT} | row | changed | {"engine": "local"}
 

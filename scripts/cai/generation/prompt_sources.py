@@ -7,13 +7,15 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.schema import TASK_TYPES, content_id
+from cai.core.text import is_broken
 from cai.generation.dedup import REASON, EvaluationPrompts
 from cai.generation.filters import MARKED_LINE
 from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT
@@ -23,7 +25,7 @@ MAX_CHARACTERS = 6000  # some 1,500 tokens: beside exemplars, answer and critiqu
 MAX_LINE = 1 << 20  # bytes
 MAX_BYTES = 1 << 30  # of a whole file, unpacked: a compressed one may be small and have no end
 CONTEXT = "\n\n---\n\n"  # between HarmBench's context and the behaviour, as HarmBench joins them
-FIRST_TURN = re.compile(r"\s*Human:(.*?)(?=\n\n(?:Assistant|Human):|\Z)", re.DOTALL)
+FIRST_TURN = re.compile(r"\s*Human:(.*?)(?=\r?\n\r?\n(?:Assistant|Human):|\Z)", re.DOTALL)
 FORMS = ".jsonl, .csv or .txt, each also with .gz"
 HUB = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:/([\w.-]+))?:([\w.+%:\[\]-]+)")
 
@@ -72,8 +74,9 @@ def load(source: str, limit: int | None = None, barred: Iterable[str] = ()) -> L
     loaded, seen, evaluation = Loaded(), set(), EvaluationPrompts(barred)
     for text, task, name in _texts(source):
         text = text.strip()
-        identity = content_id(text)
-        reason = against(text) or ("duplicate" if identity in seen else None)
+        reason = against(text)
+        if reason is None and (identity := content_id(text)) in seen:
+            reason = "duplicate"
         if reason is None and evaluation.near(text) is not None:
             reason = REASON
         if reason:
@@ -91,6 +94,8 @@ def load(source: str, limit: int | None = None, barred: Iterable[str] = ()) -> L
 
 def against(text: str) -> str | None:
     """Why a given text cannot be used as an instruction; None if it can."""
+    if is_broken(text):
+        return "not_utf8"
     if not re.search(r"\w", text):
         return "empty"
     if any(token in text for token in (*CHAT_TOKENS, END_OF_TEXT)):
@@ -139,12 +144,24 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str | None, str]]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line, object_pairs_hook=partial(_object, where))
+        except (ValueError, RecursionError):
             raise UserError(f"{where}: not JSON; each line must be one object") from None
         if not isinstance(row, dict):
             raise UserError(f"{where}: not a JSON object; each line must be one")
         yield _of_row(row, where, "jsonl", path.name)
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _no_name_twice([key for key, _ in pairs], where)
+    return dict(pairs)
+
+
+def _no_name_twice(names: Sequence[str], where: str) -> None:
+    """The last of two values would be read, and the first be lost."""
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise UserError(f"{where}: {twice!r} is there twice; rename or remove one of them")
 
 
 def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
@@ -152,6 +169,7 @@ def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
     reader = csv.DictReader((line for _, line in _numbered(path)), strict=True)
     number = 1
     try:
+        _no_name_twice(reader.fieldnames or [], f"{path}, the header")
         for number, row in enumerate(reader, 2):
             where = f"{path}, row {number} (it ends in line {reader.line_num})"
             if None in row or None in row.values():
@@ -198,8 +216,10 @@ class RowForm:
 
 
 def _with_context(row: dict[str, Any], where: str) -> Any:
-    context = row.get("ContextString")
-    return f"{context}{CONTEXT}{row['Behavior']}" if context else row["Behavior"]
+    context, behavior = row.get("ContextString"), row["Behavior"]
+    texts = [context, behavior] if context else [behavior]
+    no_text = [text for text in texts if not isinstance(text, str)]
+    return no_text[0] if no_text else CONTEXT.join(texts)
 
 
 def _first_turn_of(row: dict[str, Any], where: str) -> Any:
@@ -263,4 +283,5 @@ def _dataset(name: str, configuration: str | None, split: str) -> Iterator[tuple
             raise UserError(f"{where}: there is no such split; there are {', '.join(rows)}")
         rows = rows[split]
     for number, row in enumerate(rows):
+        row = {key: value for key, value in row.items() if value is not None}  # a column that other rows have
         yield _of_row(row, f"{where}, row {number}", "datasets", label)

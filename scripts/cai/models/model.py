@@ -184,12 +184,14 @@ def check_adapter(
     weights = path / "adapter_model.safetensors"
     try:
         fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
+        if not isinstance(fact, dict):
+            raise ValueError
         digest = sha256_file(weights)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
         ) from None
-    except json.JSONDecodeError:
+    except ValueError:
         raise UserError(f"{path / 'base.json'} is damaged: train the adapter again") from None
     if fact.get("sha256") != digest:
         raise UserError(

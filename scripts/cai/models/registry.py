@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -233,10 +234,10 @@ def _value(name: str, text: str, kind: type) -> Any:
         words = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise UserError(f"--set {name}={text}: must be {words}") from None
     least = 0 if name == "shots" or name.endswith("temperature") or name == "warmup" else None
-    if kind in (int, float) and not (
-        math.isfinite(value) and (value > 0 if least is None else value >= least)
-    ):
+    if kind in (int, float) and not (value < math.inf and (value > 0 if least is None else value >= least)):
         raise UserError(f"--set {name}={text}: must be {'above 0' if least is None else 'at least 0'}")
+    if kind is int and value > sys.maxsize:
+        raise UserError(f"--set {name}={text[:20]}...: is too large")
     if name == "shots" and value > SHOTS:
         raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:

@@ -58,7 +58,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
     facts = json.loads(json.dumps(facts))
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        old = manifest["settings"]
+        old, status = dict(manifest["settings"]), manifest["status"]
     except FileNotFoundError:
         if (output / checkpoints.WEIGHTS).exists():
             raise UserError(
@@ -68,7 +68,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
         manifest = {"settings": facts, "status": BEGUN}
         write_json(path, manifest)
         return manifest
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{display_path(path)} is damaged: --fresh moves {here} aside") from None
     changed = sorted(k for k in old.keys() | facts.keys() if old.get(k) != facts.get(k))
     if changed:
@@ -77,7 +77,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
             f"{here} was trained with other settings: {what}. "
             "Give the old ones to resume, or --fresh to move it aside (the data stay)"
         )
-    if manifest["status"] != BEGUN and not _is_saved(output, manifest):
+    if status != BEGUN and not _is_saved(output, manifest):
         raise UserError(f"{here} no longer holds the adapter that was saved: --fresh trains it again")
     return manifest
 
@@ -87,7 +87,7 @@ def is_finished(output: Path) -> bool:
     try:
         manifest = json.loads((output / NAME).read_text(encoding="utf-8"))
         return manifest["status"] != BEGUN and _is_saved(output, manifest)
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 

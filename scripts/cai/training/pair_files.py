@@ -11,9 +11,10 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, run_of
 from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, is_held_out
+from cai.core.text import is_broken
 from cai.generation.filters import final_reasons
 from cai.generation.records import read_records
-from cai.prompts.markers import INSTRUCTION, RESPONSE
+from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT, INSTRUCTION, RESPONSE
 from cai.prompts.training_format import training_prompt
 
 
@@ -49,12 +50,17 @@ def _check(row: dict[str, Any], data: Path) -> None:
     for key in ("prompt", "chosen", "rejected"):
         if not row[key].strip():
             raise UserError(f"{key!r} is empty")
+        if is_broken(row[key]):
+            raise UserError(f"{key!r} is not UTF-8 (half of a surrogate pair)")
     if row["prompt"].startswith(f"{INSTRUCTION} ") and row["prompt"].endswith(f"\n{RESPONSE}"):
         raise UserError(
             "'prompt' is in the training format, as older files had it, and not the instruction alone: "
             f"python scripts/runs.py --convert {run_of(data)} makes plain texts of them"
         )
     training_prompt(row["prompt"])  # no chat token in it
+    token = next((t for t in (*CHAT_TOKENS, END_OF_TEXT) if t in row["chosen"]), None)
+    if token:
+        raise UserError(f"'chosen' holds the special token {token}, which would be trained: remove it")
     if row["chosen"] == row["rejected"]:
         raise UserError("'chosen' and 'rejected' are the same text")
     if not isinstance(row.get("held_out", False), bool):

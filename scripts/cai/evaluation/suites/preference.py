@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai.core import schema
+from cai.core.errors import UserError
+from cai.core.files import display_path
 from cai.core.prompt_files import Prompt
 from cai.core.stats import at_equal_length, correlation, mean, share
 from cai.evaluation.marks import preferred
@@ -116,8 +118,13 @@ def reward_beta(pair: ModelPair) -> float:
     path = pair.run.checkpoints / "training.json"
     if not path.exists():
         return pair.spec.beta
-    trained = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    return trained["beta"] if LOSSES[trained["loss"]].has_reference else pair.spec.beta
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return trained["beta"] if LOSSES[trained["loss"]].has_reference else pair.spec.beta
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{display_path(path)} is damaged: restore it, or train the adapter again with --fresh"
+        ) from None
 
 
 def margins(row: dict[str, float], beta: float) -> dict[str, float]:
