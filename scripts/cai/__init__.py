@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cai.models.engine import Engine
     from cai.prompts.constitution import Constitution
 
+_ONE_AT_A_TIME = Lock()  # what an engine was asked belongs to one event loop
+
 
 def load(
     model: str = "auto", bits: int | None = None, adapter: str | Path | None = None, **values: Any
@@ -85,9 +87,6 @@ def align(
     with _ONE_AT_A_TIME:
         done = _run(work())
     return [done[id] for id in examples]
-
-
-_ONE_AT_A_TIME = Lock()  # what an engine was asked belongs to one event loop
 
 
 def _run(coroutine: Coroutine) -> Any:
