@@ -140,8 +140,7 @@ def pairs(
 
 
 def write(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Appends rows to a JSONL file: a crash leaves none half written. Raises UserError for what are no
-    rows."""
+    """Appends rows to a JSONL file; a crash leaves none half written. Raises UserError for what is no row."""
     from cai.core.errors import UserError
     from cai.core.jsonl import append
 
