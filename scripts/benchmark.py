@@ -120,8 +120,8 @@ def dedup(args: argparse.Namespace) -> None:
 
 # name: (what it does, common flags that it has beside --seed and --limit, the default of --limit)
 BENCHMARKS = {
-    "engine": (engine, ("model", "bits"), 128),
-    "loop": (loop, ("model", "bits"), 600),
+    "engine": (engine, ("model", "bits", "threads"), 128),
+    "loop": (loop, ("model", "bits", "threads"), 600),
     "dedup": (dedup, (), 50_000),
 }
 

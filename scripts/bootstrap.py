@@ -25,8 +25,8 @@ from cai.core.run import Run
 
 
 def main() -> int:
-    common = ("run", "model", "set", "constitution", "forecast", "budget", "hourly-rate", "fresh", "force")
-    flags = parser(__doc__, *common)
+    common = ("run", "model", "threads", "set", "constitution", "forecast", "budget", "hourly-rate")
+    flags = parser(__doc__, *common, "fresh", "force")
     flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
     flags.add_argument(
         "--controls",

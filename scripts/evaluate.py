@@ -39,7 +39,7 @@ ABOUT = "\n".join(f"  {suite.name:12}{suite.about}" for suite in SUITES.values()
 
 
 def main() -> int:
-    flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", "run", "limit", "hourly-rate", run="mvp")
+    flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", "run", "limit", "threads", "hourly-rate", run="mvp")
     flags.add_argument("--suite", nargs="+", choices=SUITES, default=["preference"], help="what to measure")
     flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
     flags.add_argument("--gate", action="store_true", help=f"say GO or NO-GO, by {' and '.join(DECIDING)}")

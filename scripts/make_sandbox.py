@@ -31,7 +31,7 @@ from cai.sandbox.pretrain import Recipe, pretrain
 
 
 def main() -> None:
-    flags = parser(__doc__, "seed", "constitution", "fresh", "limit", seed=None)
+    flags = parser(__doc__, "seed", "constitution", "fresh", "limit", "threads", seed=None)
     flags.add_argument(
         "--out",
         type=Path,

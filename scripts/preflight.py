@@ -42,7 +42,7 @@ CPU_PARAMETERS = 1e8  # the largest shape that is worth a CPU's time
 
 
 def main() -> int:
-    flags = cli.parser(__doc__, "model", "bits", "seed")
+    flags = cli.parser(__doc__, "model", "bits", "threads", "seed")
     flags.add_argument("--shape", help="measure a random model of this shape (Qwen/Qwen2.5-32B, ..., tiny)")
     flags.add_argument(
         "--batch-sizes", default="1,8,32,64", help="generation is measured at these (1,8,32,64)"

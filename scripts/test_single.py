@@ -26,7 +26,8 @@ ANSWERS = 16  # in the bare training format, to see how they end before anything
 def main() -> int:
     flags = parser(
         __doc__,
-        *("run", "model", "bits", "instruct", "set", "seed", "constitution", "hourly-rate", "fresh"),
+        *("run", "model", "bits", "threads", "instruct", "set", "seed", "constitution", "hourly-rate"),
+        "fresh",
         run="single",
     )
     flags.add_argument("--instruction", help="use this instruction instead of a generated one")

@@ -26,7 +26,7 @@ from cai.core.run import Run, git_commit, read_manifest, versions
 from cai.training.losses import LOSSES
 from cai.training.trackers import TRACKERS, check
 
-COMMON = ("run", "model", "bits", "set", "seed", "hourly-rate", "fresh")
+COMMON = ("run", "model", "bits", "threads", "set", "seed", "hourly-rate", "fresh")
 TRAINING = ("loss", "steps", "epochs", "lr", "beta", "lora-r")
 SHORT = {"lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set
 ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does not overwrite them

@@ -4,46 +4,83 @@ said here; a script only names its flags and their defaults."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
-from cai.core.text import is_broken, printable
+from cai.core.files import check_output
+from cai.core.terminal import guard, say
+from cai.core.text import is_broken
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
 DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ends a run as Ctrl-C does: steps are billed, locks and half files put away."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
 def cli(main: Callable[[], int | None]) -> None:
     """Runs a script's main: its status is the exit status, a user's error is a sentence and not a
-    traceback."""
+    traceback, and no terminal stops it."""
+    guard()
     try:
-        sys.exit(main() or GO)
+        with _ended_by_signals():
+            status = main() or GO
     except UserError as error:
-        sys.exit(_complain(str(error)))
+        status = _complain(str(error))
     except BudgetReached as stop:
-        print(f"budget: {stop}", file=sys.stderr, flush=True)
-        sys.exit(BUDGET)
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing finished is lost, the same command resumes", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read the output has seen enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(INTERRUPTED)
+        say(f"budget: {stop}", error=True)
+        status = BUDGET
+    except KeyboardInterrupt as stop:
+        why = str(stop) or "interrupted"
+        say(f"\n{why}: nothing finished is lost, the same command resumes", error=True)
+        status = getattr(stop, "status", INTERRUPTED)
     except OSError as error:
         sentence = explain_os_error(error)
         if sentence is None:
             raise
-        sys.exit(_complain(sentence))
+        status = _complain(sentence)
+    sys.exit(status)
 
 
 def _complain(sentence: str) -> int:
-    print(printable(f"error: {sentence}", sys.stderr.encoding), file=sys.stderr, flush=True)
+    say(f"error: {sentence}", error=True)
     return BAD_INPUT
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM (Slurm, a spot machine that is taken back) and SIGHUP (a connection that drops) end like
+    Ctrl-C. Where one is ignored, as SIGHUP under nohup, it stays so."""
+    ours = (signal.SIGTERM, signal.SIGHUP)
+
+    def stop(number: int, frame: object) -> None:
+        for other in ours:  # they come in groups: what the first one has begun is not broken off by the next
+            signal.signal(other, signal.SIG_IGN)
+        raise Stopped(number)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    taken = [n for n in ours if main_thread and signal.getsignal(n) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, signal.SIG_DFL)
 
 
 # ---- flags ----
@@ -84,6 +121,12 @@ FLAGS: dict[str, Flag] = {
         WHOLE,
         lambda n: n in (4, 8, 16),
         "choose 4, 8 or 16",
+    ),
+    "threads": Flag(
+        "threads that a CPU computes with, as OMP_NUM_THREADS (default: as many as there are free cores)",
+        WHOLE,
+        lambda n: 1 <= n <= (os.cpu_count() or 1),
+        f"must be from 1 to the {os.cpu_count() or 1} cores of this machine",
     ),
     "instruct": Flag("use the model's chat template", SWITCH),
     "set": Flag(
@@ -166,8 +209,8 @@ FLAGS: dict[str, Flag] = {
 
 # What every milestone that generates can be told.
 GENERATING = (
-    *("run", "model", "bits", "set", "seed", "constitution", "limit", "source", "principles", "anchors"),
-    *("held-out", "no-judge", "after", "forecast", "budget", "hourly-rate", "fresh", "force"),
+    *("run", "model", "bits", "threads", "set", "seed", "constitution", "limit", "source", "principles"),
+    *("anchors", "held-out", "no-judge", "after", "forecast", "budget", "hourly-rate", "fresh", "force"),
 )
 
 
@@ -183,6 +226,11 @@ class Parser(argparse.ArgumentParser):
             value = getattr(found, name.replace("-", "_"), None)
             if value is not None and not flag.right(value):
                 raise UserError(f"--{name} {value}: {flag.says}")
+        if threads := getattr(found, "threads", None):
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded, and for child processes
+        works = "model" in vars(found) and not getattr(found, "forecast", False)
+        if note := check_output(writable=works):
+            say(f"note: {note}", error=True)
         return found
 
 

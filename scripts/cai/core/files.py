@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cai.core.errors import ELSEWHERE, UserError
+from cai.core.text import one_line
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -41,8 +44,33 @@ def sha256_file(path: Path) -> str:
 
 def directories(name: str) -> tuple[Path, Path, Path]:
     """(data/<run>, checkpoints/<run>, logs). CAI_OUTPUT moves all three to another disk."""
-    root = Path(os.environ.get("CAI_OUTPUT", ROOT))
+    root = output_root()
     return root / "data" / name, root / "checkpoints" / name, root / "logs"
+
+
+def output_root() -> Path:
+    """The directory of all outputs: CAI_OUTPUT, from the current directory where it is relative, with ~ as a
+    shell has it; not set, and empty, it is the repository's."""
+    asked = os.environ.get("CAI_OUTPUT", "").strip()
+    return Path(os.path.abspath(os.path.expanduser(asked))) if asked else ROOT
+
+
+def check_output(*, writable: bool) -> str | None:
+    """What is to be said of CAI_OUTPUT. Raises UserError where nothing can be read or written there."""
+    asked, root = os.environ.get("CAI_OUTPUT", ""), output_root()
+    if asked.strip() and os.path.expanduser(asked.strip()).startswith("~"):
+        raise UserError(f"CAI_OUTPUT={one_line(asked)}: there is no such user; give the whole path")
+    there = next(p for p in (root, *root.parents) if os.path.lexists(p))
+    of = f"CAI_OUTPUT={one_line(asked)}" if asked.strip() else f"the repository's directory {one_line(root)}"
+    if not there.is_dir():
+        raise UserError(f"{of}: {one_line(there)} is no directory; give CAI_OUTPUT the path of one")
+    if writable and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{of}: {one_line(there)} cannot be written to; {ELSEWHERE}")
+    if "CAI_OUTPUT" in os.environ and not asked.strip():
+        return f"CAI_OUTPUT is empty, so it counts as not set: outputs go to {one_line(root)}"
+    if asked.strip() and str(root) != os.path.normpath(asked.strip()):
+        return f"CAI_OUTPUT={one_line(asked)} is {one_line(root)}"
+    return None
 
 
 def run_of(data: Path) -> str:
@@ -52,8 +80,8 @@ def run_of(data: Path) -> str:
 
 
 def display_path(path: Path) -> str:
-    """A path as a person types it: relative to the repository where it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    """A path as a person types it: relative to the repository where it lies inside. On one line."""
+    return one_line(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def move_aside(*paths: Path) -> Path:

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,23 +25,28 @@ from cai.core.files import ROOT, directories, display_path, move_aside, write_js
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
 from cai.core.schema import FORMAT, check_format
-from cai.core.text import printable
+from cai.core.terminal import say
+from cai.core.text import one_line, printable
 
 PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
-def git_commit() -> str | None:
-    """The commit of the code, with "+changes" where the tree differs from it; None outside a checkout."""
+def git_commit(say: Callable[[str], None] = lambda why: None) -> str | None:
+    """The commit of the code, with "+changes" where the tree differs from it. Where git does not tell, None,
+    and say is told why."""
 
     def git(*command: str) -> str:
-        return subprocess.run(
-            ["git", "-C", ROOT, *command], capture_output=True, text=True, check=True
-        ).stdout
+        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise OSError(next(iter(done.stderr.splitlines()), f"git ends with status {done.returncode}"))
+        return done.stdout
 
     try:
         changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         return git("rev-parse", "HEAD").strip() + changes
-    except (OSError, subprocess.CalledProcessError):
+    except OSError as error:
+        owner = f"; git config --global --add safe.directory {ROOT}" if "dubious owner" in str(error) else ""
+        say(f"commit: unknown ({one_line(error)}{owner})")
         return None
 
 
@@ -84,7 +89,8 @@ class Run:
             raise
         begun = {"format": FORMAT, "run": name, "settings": settings, "started": _now()}
         run = cls(name, settings, manifest or begun, lock)
-        run.record(argv=sys.argv, commit=git_commit(), versions=versions(), python=sys.version.split()[0])
+        commit = git_commit(run.log)
+        run.record(argv=sys.argv, commit=commit, versions=versions(), python=sys.version.split()[0])
         return run
 
     @classmethod
@@ -123,13 +129,13 @@ class Run:
 
     def log(self, text: str = "") -> None:
         """To the terminal and to logs/<run>.log."""
-        print(printable(text, sys.stdout.encoding), flush=True)
-        self.log_only(printable(text))
+        say(text)
+        self.log_only(text)
 
     def log_only(self, text: str) -> None:
         """To logs/<run>.log alone."""
         with open(self.logs / f"{self.name.replace('/', '-')}.log", "a", encoding="utf-8") as f:
-            f.write(text + "\n")
+            f.write(printable(text) + "\n")
 
     @contextlib.contextmanager
     def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:

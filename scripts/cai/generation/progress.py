@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from cai.core.run import Run
-from cai.core.text import format_duration
+from cai.core.terminal import Terminal
+from cai.core.text import format_duration, printable
 
 LOG_SECONDS = 30
 
@@ -48,9 +49,9 @@ class Progress:
         self.bar = tqdm(
             total=wanted,
             initial=done,
-            desc=self.line(),
+            desc=printable(self.line(), self.out.encoding),
             bar_format="{desc} {bar}",
-            file=self.out,
+            file=Terminal(self.out),
             ncols=80,
             nrows=24,  # on a terminal that does not know its height tqdm would show nothing
             disable=not self.live or done >= wanted,
@@ -63,7 +64,7 @@ class Progress:
         self.passed += sum(r["kept"] for r in records)
         self.tokens += sum(r["tokens"]["completion"] for r in records)
         self.bar.ncols = shutil.get_terminal_size().columns - 1
-        self.bar.set_description_str(self.line(), refresh=False)
+        self.bar.set_description_str(printable(self.line(), self.out.encoding), refresh=False)
         self.bar.update(len(records))
         if self.clock() - self.logged >= LOG_SECONDS:
             self._log()
@@ -95,5 +96,5 @@ class Progress:
         self.logged, self.logged_at = self.clock(), self.done
         text = "      " + self.line()
         if not self.live:
-            print(text, file=self.out, flush=True)
+            print(text, file=Terminal(self.out), flush=True)
         self.run.log_only(text)

@@ -1,4 +1,4 @@
-"""Which machine this is: GPUs, disk, the model cache, what an hour costs. Standard library only."""
+"""Which machine this is: GPUs, cores, disk, the model cache, what an hour costs. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cai.core.cli import DOLLARS_PER_HOUR
 GB = 1e9
 BF16_CAPABILITY = (8, 0)  # Ampere
 VOLUME = Path("/workspace")  # where RunPod mounts the disk that outlives a pod's container
+CGROUP, STAT = Path("/sys/fs/cgroup"), Path("/proc/stat")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,95 @@ def hourly_rate(asked: float | None, device: str | None = None) -> float:
     if asked is not None:
         return asked
     return 0.0 if (device or this_device()) == "cpu" else DOLLARS_PER_HOUR
+
+
+# ---- threads ----
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads the CPU computes with, and why that many."""
+
+    number: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.number} thread{'s' if self.number > 1 else ''}{self.why}"
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """Seconds: of the clock; that this process's cores were busy, if the system says; that it computed."""
+
+    clock: float
+    busy: float | None
+    own: float
+
+    @classmethod
+    def now(cls) -> CpuTime:
+        return cls(time.monotonic(), _busy_seconds(), time.process_time())
+
+    def busy_since(self) -> float:
+        """How many cores others have kept busy since then; by the load average where only that is known."""
+        now = CpuTime.now()
+        passed = now.clock - self.clock
+        if passed <= 0 or self.busy is None or now.busy is None or now.busy == self.busy:
+            return os.getloadavg()[0]
+        return max(0.0, (now.busy - self.busy - (now.own - self.own)) / passed)
+
+
+LOOK_SECONDS = 0.3  # over which the load is measured at least: the system counts in hundredths
+
+
+def short_waits() -> None:
+    """Threads that wait for each other give their core up soon: with OpenMP's long waits two threads on two
+    cores that others need are many times slower than one. Read once, when torch is imported; it also serves
+    where a machine becomes busy later."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def choose_threads(since: CpuTime) -> Threads:
+    """As many as OMP_NUM_THREADS (--threads) says, else as many as there are cores that others leave free."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdecimal() and int(asked):
+        return Threads(int(asked), ", as asked for")
+    time.sleep(max(0.0, since.clock + LOOK_SECONDS - time.monotonic()))
+    cores = usable_cores()
+    busy = min(since.busy_since(), len(_own_cores()))
+    number = max(1, min(cores, int(len(_own_cores()) - busy + 0.5)))
+    return Threads(number, f": {busy:.1f} of {len(_own_cores())} cores are busy" if number < cores else "")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, within a container's quota."""
+    quota = len(_own_cores())
+    for limit, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            cells = (CGROUP / limit).read_text().split()
+            cells += (CGROUP / period).read_text().split() if period else []
+            if int(cells[0]) > 0:
+                quota = min(quota, int(int(cells[0]) / int(cells[1]) + 0.5))
+        except (OSError, ValueError, IndexError):  # another version of cgroups; "max"
+            continue
+    return max(1, quota)
+
+
+def _own_cores() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float | None:
+    """All the time that the cores of this process have been busy (user, nice, system, interrupts, stolen)."""
+    try:
+        rows = [line.split() for line in STAT.read_text().splitlines()]
+        of = {int(row[0][3:]): row for row in rows if re.fullmatch(r"cpu\d+", row[0])}
+        ticks = sum(int(of[core][i]) for core in _own_cores() for i in (1, 2, 3, 6, 7, 8))
+    except (OSError, ValueError, LookupError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # ---- disk and the model cache ----

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
-from cai.models.device import cache_dir, settle_cache, visible_gpus
+from cai.models.device import CpuTime, cache_dir, choose_threads, settle_cache, short_waits, visible_gpus
 from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, import_unsloth, quiet
 from cai.models.registry import ModelSpec
@@ -39,6 +39,8 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     bits = spec.bits if bits is None else bits
     if bits not in (4, 8, 16):
         raise UserError(f"--bits {bits}: choose 4, 8 or 16")
+    short_waits()
+    started = CpuTime.now()
     import torch
 
     cuda = torch.cuda.is_available()
@@ -59,6 +61,10 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     dtype = None if cuda else torch.float32
     unsloth = import_unsloth()
     import transformers
+
+    threads = None if cuda else choose_threads(started)
+    if threads:
+        torch.set_num_threads(threads.number)  # OpenMP's and MKL's; eager code has no use for others
 
     transformers.utils.logging.disable_progress_bar()
     with quiet():
@@ -83,7 +89,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Model(spec, model, tokenizer, bits, revision)
+    return Model(spec, model, tokenizer, bits, revision, threads=threads)
 
 
 def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:

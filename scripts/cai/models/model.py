@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import sha256_file
+from cai.core.terminal import say
+from cai.models.device import Threads
 from cai.models.registry import ModelSpec
 from cai.prompts.training_format import TRAINING_CHAT_TEMPLATE
 
@@ -37,6 +38,7 @@ class Model:
     revision: str | None  # the commit of a hub model, the weights' sha256 of a directory
     # name -> hash ("" while it is being trained)
     adapters: dict[str, str] = dataclasses.field(default_factory=dict)
+    threads: Threads | None = None  # on a CPU
 
     @property
     def device(self):
@@ -59,7 +61,7 @@ class Model:
         dtype = str(computed).removeprefix("torch.")
         return (
             f"{self.spec.name} ({self.spec.kind}), {self.bits} bits, computed in {dtype}, on {self.device}, "
-            f"revision {(self.revision or 'unknown')[:12]}"
+            f"revision {(self.revision or 'unknown')[:12]}" + (f", {self.threads}" if self.threads else "")
         )
 
     def for_inference(self) -> None:
@@ -206,10 +208,10 @@ def check_adapter(
             f"not to {spec.name} (revision {str(used[1])[:12]}): give the model it was trained on"
         )
     if source and other_precision:
-        print(
+        say(
             f"note: the adapter {path} was trained on {trained[0]} (revision {str(trained[1])[:12]}), "
             f"and is used on {used[0]} (revision {str(used[1])[:12]}): the same model in another precision",
-            file=sys.stderr,
+            error=True,
         )
     return fact
 
@@ -234,5 +236,5 @@ def quiet() -> Iterator[None]:
         with contextlib.redirect_stdout(held):
             yield
     except BaseException:
-        print(held.getvalue(), end="")
+        say(held.getvalue())
         raise

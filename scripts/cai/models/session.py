@@ -97,6 +97,8 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
         model = load(spec, bits)
         engine = engine_of(model)
         run.record(model=spec.name, bits=engine.bits, device=engine.device)  # as the ledger's row has them
+        if model.threads:  # sums of floats may depend on it
+            run.record(threads=model.threads.number)
         if not quiet:
             run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
     return model, engine

@@ -13,7 +13,7 @@ from typing import Any
 from cai.core import files, run
 from cai.core.cli import BAD_INPUT, GO
 from cai.core.errors import UserError
-from cai.core.text import printable
+from cai.core.terminal import say
 
 OK, WARN, FAIL, UNCHECKED = "ok", "warn", "fail", "not checked"
 
@@ -57,11 +57,11 @@ class Report:
         }
 
     def head(self, text: str) -> None:
-        _say(("\n" if self.rows else "") + text)
+        say(("\n" if self.rows else "") + text)
 
     def add(self, *rows: Row) -> None:
         self.rows += rows
-        _say(table(list(rows)))
+        say(table(list(rows)))
 
     def check(self, what: str, look: Callable[[], Row]) -> bool:
         """A check that breaks is a finding, with its traceback in the JSON. True unless it failed."""
@@ -81,17 +81,12 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, {**self.facts, "rows": [asdict(r) for r in self.rows]})
         counts = {s: sum(row.status == s for row in self.rows) for s in (OK, WARN, FAIL, UNCHECKED)}
-        _say("\n" + ", ".join(f"{n} {s}" for s, n in counts.items()) + f"; wrote {files.display_path(path)}")
+        say("\n" + ", ".join(f"{n} {s}" for s, n in counts.items()) + f"; wrote {files.display_path(path)}")
         for row in self.rows:
             if row.status in (FAIL, UNCHECKED):
-                _say(f"{row.status}: {row.what}: {row.found}")
+                say(f"{row.status}: {row.what}: {row.found}")
         if counts[FAIL]:
-            _say("mend what failed, then run this again")
+            say("mend what failed, then run this again")
             return BAD_INPUT
-        _say("next: python scripts/test_single.py")
+        say("next: python scripts/test_single.py")
         return GO
-
-
-def _say(text: str) -> None:
-    """What other programs and libraries said is in it: nothing of it commands the terminal."""
-    print(printable(text, sys.stdout.encoding), flush=True)

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cai.core.text import HIDDEN
+
 TEMPLATES = Path(__file__).with_name("templates")
 INTERVAL = re.compile(r"\(([+-]?[\d.]+) to ([+-]?[\d.]+)\)")
 
@@ -43,8 +45,22 @@ def _templates():
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     templates.filters["sha256"] = lambda text: _base64(hashlib.sha256(text.encode()).digest())
     templates.filters["svg_uri"] = lambda svg: f"data:image/svg+xml;base64,{_base64(svg)}"
+    templates.filters["seen"] = _seen
     templates.filters["unbroken"] = lambda text: INTERVAL.sub("(\\1\u00a0to\u00a0\\2)", text)
     return templates
+
+
+def _seen(text: str) -> str:
+    """A text, escaped, in which what does not show is a token, as review.js makes them."""
+    from markupsafe import Markup, escape
+
+    parts, start = [], 0
+    for found in re.finditer(HIDDEN, text):
+        if found[1]:
+            token = Markup('<span class="ctrl">{}</span>').format(ascii(found[1])[1:-1])
+            parts += [escape(text[start : found.start()]), token]
+            start = found.end()
+    return Markup("").join([*parts, escape(text[start:])])
 
 
 def _base64(content: bytes) -> str:

@@ -2,7 +2,7 @@
 marks that the page exports.
 
 What a model wrote reaches the page as data in an element that no browser executes, and from there the screen
-through textContent alone.
+as text alone, in which what does not show is a token.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, write_whole
 from cai.core.run import Run, manifest_in
 from cai.core.schema import check
+from cai.core.text import HIDDEN
 from cai.evaluation.marks import json_digest, texts_digest
 from cai.generation.filters import final_reasons
 from cai.generation.records import read_records
@@ -58,6 +59,7 @@ def render(manifest: dict[str, Any], records: list[dict[str, Any]]) -> bytes:
         # A browser keeps its marks for these examples with these texts, in whatever file and order they are.
         "hash": json_digest(sorted(e["texts"] for e in examples)),
         "facts": {k: manifest.get(k, settings.get(k)) for k in FACTS if k in manifest or k in settings},
+        "hidden": HIDDEN,
         "examples": examples,
     }
     data = json.loads(json.dumps(data), parse_constant=str)  # NaN, which browsers refuse, becomes a text

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from cai.core.terminal import say
 from cai.sandbox.corpus import Corpus
 from cai.sandbox.packing import make_rows, train_tokenizer
 
@@ -141,7 +142,7 @@ def pretrain(principles, recipe: Recipe, out: Path, report=print) -> dict:
         kept = {name: os.environ.get(name) for name in MALLOC}
         os.environ.update(MALLOC)  # read when the workers start
         try:
-            mp.spawn(_worker, (scratch,), nprocs=recipe.workers)
+            mp.spawn(_worker, (scratch,), nprocs=recipe.workers, daemon=True)  # they end with us
         finally:
             for name, value in kept.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -201,10 +202,9 @@ def _worker(rank: int, scratch: str) -> None:
             curve.append([done, round(float(np.mean(losses[-25:])), 4)])
         if rank == 0 and (seconds - reported > 10 or done == recipe.steps):
             reported, speed = seconds, done * recipe.workers * recipe.batch * recipe.length / seconds
-            print(
+            say(
                 f"step {done}/{recipe.steps}  loss {np.mean(losses[-50:]):.4f}  {speed:,.0f} tokens/s  "
-                f"{seconds:.0f} s, {seconds / done * (recipe.steps - done):.0f} s left",
-                flush=True,
+                f"{seconds:.0f} s, {seconds / done * (recipe.steps - done):.0f} s left"
             )
     if rank == 0:
         model.to(torch.bfloat16).save_pretrained(out)

@@ -1,4 +1,4 @@
-// The review page. What a model wrote is put on the screen through textContent alone, never as markup.
+// The review page. What a model wrote is put on the screen through text alone, never as markup.
 // Only the rows in sight are in the page, and only the open example is compared word by word.
 
 const $ = (id) => document.getElementById(id);
@@ -18,7 +18,7 @@ const store = { // a browser may refuse to keep anything: then the page says so,
   keys() { try { return Object.keys(localStorage); } catch { return []; } },
 };
 
-let data, examples, byId, rowHeight, listHeight; // heights in pixels
+let data, examples, byId, hidden, rowHeight, listHeight; // heights in pixels
 let visible = [];        // indices of the examples that the filters leave
 let at = -1;             // place of the open example in `visible`
 let marks = new Map();   // id -> {critique_meaningful, revision_better, note, time, texts}
@@ -30,11 +30,48 @@ const haystacks = [];    // an example's texts in lower case, made when they are
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = value;
+    if (name === "text") node.append(...seen(value));
     else node.setAttribute(name, value);
   }
-  node.append(...children); // strings become text nodes
+  node.append(...children.flatMap((child) => typeof child === "string" ? seen(child) : [child]));
   return node;
+}
+
+// A text as a reviewer has to see it: what shows nothing or would reorder the rest (data.hidden captures it, as in
+// core/text.py) becomes a token, \u202e, that holds the character itself for the clipboard.
+function seen(text) {
+  const parts = [];
+  let from = 0;
+  text = String(text);
+  for (const found of text.matchAll(hidden)) {
+    if (found[1] === undefined) continue;
+    const token = el("span", { class: "ctrl", title: "a character that does not show" });
+    token.textContent = escaped(found[1]);
+    token.dataset.character = found[1];
+    parts.push(text.slice(from, found.index), token);
+    from = found.index + found[0].length;
+  }
+  return [...parts, text.slice(from)].filter(Boolean);
+}
+function escaped(character) {
+  const code = character.codePointAt(0), hex = (digits) => code.toString(16).padStart(digits, "0");
+  return character === "\r" ? "\\r" : code < 0x100 ? `\\x${hex(2)}` : code < 0x10000 ? `\\u${hex(4)}` : `\\U${hex(8)}`;
+}
+
+// What is copied has the characters in place of their tokens.
+function copyTrueText(event) {
+  const selection = getSelection();
+  const tokens = [...document.querySelectorAll(".ctrl")].filter((token) => selection.containsNode(token, true));
+  if (!tokens.length || event.target.closest?.("input")) return;
+  const marks = tokens.map((token, n) => { // one that no text has stands for each: a browser drops such characters
+    const shown = token.firstChild.data;
+    token.firstChild.data = `\uE000${n}\uE001`;
+    return () => { token.firstChild.data = shown; };
+  });
+  const copied = selection.toString();
+  for (const back of marks) back();
+  event.clipboardData.setData("text/plain", copied.replace(/\uE000(\d+)\uE001/g, (_, n) => tokens[n].dataset.character));
+  event.preventDefault();
 }
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 const words = (name) => String(name).replaceAll("_", " ");
@@ -226,12 +263,12 @@ const section = (name, title, ...children) => el("section", { class: name }, el(
 function prose(text, parts = null) { // parts: [unchanged, deleted, inserted] texts, in order
   const box = el("div", { class: "prose", dir: "auto" });
   if (!text) box.append(el("span", { class: "quiet", text: "(empty)" }));
-  else if (!parts) box.textContent = text;
+  else if (!parts) box.append(...seen(text));
   else for (const [same, del, ins] of parts) {
     for (const [tag, part] of [["span", same], ["del", del], ["ins", ins]]) {
       const word = part.trimEnd(); // the space after a change is not part of it
-      if (word) box.append(tag === "span" ? word : el(tag, { text: word }));
-      box.append(part.slice(word.length));
+      if (word) box.append(...(tag === "span" ? seen(word) : [el(tag, { text: word })]));
+      box.append(...seen(part.slice(word.length)));
     }
   }
   return box;
@@ -343,6 +380,7 @@ document.addEventListener("DOMContentLoaded", () => {
   data = JSON.parse($("data").textContent);
   $("data").textContent = ""; // parsed: the text need not be held twice
   examples = data.examples;
+  hidden = new RegExp(data.hidden, "gu");
   byId = new Map(examples.map((e) => [e.id, e]));
   const root = getComputedStyle(document.documentElement);
   rowHeight = parseFloat(root.getPropertyValue("--row")) * parseFloat(root.fontSize);
@@ -374,6 +412,7 @@ document.addEventListener("DOMContentLoaded", () => {
   $("gate").addEventListener("click", about);
   $("notice").addEventListener("click", () => notice(""));
   document.addEventListener("keydown", onKey);
+  document.addEventListener("copy", copyTrueText);
   window.addEventListener("storage", (event) => { // the same page in another tab
     if (event.key === markKey(data.hash)) { marks = parseMarks(event.newValue); showMarks(); renderRows(); }
   });

@@ -1,6 +1,6 @@
 // The word-level difference of two texts. Pure: texts in, parts out.
 
-const WORDS = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]\s*|[\p{L}\p{N}\p{M}]+(?:['’]\p{L}+)*\s*|[^\p{L}\p{N}\p{M}\s]\s*|\s+/gu;
+const WORDS = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]\s*|[\p{L}\p{N}\p{M}]+(?:['’]\p{L}+|[\u200c\u200d][\p{L}\p{N}\p{M}]+)*\s*|\p{ExtPict}[\p{M}\p{EMod}]*(?:\u200d\p{ExtPict}[\p{M}\p{EMod}]*)*\s*|[^\p{L}\p{N}\p{M}\s]\s*|\s+/gu;
 const MOST_CELLS = 4e7;
 
 // Parts in order, each {same: [in a, in b]} or {del, ins}: a longest common subsequence of words, white space aside.
