@@ -19,6 +19,7 @@ from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path
 from cai.core.schema import PAIR_KEYS, TASK_TYPES
+from cai.core.text import one_line
 
 ANSWERS = 16  # in the bare training format, to see how they end before anything is trained
 
@@ -137,7 +138,7 @@ def critique_again(session, loop, record: dict):
     with session.run.step("second look") as step:
         [again] = together([loop.critique_revision(e)])
         step.count([again])
-        session.run.log(f"      critique of the revision, as a check: {again.text}")
+        session.run.log(f"      critique of the revision, as a check: {one_line(again.text)}")
     return again
 
 

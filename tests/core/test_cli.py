@@ -1,17 +1,20 @@
 """Flags: one place, each with its check and its sentence; values of the registry by --set."""
 
+import os
 import sys
 
 import pytest
 from cai.core import cli
 from cai.core.cli import FLAGS, GENERATING, is_given, parser
 from cai.core.errors import UserError
+from cai.core.files import ROOT, directories
 from cai.core.run import Run
 from cai.models.registry import IDENTITY, REGISTRY, SETTABLE, row_settings, with_registry, with_values
 
 SANDBOX = REGISTRY["sandbox"]
 WRONG = {
     "bits": (["5", "0", "-4"], "choose 4, 8 or 16"),
+    "threads": (["0", str((os.cpu_count() or 1) + 1)], FLAGS["threads"].says),
     "seed": (["-1", "4294967296"], "must be from 0 to 2**32 - 1"),
     "limit": (["0", "-1"], "at least one example is needed"),
     "principles": (["0"], "must be at least 1"),
@@ -27,6 +30,7 @@ WRONG = {
 }
 RIGHT = {
     "bits": ["4", "8", "16"],
+    "threads": ["1"],
     "seed": ["0", "4294967295"],
     "limit": ["1"],
     "principles": ["1"],
@@ -43,7 +47,8 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", sorted(WRONG))
-def test_each_flags_check_and_sentence(name):
+def test_each_flags_check_and_sentence(name, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # --threads sets one
     values, says = WRONG[name]
     for value in values:
         with pytest.raises(UserError) as error:
@@ -258,3 +263,51 @@ def test_a_data_files_text_in_an_error_cannot_command_the_terminal(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.cli(main)
     assert capsys.readouterr().err == "error: prompts.csv: \\x1b[2J is no task\n"
+
+
+def test_a_name_with_a_line_break_leaves_an_error_on_one_line(capsys):
+    def main():
+        raise UserError("--source a\nb\u202e.csv: there is no such file")
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.cli(main)
+    assert capsys.readouterr().err == "error: --source a\\nb\\u202e.csv: there is no such file\n"
+
+
+# ---- CAI_OUTPUT ----
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "said"),
+    [
+        ("", str(ROOT), "CAI_OUTPUT is empty, so it counts as not set: outputs go to "),
+        (" ", str(ROOT), "CAI_OUTPUT is empty, so it counts as not set: outputs go to "),
+        ("~/runs", "/home/x/runs", "CAI_OUTPUT=~/runs is /home/x/runs"),
+        ("out/b", "{here}/out/b", "CAI_OUTPUT=out/b is {here}/out/b"),
+        ("{here}/c/", "{here}/c", None),
+    ],
+)
+def test_where_outputs_go_is_said(value, found, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("CAI_OUTPUT", value.format(here=tmp_path))
+    parser("", "run").parse_args([])
+    assert str(directories("a")[0]) == found.format(here=tmp_path) + "/data/a"
+    err = capsys.readouterr().err
+    assert err.startswith(f"note: {said.format(here=tmp_path)}") if said else not err
+
+
+def test_a_directory_that_is_none_or_is_not_ours_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+
+    def asks(value, *flags):
+        monkeypatch.setenv("CAI_OUTPUT", value)
+        with pytest.raises(UserError) as error:
+            parser("", "model", "forecast").parse_args([])
+        return str(error.value)
+
+    assert f"{tmp_path}/file is no directory; give CAI_OUTPUT" in asks(f"{tmp_path}/file/x/y")
+    assert asks("~nobody-here/x") == "CAI_OUTPUT=~nobody-here/x: there is no such user; give the whole path"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert f"{tmp_path} cannot be written to; set CAI_OUTPUT" in asks(f"{tmp_path}/new")
+    parser("", "model", "forecast").parse_args(["--forecast"])  # writes nothing

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 from cai.core.run import Run
-from cai.core.text import format_bytes, format_duration, format_table, is_broken, printable
+from cai.core.text import format_bytes, format_duration, format_table, is_broken, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -14,11 +14,38 @@ from cai.core.text import format_bytes, format_duration, format_table, is_broken
         ("\x9b31m red \x7f\x00", "\\x9b31m red \\x7f\\x00"),
         ("GO\rNO-GO\x08\x0b\x0c", "GO\\rNO-GO\\x08\\x0b\\x0c"),
         ("\u202eOG\u202c \u2066x\u2069", "\\u202eOG\\u202c \\u2066x\\u2069"),
+        ("a\u200bb\u200e\u200f\u2060\ufeff", "a\\u200bb\\u200e\\u200f\\u2060\\ufeff"),
+        ("x\U000e0041\U000e007f\ufe0f", "x\\U000e0041\\U000e007f\\ufe0f"),
+        ("pa\u200dss\u200cword \xad\u2028", "pa\\u200dss\\u200cword \\xad\\u2028"),
+        (
+            "🏴\U000e0061\U000e0062\U000e007f 😀\ufe0f\ufe0f",
+            "🏴\\U000e0061\\U000e0062\\U000e007f 😀\ufe0f\\ufe0f",
+        ),
         ("half of a pair \ud83d", "half of a pair \\ud83d"),
     ],
 )
 def test_what_commands_a_terminal_is_shown_and_the_rest_stays(text, shown):
     assert printable(text) == shown == printable(shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👩‍🚀 👩🏽‍🚀 ❤️ ❤️‍🔥 🏳️‍🌈 👨‍👩‍👧‍👦 1️⃣ ☎︎ © 🇫🇷",
+        "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+        "שלום עולם, مرحبا بالعالم",
+        "می\u200cخواهم کتاب\u200cها PDF\u200cها",
+        "क्\u200dष क्\u200cष ശ്രീ ന്\u200d ",
+        "葛\U000e0100城",
+    ],
+)
+def test_what_a_script_or_an_emoji_needs_stays(text):
+    assert printable(text) == text
+
+
+def test_a_text_in_a_row_does_not_break_it():
+    assert one_line("a\nb\tc\r\x1b") == "a\\nb\\tc\\r\\x1b"
+    assert format_table([("a\nb", "1", "c\u202e")]) == "  a\\nb  1  c\\u202e"
 
 
 def test_every_character_can_be_printed():

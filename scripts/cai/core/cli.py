@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +19,12 @@ from typing import Any
 from cai.core.errors import BudgetReached, UserError, explain_os_error
 from cai.core.files import check_output
 from cai.core.terminal import guard, say
-from cai.core.text import is_broken
+from cai.core.text import is_broken, one_line
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
+GROUP_SECONDS = (
+    2.0  # signals often come in groups: what the first one has begun is not broken off by the next
+)
 DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
 
 
@@ -56,7 +61,7 @@ def cli(main: Callable[[], int | None]) -> None:
 
 
 def _complain(sentence: str) -> int:
-    say(f"error: {sentence}", error=True)
+    say(f"error: {one_line(sentence)}", error=True)
     return BAD_INPUT
 
 
@@ -64,23 +69,25 @@ def _complain(sentence: str) -> int:
 def _ended_by_signals() -> Iterator[None]:
     """SIGTERM (Slurm, a spot machine that is taken back) and SIGHUP (a connection that drops) end like
     Ctrl-C. Where one is ignored, as SIGHUP under nohup, it stays so."""
-    ours = (signal.SIGTERM, signal.SIGHUP)
+    came = -math.inf
 
     def stop(number: int, frame: object) -> None:
-        for other in ours:  # they come in groups: what the first one has begun is not broken off by the next
-            signal.signal(other, signal.SIG_IGN)
-        raise Stopped(number)
+        nonlocal came
+        before, came = came, time.monotonic()
+        if came - before > GROUP_SECONDS:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # to a loop its broken task is an error
+            raise Stopped(number)
 
     main_thread = threading.current_thread() is threading.main_thread()
-    taken = [n for n in ours if main_thread and signal.getsignal(n) == signal.SIG_DFL]
+    signals = (signal.SIGTERM, signal.SIGHUP) if main_thread else ()
+    taken = [number for number in signals if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, stop)
     try:
         yield
     finally:
         for number in taken:
-            if signal.getsignal(number) is stop:
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if came < 0 else signal.SIG_IGN)
 
 
 # ---- flags ----

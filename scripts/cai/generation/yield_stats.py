@@ -11,6 +11,7 @@ from typing import Any
 
 from cai.core.run import Run
 from cai.core.stats import wilson
+from cai.core.text import one_line
 from cai.generation.filters import REASONS, final_reasons
 from cai.prompts.constitution import Constitution
 
@@ -68,7 +69,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     """The yields as text: counts, shares and 95 % intervals; for a reason also what it means."""
     heads = {"principle": "pairs by principle", "task": "pairs by task", "reason": "no pair, by reason"}
     rows = [total(records), *yields(records)]
-    width = max(len(y.name) for y in rows)
+    width = max(len(one_line(y.name)) for y in rows)
     lines, group = [], ""
     for y in rows:
         if y.group != group and y.group in heads:
@@ -77,7 +78,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         low, high = y.interval
         says = f"  {REASONS[y.name].says}" if y.name in REASONS else ""
         lines.append(
-            f"  {y.name:<{width}}  {y.count:5d} of {y.n:<5d} {y.share:6.1%}  ({low:.0%} to {high:.0%}){says}"
+            f"  {one_line(y.name):<{width}}  {y.count:5d} of {y.n:<5d} {y.share:6.1%}  ({low:.0%} to {high:.0%}){says}"
         )
     return "\n".join(lines)
 

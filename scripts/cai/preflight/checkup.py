@@ -14,6 +14,7 @@ from cai.core import files, run
 from cai.core.cli import BAD_INPUT, GO
 from cai.core.errors import UserError
 from cai.core.terminal import say
+from cai.core.text import one_line
 
 OK, WARN, FAIL, UNCHECKED = "ok", "warn", "fail", "not checked"
 
@@ -32,7 +33,7 @@ def table(rows: list[Row]) -> str:
     width = max(16, *(len(row.what) for row in rows))
     lines = []
     for row in rows:
-        lines.append(f"  {row.what:<{width}}  {row.status:<11}  {row.found}")
+        lines.append(f"  {row.what:<{width}}  {row.status:<11}  {one_line(row.found)}")
         if row.do:
             lines.append(f"  {'':<{width}}  {'':<11}  -> {row.do}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, sha256_file, write_json
 from cai.core.run import Run
 from cai.core.schema import check
+from cai.core.text import one_line
 from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import BASE, TRAINED
 from cai.evaluation.suite import Suite
@@ -130,7 +131,7 @@ def table(summary: dict[str, Any]) -> str:
         sides = [side for side in SIDES if stem + side in metrics] if stem != name else [""]
         cells = [f"{side.strip(', ')} {_cell(metrics[stem + side])}".strip() for side in sides]
         lines.append(f"  {stem:{width}}  n {metrics[name]['n']:<5} " + "   ".join(cells))
-    return "\n".join([*lines, *(f"  {k}: {v}" for k, v in summary["notes"].items())])
+    return "\n".join([*lines, *(f"  {k}: {one_line(v)}" for k, v in summary["notes"].items())])
 
 
 def _stem(name: str) -> str:
