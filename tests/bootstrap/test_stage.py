@@ -441,7 +441,9 @@ def saved_training(place, weights):
 def line(tmp_path, monkeypatch):
     """(new, played): new(text) is a Runner on an open run of a plan, played what happened in it."""
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "output"))
-    monkeypatch.setattr("cai.core.run.git_commit", lambda: None)  # two processes for each run that is opened
+    monkeypatch.setattr(
+        "cai.core.run.git_commit", lambda say: None
+    )  # two processes for each run that is opened
     monkeypatch.setattr("os.fsync", lambda file: None)  # hundreds, and no crash to survive here
     _, rows = make_run(tmp_path / "hand-made")
     done = jsonl.read(tmp_path / "hand-made/records.jsonl", schema.RECORD_KEYS)

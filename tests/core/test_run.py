@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -175,6 +176,59 @@ def test_a_directory_in_the_way_and_a_name_too_long_are_sentences(output, path, 
     with pytest.raises(OSError) as error:
         Run.open("a" if path else "a" * 260, SETTINGS)
     assert says in errors.explain_os_error(error.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOENT, "a file or directory is missing ({}): it was moved or deleted.*bring it back"),
+        (errno.EIO, "the disk cannot be read or written ({}).*set CAI_OUTPUT"),
+        (errno.ENOLCK, "the file system has no locks ({}): set CAI_OUTPUT to a directory on a local disk"),
+        (errno.ENOTSUP, "the file system has no locks ({}): set CAI_OUTPUT to a directory on a local disk"),
+        (errno.ENAMETOOLONG, "a name is too long for the file system ({}): choose a shorter one"),
+        (errno.ESTALE, "replaced or moved on its network disk ({}): see that .* is mounted.*rerun"),
+        (errno.ETIMEDOUT, "does not answer ({}): see that .* is mounted.*rerun"),
+        (errno.ENOTCONN, "a network disk has lost its connection ({}): see that .* is mounted.*rerun"),
+        (errno.ENODEV, "the disk or device is gone ({}): see that .* is mounted.*rerun"),
+        (errno.EMFILE, "too many files are open in this process: raise the limit (ulimit -n"),
+        (errno.EAGAIN, "no room for another process, thread or lock: end other programs.*rerun"),
+        (errno.ENOMEM, "memory is used up: end other programs"),
+        (errno.EROFS, "the file system is read-only ({}): set CAI_OUTPUT"),
+    ],
+)
+def test_an_error_of_the_system_is_one_sentence_with_the_way_out(number, says, capsys):
+    def fails():
+        raise OSError(number, os.strerror(number), "data/\x1b[2Jx\ny")
+
+    assert exits(fails) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    where, says = r"data/\x1b[2Jx\ny", says.replace("({})", "(data)")
+    assert re.search(re.escape(says).replace(r"\.\*", ".*"), said.replace(where, "data")), said
+    assert said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_locks_that_a_file_system_lacks_are_a_sentence(monkeypatch, capsys):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert exits(lambda: Run.open("a", SETTINGS)) == cli.BAD_INPUT
+    assert "the file system has no locks: set CAI_OUTPUT" in capsys.readouterr().err
+
+
+def test_a_commit_that_git_does_not_tell_is_said(monkeypatch, capsys, output):
+    with Run.open("a", SETTINGS) as run:
+        assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", run.manifest["commit"])
+    assert not capsys.readouterr().out
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with Run.open("a", SETTINGS) as run:
+        assert run.manifest["commit"] is None
+    said = capsys.readouterr().out
+    assert said.startswith("commit: unknown (fatal: detected dubious ownership") and said.count("\n") == 1
+    assert f"safe.directory {files.ROOT}" in said and (output / "logs/a.log").read_text() == said
+    monkeypatch.setenv("PATH", "")
+    with Run.open("b", SETTINGS):
+        assert "commit: unknown ([Errno 2] No such file or directory: 'git')" in capsys.readouterr().out
 
 
 def test_write_json_is_whole_or_not_at_all(output, monkeypatch):

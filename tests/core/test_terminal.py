@@ -1,11 +1,10 @@
-"""A terminal that cannot show a text, fails, goes away or was never there; signals. Scripts of a few lines, in
-processes of their own."""
+"""A terminal that cannot show a text, fails, goes away or was never there; signals. Scripts of a few lines,
+in processes of their own."""
 
 import errno
 import io
 import os
 import pty
-import signal
 import subprocess
 import sys
 

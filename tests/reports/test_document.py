@@ -69,3 +69,14 @@ def test_the_pages_have_one_theme():
     assert theme in as_html("", []) and theme in review
     for name in ("document.css", "review.css"):
         assert "light-dark(" not in (TEMPLATES / name).read_text()  # no colours of its own
+
+
+def test_what_does_not_show_is_a_token_in_every_place():
+    hides = "a\u202e<b>\x1b[2J\n👩‍🚀 می\u200cخواهم"
+    shown = (
+        'a<span class="ctrl">\\u202e</span>&lt;b&gt;<span class="ctrl">\\x1b</span>[2J\n👩‍🚀 می\u200cخواهم'
+    )
+    page = as_html("", [Text("p", hides), Items([hides]), Table(hides, (hides,), [(hides, hides)])])
+    assert page.count(shown) == 6 and "\u202e" not in page and "\x1b" not in page
+    text = as_markdown([Text("p", hides), Items([hides]), Table(hides, (hides,), [(hides, hides)])])
+    assert text.count("\\\\u202e") == 6 and "\u202e" not in text and "\x1b" not in text

@@ -13,6 +13,7 @@ import pytest
 from cai.core.errors import UserError
 from cai.core.jsonl import append
 from cai.core.schema import FORMAT, content_id
+from cai.core.text import HIDDEN
 from cai.evaluation import marks as marking
 from cai.evaluation.marks import Marks, read_marks
 from cai.reports.review import render, write_report
@@ -375,6 +376,64 @@ def test_keys_marks_filters_search_and_export_in_a_browser(browse):
     assert out["filters"] == {"status": 166, "marked": 2, "reason": 166, "principle": 500}
     assert out["found"] == [15, 11, 0, 500]  # 17 and 170 to 179, as words also 117 to 417
     assert out["diffs"] and out["changed"] == [["quick", "slow"], ["", ", really"]]
+
+
+HIDES = "a\x1b[31mb\x9bc\u202ed\u2066e\u200bf\u200e\u2060\ufeff\U000e0041\ud800pa\u200dss\r\nend"
+SHOWN = r"a\x1b[31mb\x9bc\u202ed\u2066e\u200bf\u200e\u2060\ufeff\U000e0041\ud800pa\u200dss\r" + "\nend"
+MEANT = "👩‍🚀 ❤️‍🔥 שלום می\u200cخواهم क्\u200dष 1️⃣"
+# Shows all that the page says of a text, copies it, marks it, and writes down what came of it.
+COPIER = """
+addEventListener("load", () => {
+  const out = {}, copied = (node) => {
+    getSelection().selectAllChildren(node);
+    const about = { clipboardData: new DataTransfer(), bubbles: true, cancelable: true };
+    const event = new ClipboardEvent("copy", about);
+    node.dispatchEvent(event);
+    return [event.clipboardData.getData("text/plain"), event.defaultPrevented];
+  };
+  const [first, second, said] = document.querySelectorAll(".prose");
+  out.first = first.textContent;
+  [out.copied, out.taken] = copied(first);
+  out.after = first.textContent;
+  out.tokens = [...first.querySelectorAll("span.ctrl")].map((token) => token.textContent);
+  out.meant = [said.textContent, said.querySelectorAll(".ctrl").length, copied(said)[1]];
+  out.facts = document.querySelector("#example .facts").textContent;
+  out.rows = document.querySelector(".row .title").textContent;
+  out.option = $("task").textContent;
+  out.key = document.querySelector(".more").textContent;
+  $("note").value = "\\u202e of mine";
+  $("note").dispatchEvent(new Event("input"));
+  let blob;
+  URL.createObjectURL = (b) => { blob = b; return "#"; };
+  act("e");
+  blob.text().then((text) => {
+    out.exported = text;
+    document.body.append(el("pre", { id: "out" }));
+    $("out").textContent = JSON.stringify(out);
+  });
+});
+"""
+
+
+@pytest.mark.slow
+def test_what_does_not_show_is_a_token_in_a_browser_and_copies_as_it_was(browse):
+    rows = [record(HIDES, HIDES, MEANT, task="ma\u202eth", more={"k\u200b": "v\u202e"})]
+    rows[0]["critiques"][0]["critique"] = MEANT
+    page = render(MANIFEST, rows).decode()
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    dom = browse(page.replace("</head>", f"<script>{COPIER}</script></head>").encode())
+    out = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert out["first"] == out["after"] == out["rows"] == SHOWN
+    assert out["tokens"][:3] == [r"\x1b", r"\x9b", r"\u202e"] and len(out["tokens"]) == 12
+    assert out["copied"].replace("\ufffd", "\ud800") == HIDES and out["taken"]
+    assert out["meant"] == [MEANT, 0, False]
+    assert r"ma\u202eth" in out["facts"] and r"ma\u202eth" in out["option"]
+    assert r"k\u200b" in out["key"] and r"v\u202e" in out["key"]
+    assert json.loads(out["exported"])["note"] == "\u202e of mine"
+
+
+def test_the_pages_rule_for_what_does_not_show_is_the_terminals():
+    assert Page(render(MANIFEST, [record()])).data["hidden"] == HIDDEN
 
 
 def test_the_page_counts_as_kept_what_makes_a_pair():

@@ -77,8 +77,9 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         group = y.group
         low, high = y.interval
         says = f"  {REASONS[y.name].says}" if y.name in REASONS else ""
+        name = one_line(y.name)
         lines.append(
-            f"  {one_line(y.name):<{width}}  {y.count:5d} of {y.n:<5d} {y.share:6.1%}  ({low:.0%} to {high:.0%}){says}"
+            f"  {name:<{width}}  {y.count:5d} of {y.n:<5d} {y.share:6.1%}  ({low:.0%} to {high:.0%}){says}"
         )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai.core.text import printable
 from cai.reports.pages import render_page
 
 
@@ -88,4 +89,4 @@ def _first(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is: on one line, and none of it markup."""
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", printable(" ".join(text.split())))

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cai.core.text import HIDDEN
+from cai.core.text import HIDDEN, printable
 
 TEMPLATES = Path(__file__).with_name("templates")
 INTERVAL = re.compile(r"\(([+-]?[\d.]+) to ([+-]?[\d.]+)\)")
@@ -24,7 +24,11 @@ def render_page(name: str, title: str, *, scripts: Sequence[str] = (), **values:
     """scripts: files of templates/ that become one inline script. values: what the template names."""
     style = "\n".join(_read(f) for f in ("base.css", f"{name}.css"))
     script = '"use strict";\n' + "\n".join(map(_read, scripts))
-    return _templates().get_template(f"{name}.html").render(title=title, style=style, script=script, **values)
+    return (
+        _templates()
+        .get_template(f"{name}.html")
+        .render(title=printable(title), style=style, script=script, **values)
+    )
 
 
 def _read(file: str) -> str:

@@ -47,7 +47,7 @@ function seen(text) {
     if (found[1] === undefined) continue;
     const token = el("span", { class: "ctrl", title: "a character that does not show" });
     token.textContent = escaped(found[1]);
-    token.dataset.character = found[1];
+    token.character = found[1];
     parts.push(text.slice(from, found.index), token);
     from = found.index + found[0].length;
   }
@@ -70,7 +70,7 @@ function copyTrueText(event) {
   });
   const copied = selection.toString();
   for (const back of marks) back();
-  event.clipboardData.setData("text/plain", copied.replace(/\uE000(\d+)\uE001/g, (_, n) => tokens[n].dataset.character));
+  event.clipboardData.setData("text/plain", copied.replace(/\uE000(\d+)\uE001/g, (_, n) => tokens[n].character));
   event.preventDefault();
 }
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
