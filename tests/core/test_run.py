@@ -216,6 +216,7 @@ def test_locks_that_a_file_system_lacks_are_a_sentence(monkeypatch, capsys):
     assert "the file system has no locks: set CAI_OUTPUT" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not (files.ROOT / ".git").exists(), reason="not a checkout")
 def test_a_commit_that_git_does_not_tell_is_said(monkeypatch, capsys, output):
     with Run.open("a", SETTINGS) as run:
         assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", run.manifest["commit"])
