@@ -96,7 +96,7 @@ HUMAN, GPT = {"from": "human", "value": EGG}, {"from": "gpt", "value": "In water
         ({"messages": [{"role": "System", "content": "Be kind."}, USER]}, f"Be kind.\n\n{EGG}"),
         ({"conversations": [HUMAN, GPT, {"from": "human", "value": "And then?"}]}, EGG),
         ({"conversations": [{"from": "system", "value": "Be kind."}, HUMAN]}, f"Be kind.\n\n{EGG}"),
-        ({"system": "Be kind.", "conversations": [HUMAN]}, f"Be kind.\n\n{EGG}"),
+        ({"system": "Be kind.", "conversation": [HUMAN]}, f"Be kind.\n\n{EGG}"),
         ({"prompt": [USER]}, EGG),
         ({"chosen": [USER, ASSISTANT], "rejected": ""}, EGG),
         ({"messages": [ASSISTANT]}, ""),

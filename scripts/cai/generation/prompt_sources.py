@@ -77,7 +77,7 @@ def load(source: str, limit: int | None = None, barred: Iterable[str] = (), seed
         reason = against(text)
         if reason is None and (identity := content_id(text)) in seen:
             reason = "duplicate"
-        if reason is None and evaluation.near(text) is not None:
+        if reason is None and evaluation.prompts and evaluation.near(text) is not None:
             reason = REASON
         if reason:
             loaded.left_out[reason] = loaded.left_out.get(reason, 0) + 1

@@ -12,7 +12,7 @@ from cai.core.errors import UserError
 from cai.core.schema import TASK_TYPES
 
 KEYS = ("instruction", "prompt", "question")  # a row's text, in this order of preference
-CHATS = ("messages", "conversations")  # or the first human turn of one of these
+CHATS = ("messages", "conversations", "conversation")  # or the first human turn of one of these
 BEFORE, BEHIND = ("system", "system_prompt"), ("input", "context")  # texts around it
 OFFERED = ("choices", "options")  # answers to choose from
 RULE = "\n\n---\n\n"  # between HarmBench's context and the behaviour, as HarmBench joins them
