@@ -13,7 +13,7 @@ from cai.core import errors, files, jsonl
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
 from cai.core.jsonl import read
-from cai.core.run import Run
+from cai.core.run import Run, read_manifest
 from cai.core.schema import RECORD_KEYS, content_id
 from cai.costs.budget import Budget
 from cai.costs.forecast import rates
@@ -113,6 +113,35 @@ def test_instructions_say_how_many_lack_and_stop_at_the_budget(tmp_path, monkeyp
         assert not engine.asked
         assert len(make_instructions(session, 5, str(source), budget=Budget.of(1.0, run), dollars=2.0)) == 2
     assert "warning: 2 of 5 instructions were found" in capsys.readouterr().out
+
+
+def test_what_a_source_does_not_give_is_said_in_a_line_each(tmp_path, monkeypatch, capsys):
+    """Of which rows a sample is, which columns were not read, and that a run has fewer than it asked for."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    source = tmp_path / "source.csv"
+    source.write_text("question,input,label,note\x1b[2J\n" + "".join(f"Is {n} odd?,,x,y\n" for n in range(9)))
+    wide = tmp_path / "wide.jsonl"
+    row = {"prompt": "What is red?"} | {f"column {n} {'x' * 200}": n for n in range(99)}
+    wide.write_text("".join(json.dumps(row) + "\n" for row in (row, {"prompt": "What is blue?"})))
+
+    def made(name, want, source):
+        with Run.open(name, {"seed": 0}) as run:
+            engine = FakeEngine(answers)
+            session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+            rows = [r["instruction"] for r in make_instructions(session, want, str(source))]
+        return rows, capsys.readouterr().out, read_manifest(name)["instructions"]
+
+    rows, said, noted = made("some", 4, source)
+    assert len(rows) == 4 and rows != [f"Is {n} odd?" for n in range(4)]
+    assert f"{source}: a sample of 4 of 9 usable prompts, by the seed" in said and "warning" not in said
+    assert said.count("not read") == 1 and "not read: columns label, note\\x1b[2J\n" in said
+    assert noted["unread"] == ["label", "note\x1b[2J"]
+    again, said, _ = made("all", 100, source)
+    assert again[:4] == rows and len(again) == 9 and "a sample" not in said
+    assert "warning: 9 of 100 instructions were found" in said
+    _, said, noted = made("wide", 2, wide)
+    [line] = [line for line in said.splitlines() if "not read" in line]
+    assert line.endswith("... and 79 more") and len(line) < 2000 and len(noted["unread"]) == 99
 
 
 def contents(data):

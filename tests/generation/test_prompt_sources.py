@@ -8,6 +8,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.schema import content_id
 from cai.generation import prompt_sources
+from cai.generation.row_forms import first_turn
 
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 AILUMINATE = "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
@@ -119,23 +120,37 @@ def test_what_cannot_be_used_is_left_out_by_name(tmp_path):
     )
 
 
-def test_reading_stops_at_the_limit(tmp_path):
-    path = write(
-        tmp_path / "p.jsonl.gz", jsonl({"prompt": "one"}, {"prompt": "one"}, {"prompt": "two"}) + "x"
-    )
-    loaded = prompt_sources.load(path, limit=2)
-    assert [i.instruction for i in loaded] == ["one", "two"] and loaded.left_out == {"duplicate": 1}
-    with pytest.raises(UserError, match="line 4: not JSON"):
-        prompt_sources.load(path)
+def test_a_limit_takes_a_sample_by_the_seed_whatever_the_order_of_the_rows(tmp_path):
+    texts = [f"Name thing {i:02}" for i in range(40)]  # as sorted as real files are
+
+    def sample(limit, seed, texts=texts):
+        path = write(tmp_path / "p.jsonl", jsonl(*({"prompt": t} for t in [*texts, "Name  thing 07", "?"])))
+        loaded = prompt_sources.load(path, limit, seed=seed)
+        assert loaded.usable == 40 and loaded.left_out == {"duplicate": 1, "empty": 1}  # of the whole source
+        return [i.instruction for i in loaded]
+
+    ten = sample(10, 3)
+    assert ten != texts[:10] and ten != sorted(ten) and len(set(ten)) == 10
+    assert sample(25, 3)[:10] == ten  # a run that asks for more goes on with the rows that it has
+    assert sample(10, 3, texts[::-1]) == ten != sample(10, 4)
+    whole = sample(100, 3)
+    assert whole[:25] == sample(25, 3) and sorted(whole) == texts == sample(None, 3)
+
+
+def test_a_source_is_checked_to_its_end(tmp_path):
+    path = write(tmp_path / "p.jsonl.gz", jsonl({"prompt": "one"}, {"prompt": "two"}) + "x")
+    for read in (prompt_sources.check, lambda path: prompt_sources.load(path, limit=1)):
+        with pytest.raises(UserError, match="line 3: not JSON"):
+            read(path)
     with pytest.raises(UserError, match="at least 1"):
         prompt_sources.load(path, limit=0)
 
 
 def test_evaluation_prompts_are_left_out_and_do_not_count_towards_the_limit(tmp_path):
     path = write(tmp_path / "p.txt", "Who was first?\nName one two three four five six seven\nName two")
-    loaded = prompt_sources.load(path, 1, barred=["who was FIRST", "name one two three four five six eight"])
-    assert [i.instruction for i in loaded] == ["Name one two three four five six seven"]
-    loaded = prompt_sources.load(path, 1, barred=["who was FIRST", "name one two three four five six"])
+    loaded = prompt_sources.load(path, 2, barred=["who was FIRST", "name one two three four five six eight"])
+    assert {i.instruction for i in loaded} == {"Name one two three four five six seven", "Name two"}
+    loaded = prompt_sources.load(path, 2, barred=["who was FIRST", "name one two three four five six"])
     assert [i.instruction for i in loaded] == ["Name two"] and loaded.left_out == {"evaluation_prompt": 2}
 
 
@@ -167,7 +182,7 @@ def test_csv_with_quotes_and_line_breaks(tmp_path):
     ],
 )
 def test_the_first_turn_of_a_transcript(transcript, turn):
-    assert prompt_sources.first_turn(transcript) == turn
+    assert first_turn(transcript) == turn
 
 
 @pytest.mark.parametrize(
@@ -177,7 +192,11 @@ def test_the_first_turn_of_a_transcript(transcript, turn):
         ("p.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("p.jsonl", "[" * 100_000, "line 1: not JSON"),
         ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "line 1: 'prompt' is there twice"),
-        ("p.jsonl", '{"Behavior": null, "BehaviorID": "x", "ContextString": "c"}', "is of type NoneType"),
+        (
+            "p.jsonl",
+            '{"Behavior": null, "BehaviorID": "x", "ContextString": "c"}',
+            "no usable prompt .empty 1",
+        ),
         ("p.jsonl", '{"Behavior": "a", "BehaviorID": "x", "ContextString": 5}', "is of type int"),
         ("p.csv", "prompt,prompt\na,b\n", "the header: 'prompt' is there twice"),
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"line 2: has none of the keys .*\(it has text\)"),
@@ -192,7 +211,7 @@ def test_the_first_turn_of_a_transcript(transcript, turn):
         ("p.csv", "id,prompt\n1,a,b\n", "row 2 .*has more fields"),
         ("p.csv", 'id,prompt\n1,"a" b\n', "row 2: not CSV"),
         ("p.txt.gz", None, "not a whole gzip file"),
-        ("p.parquet", "x", "must end in .jsonl, .csv or .txt"),
+        ("p.parquet", "x", "must end in .jsonl, .csv, .tsv or .txt"),
     ],
 )
 def test_bad_files_are_errors_with_file_and_row(tmp_path, name, content, message):
@@ -253,10 +272,10 @@ def test_a_dataset_of_the_hub(monkeypatch):
         asked.append((args, more))
         if args[0] == "some/gone":
             raise ConnectionError("Couldn't reach the hub\nretrying")
-        return [{"question": "Say one"}, {"question": 7}]
+        return [{"question": "Say one"}, {"question": 7 if args[0] == "some/thing" else "Say two"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    [one] = prompt_sources.load("openai/gsm8k/main:train[:100]", limit=1)
+    one, two = prompt_sources.load("openai/gsm8k/main:train[:100]")
     assert one.source == "datasets:openai/gsm8k/main:train[:100]"
     assert asked == [(("openai/gsm8k", "main"), {"split": "train[:100]"})]  # and no remote code, ever
     with pytest.raises(UserError, match="some/thing:test, row 1: the prompt is of type int"):
@@ -266,3 +285,116 @@ def test_a_dataset_of_the_hub(monkeypatch):
     ) as e:
         prompt_sources.load("some/gone:train")
     assert "\n" not in str(e.value)
+
+
+# ---- files that trouble tools of this kind ----
+
+
+INPUTS = ROOT / "tests/data/bug-inputs"
+TASK = "Say whether this is glad or sad."
+EGG, FRIEND = "How do I boil an egg?", "Say hello to my friend."
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "left_out", "unread"),
+    [
+        ("source-lone-surrogate.jsonl", [EGG, FRIEND], {"not_utf8": 1}, []),
+        (
+            "source-instruction-input.jsonl",
+            [f"{TASK}\n\nI loved the film.", f"{TASK}\n\nI lost my keys.", "Name two colours."],
+            {},
+            ["output"],
+        ),
+        ("source-question-choices.jsonl", ["Which one is a colour?\n\nA. red\nB. saw"], {}, ["label"]),
+        ("source-hh-crlf.jsonl", [EGG], {}, ["rejected"]),
+        ("source-hh-prompt-field.jsonl", [EGG], {}, ["chosen", "rejected"]),
+        ("source-fewer-than-asked.csv", [EGG, FRIEND], {}, []),
+        (
+            "source-line-separator.jsonl",
+            ["First part\u2028second part of it?", "A next\x85line and more words"],
+            {},
+            [],
+        ),
+        ("source-nul.jsonl", ["Tell me\0 about nothing at all.", EGG, FRIEND], {}, []),
+        ("source-two-members.jsonl.gz", [EGG, FRIEND], {}, []),
+        ("source-bom-crlf.csv", ["Two lines\r\nof text, here"], {}, []),
+    ],
+)
+def test_inputs_that_are_read(name, prompts, left_out, unread):
+    loaded = prompt_sources.load(str(INPUTS / name))
+    assert [i.instruction for i in loaded] == prompts
+    assert (loaded.left_out, loaded.unread) == (left_out, unread)
+    if "csv" in name:
+        assert [i.task for i in loaded] == (["math"] if "bom" in name else ["advice", "creative_writing"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("source-nested-deep.jsonl", "line 1: .*nested too deeply; remove what is nested"),
+        ("source-duplicate-key.jsonl", "line 1: 'prompt' is there twice; rename"),
+        ("source-duplicate-header.csv", "the header: 'prompt' is there twice; rename"),
+    ],
+)
+def test_inputs_that_are_refused(name, message):
+    with pytest.raises(UserError, match=f"{name}, {message}"):
+        prompt_sources.check(str(INPUTS / name))
+
+
+def test_a_dataset_gives_what_its_file_gives():
+    pytest.importorskip("datasets")
+    of_file = prompt_sources.load(str(INPUTS / "dataset-mixed-keys/train.jsonl"))
+    of_dataset = prompt_sources.load(f"{INPUTS}/dataset-mixed-keys:train")
+    assert [i.id for i in of_dataset] == [i.id for i in of_file]
+    assert [i.instruction for i in of_file] == ["Name a tool for wood.", EGG]
+    assert of_dataset.unread == []
+
+
+def test_faults_of_rows_through_a_dataset(tmp_path):
+    """They are counted or a sentence there, too, whatever the library makes of them."""
+    pytest.importorskip("datasets")
+
+    def load(*rows):
+        n = len(list(tmp_path.iterdir()))
+        (tmp_path / f"d{n}").mkdir()
+        write(tmp_path / f"d{n}/train.jsonl", "".join(f"{row}\n" for row in rows))
+        return prompt_sources.load(f"{tmp_path}/d{n}:train")
+
+    loaded = load('{"prompt": "Say one", "id": 1}', '{"prompt": null, "id": 2}', '{"id": 3, "prompt": ""}')
+    assert [i.instruction for i in loaded] == ["Say one"] and loaded.left_out == {"empty": 2}
+    chats = [{"messages": [{"role": "user", "content": f"Say {n}"}], "options": {n: "x"}} for n in ("a", "b")]
+    loaded = load(*map(json.dumps, chats))
+    assert [i.instruction for i in loaded] == ["Say a\n\na. x", "Say b\n\nb. x"] and loaded.unread == []
+    for row in ('{"prompt": "a", "prompt": "b"}', '{"prompt": ' + "[" * 3000 + "]" * 3000 + "}"):
+        with pytest.raises(UserError, match="cannot be loaded|is of type"):
+            load(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", "id;prompt\n1;Say one, two\n2;'Say' three\n"),
+        ("p.csv", "id\tprompt\n1\tSay one, two\n2\t'Say' three\n"),
+        ("p.csv.gz", "id|Prompt\n1|Say one, two\n2|'Say' three\n"),
+        ("p.tsv", "prompt\tid\nSay one, two\t1\n'Say' three\t2\n"),
+        ("p.TSV", "prompt\nSay one, two\n'Say' three\n"),
+        ("p.tsv.gz", "id, PROMPT \n1,\"Say one, two\"\n2,'Say' three\n"),
+    ],
+)
+def test_delimiters_and_capitals_of_columns(tmp_path, name, content):
+    loaded = prompt_sources.load(write(tmp_path / name, content))
+    assert [i.instruction for i in loaded] == ["Say one, two", "'Say' three"]
+    assert loaded.unread in (["id"], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Prompt,prompt\na,b\n", "row 2 .*'Prompt' and 'prompt' differ in their case only; rename one"),
+        ("text;id\na;1\n", "row 2 .*none of the keys .*it has text;id"),
+        ("messages\n[]\n", "row 2 .*'messages' is of type str"),
+    ],
+)
+def test_columns_that_are_refused(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        prompt_sources.check(write(tmp_path / "p.csv", content))

@@ -18,10 +18,11 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.schema import TASK_TYPES  # what `tasks: all` stands for: the skills are no part of it
 from cai.core.text import kind
+from cai.core.yaml_files import read_yaml
 from cai.evaluation.guardrails import Limits
 from cai.evaluation.test_sets import ALL_TASKS
 from cai.models.registry import REGISTRY, ModelSpec
-from cai.prompts.constitution import Constitution, read_yaml
+from cai.prompts.constitution import Constitution
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 from cai.training.settings import LEAST_STEPS, LOSSES
 

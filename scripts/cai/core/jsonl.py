@@ -72,6 +72,33 @@ def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def parse(line: str | bytes, where: str) -> dict[str, Any]:
+    """The object of a line that a person or another program wrote; where: file and line, for the sentence.
+    Raises UserError also for a key that is there twice: the first of the two values would be lost."""
+
+    def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        no_name_twice([key for key, _ in items], where)
+        return dict(items)
+
+    try:
+        row = json.loads(line, object_pairs_hook=without_repeats)
+    except RecursionError:
+        raise UserError(
+            f"{where}: not JSON that can be read, since it is nested too deeply; remove what is nested"
+        ) from None
+    except ValueError:
+        raise UserError(f"{where}: not JSON; each line must be one object") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object; each line must be one")
+    return row
+
+
+def no_name_twice(names: Sequence[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise UserError(f"{where}: {twice!r} is there twice; rename or remove one of them")
+
+
 def _is_whole(last: bytes) -> bool:
     """Whether a last line without its newline is a row all the same: no beginning of an object is one."""
     try:

@@ -1,4 +1,4 @@
-"""Committed prompt files: seeds, held-out instructions, neutral passages."""
+"""Committed prompt files: seeds, held-out instructions, neutral passages, tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cai.core import jsonl, schema
 from cai.core.errors import UserError
-from cai.core.files import ROOT
+from cai.core.files import ROOT, display_path
 from cai.core.text import is_broken
 
 
@@ -20,7 +20,7 @@ class Seed:
 
 def load_seeds(path: Path) -> list[Seed]:
     """The seed instructions of a model."""
-    rows = _rows(path, "seed instructions", {"task": str, "instruction": str})
+    rows = read_rows(path, "seed instructions", {"task": str, "instruction": str})
     return [Seed(r["task"], r["instruction"]) for r in rows]
 
 
@@ -40,22 +40,26 @@ class Prompt:
 
 def load_heldout(path: Path) -> list[Prompt]:
     """A held-out prompt file."""
-    rows = _rows(path, "held-out instructions", {"instruction": str, "task": str, "kind": str})
+    rows = read_rows(path, "held-out instructions", {"instruction": str, "task": str, "kind": str})
     return [Prompt(r["instruction"], r["task"], r["kind"]) for r in rows]
 
 
 def load_neutral(path: Path) -> list[str]:
     """Passages to measure perplexity on."""
-    return [r["text"] for r in _rows(path, "neutral passages", {"text": str})]
+    return [r["text"] for r in read_rows(path, "neutral passages", {"text": str})]
 
 
-def _rows(path: Path, what: str, keys: dict[str, type]) -> list[dict[str, Any]]:
+def read_rows(path: Path, what: str, keys: dict[str, type]) -> list[dict[str, Any]]:
     """path: relative to the repository. Raises UserError with the line that does not fit, or if there is
-    none."""
-    rows = jsonl.read(ROOT / path, keys)
-    for number, row in enumerate(rows, 1):
-        if any(is_broken(row[key]) for key in keys):
-            raise UserError(f"{path}, line {number}: not UTF-8 (half of a surrogate pair); {jsonl.WAY_OUT}")
-    if not rows:
-        raise UserError(f"the {what} {path} are missing or empty: restore the file")
+    none. Nothing appends to these files: a last line that is not whole is no crash's, and would be missed."""
+    where, rows = display_path(ROOT / path), []
+    content = (ROOT / path).read_bytes().rstrip() if (ROOT / path).exists() else b""
+    if not content:
+        raise UserError(f"the {what} {where} are missing or empty: restore the file")
+    for number, line in enumerate(content.split(b"\n"), 1):
+        here = f"{where}, line {number}"
+        row = schema.check(jsonl.parse(line, here), keys, here)
+        if any(is_broken(row[key]) for key, kind in keys.items() if kind is str):
+            raise UserError(f"{here}: not UTF-8 (half of a surrogate pair); mend or remove the line")
+        rows.append(row)
     return rows

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.core import jsonl, schema
+from cai.core import schema
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.prompt_files import read_rows
 from cai.core.schema import SKILLS
 from cai.core.stats import Metric, share
 from cai.evaluation.graders import CHECKS
@@ -118,9 +119,7 @@ def _of(spec: ModelSpec, task: str) -> list[Test]:
 
 def load() -> list[Test]:
     """data/prompts/tests.jsonl. Raises UserError with the line that does not fit."""
-    rows = jsonl.read(PATH, {"task": str, "instruction": str, "check": dict})
-    if not rows:
-        raise UserError("data/prompts/tests.jsonl is missing or empty: restore the file")
+    rows = read_rows(PATH, "tests", {"task": str, "instruction": str, "check": dict})
     found = []
     for number, row in enumerate(rows, 1):
         unknown = row["check"].keys() - CHECKS.keys() - {"reference"}

@@ -17,6 +17,7 @@ from cai.generation.records import INSTRUCTION_KEYS, read_instructions
 from cai.models.session import Session
 
 FEW_LISTS = 8  # for Milestone 0: so that its tries see several tasks
+NAMES, NAME = 20, 60  # columns that are named, and characters of each
 
 
 def make_instructions(
@@ -39,10 +40,15 @@ def make_instructions(
     """
     run, path = session.run, session.run.data / "instructions.jsonl"
     barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
-    have = read_instructions(run.data)
+    have, more = read_instructions(run.data), {}
     if source:
-        loaded = prompt_sources.load(source, want, barred)
+        loaded = prompt_sources.load(source, want, barred, session.seed)
         rows, left_out, short = [i.row() for i in loaded], loaded.left_out, None
+        if len(rows) < loaded.usable:
+            run.log(f"{source}: a sample of {len(rows)} of {loaded.usable} usable prompts, by the seed")
+        if loaded.unread:
+            run.log(f"{source}: not read: columns {_listed(loaded.unread)}")
+            more["unread"] = loaded.unread
         if len(rows) < want:
             short = f"{len(rows)} of {want} instructions were found: {source} has no more that can be used"
         jsonl.complete(path, rows, INSTRUCTION_KEYS)
@@ -58,8 +64,15 @@ def make_instructions(
         why = f"every row of {source} was left out" if source else "see above"
         raise UserError(f"no usable instruction: {why}")
     run.log(f"[1] {len(rows)} instructions, by task {by_task}; left out: {left_out or 'none'}")
-    run.record(instructions={"count": len(rows), "by_task": by_task, "left_out": left_out})
+    run.record(instructions={"count": len(rows), "by_task": by_task, "left_out": left_out, **more})
     return rows
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in one line, whatever they are."""
+    lines = [" ".join(name.split()) for name in names[:NAMES]]
+    shown = [name if len(name) <= NAME else f"{name[:NAME]}..." for name in lines]
+    return ", ".join(shown) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
 
 
 def few_instructions(

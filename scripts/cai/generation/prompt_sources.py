@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
+import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
+from cai.core import jsonl
 from cai.core.errors import UserError
-from cai.core.schema import TASK_TYPES, content_id
+from cai.core.schema import content_id, row_seed
 from cai.core.text import is_broken
 from cai.generation.dedup import REASON, EvaluationPrompts
 from cai.generation.filters import MARKED_LINE
+from cai.generation.row_forms import Said, fits, read_row
 from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT
 
-KEYS = ("instruction", "prompt", "question")  # a row's text, in this order of preference
 MAX_CHARACTERS = 6000  # some 1,500 tokens: beside exemplars, answer and critique more would not fit 4,096
 MAX_LINE = 1 << 20  # bytes
 MAX_BYTES = 1 << 30  # of a whole file, unpacked: a compressed one may be small and have no end
-CONTEXT = "\n\n---\n\n"  # between HarmBench's context and the behaviour, as HarmBench joins them
-FIRST_TURN = re.compile(r"\s*Human:(.*?)(?=\r?\n\r?\n(?:Assistant|Human):|\Z)", re.DOTALL)
-FORMS = ".jsonl, .csv or .txt, each also with .gz"
+FORMS = ".jsonl, .csv, .tsv or .txt, each also with .gz"
+DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}  # by which a header may be read, the likeliest first
 HUB = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:/([\w.-]+))?:([\w.+%:\[\]-]+)")
 
 
@@ -44,51 +42,55 @@ class Instruction:
 
 
 class Loaded(list[Instruction]):
-    """The instructions, and beside them how many texts each reason left out."""
+    """The instructions, and beside them what the whole source held: how many could be used, how many texts
+    each reason left out, and which keys or columns were not read."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.usable = 0
         self.left_out: dict[str, int] = {}
+        self.unread: list[str] = []
 
 
 def check(source: str) -> None:
-    """Raises UserError for what is no source, and for a file whose first row does not fit: before a model is
-    loaded."""
-    texts = _texts(source)
-    if Path(source).is_file():
-        next(texts, None)
+    """Raises UserError for what is no source, and for any row that does not fit: before a model is loaded."""
+    load(source)
 
 
-def load(source: str, limit: int | None = None, barred: Iterable[str] = ()) -> Loaded:
-    """The first `limit` usable instructions of a source.
+def load(source: str, limit: int | None = None, barred: Iterable[str] = (), seed: int = 0) -> Loaded:
+    """The usable instructions of a source: all of them as they stand, or a sample of `limit`, by the seed.
 
-    source: a file (.jsonl with instruction, prompt or question, or with HH-RLHF's chosen and rejected; .csv
-    with one of these columns, or AILuminate's or HarmBench's; .txt with a prompt a line; each also as .gz);
-    or a dataset with its split, organisation/name:split, organisation/name/configuration:split or
-    directory:split, read by the `datasets` library. barred: evaluation prompts, which no instruction may
-    equal or be near to. Reading stops once the limit is reached, so what is left out is counted up to there.
-    Raises UserError with the file and the row for anything that does not fit.
+    source: a file (.jsonl with keys that row_forms knows, .csv or .tsv with such columns, .txt with a prompt
+    a line; each also as .gz); or a dataset with its split, organisation/name:split,
+    organisation/name/configuration:split or directory:split, read by the `datasets` library. barred:
+    evaluation prompts, which no instruction may equal or be near to. A sample does not depend on the order of
+    the rows, and begins with every smaller one of its seed. Raises UserError with the file and the row for
+    anything that does not fit.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} prompts: must be at least 1")
     loaded, seen, evaluation = Loaded(), set(), EvaluationPrompts(barred)
-    for text, task, name in _texts(source):
-        text = text.strip()
+    unread: dict[str, None] = {}
+    for row in _texts(source):
+        text = row.text.strip()
+        unread.update(dict.fromkeys(row.unread))
         reason = against(text)
         if reason is None and (identity := content_id(text)) in seen:
             reason = "duplicate"
-        if reason is None and evaluation.near(text) is not None:
+        if reason is None and evaluation.prompts and evaluation.near(text) is not None:
             reason = REASON
         if reason:
             loaded.left_out[reason] = loaded.left_out.get(reason, 0) + 1
             continue
         seen.add(identity)
-        loaded.append(Instruction(identity, text, task if task in TASK_TYPES else "unknown", name))
-        if len(loaded) == limit:
-            break
+        loaded.append(Instruction(identity, text, row.task or "unknown", row.source))
     if not loaded:
         reasons = ", ".join(f"{k} {v}" for k, v in loaded.left_out.items())
         raise UserError(f"{source} holds no usable prompt ({reasons or 'it is empty'}): give another source")
+    loaded.usable, loaded.unread = len(loaded), list(unread)
+    if limit is not None:
+        loaded.sort(key=lambda i: (row_seed(seed, i.id, "source"), i.id))
+        del loaded[limit:]
     return loaded
 
 
@@ -105,20 +107,14 @@ def against(text: str) -> str | None:
     return "too_long" if len(text) > MAX_CHARACTERS else None
 
 
-def first_turn(transcript: str) -> str | None:
-    """What the human says first in a transcript of HH-RLHF; None if it begins otherwise."""
-    match = FIRST_TURN.match(transcript)
-    return match[1].strip() if match else None
+# ---- where texts come from ----
 
 
-# ---- where texts come from: each yields (text, task, source) ----
-
-
-def _texts(source: str) -> Iterator[tuple[str, str | None, str]]:
+def _texts(source: str) -> Iterator[Said]:
     path = Path(source)
     if path.is_file():
         form = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-        readers = {"jsonl": _jsonl, "csv": _csv, "txt": _lines}
+        readers = {"jsonl": _jsonl, "csv": _csv, "tsv": _csv, "txt": _lines}
         if form not in readers:
             raise UserError(f"{source}: the name must end in {FORMS}, so that its form is known")
         return readers[form](path)
@@ -138,38 +134,23 @@ def _texts(source: str) -> Iterator[tuple[str, str | None, str]]:
     )
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, str | None, str]]:
+def _jsonl(path: Path) -> Iterator[Said]:
     for number, line in _numbered(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line, object_pairs_hook=partial(_object, where))
-        except (ValueError, RecursionError):
-            raise UserError(f"{where}: not JSON; each line must be one object") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: not a JSON object; each line must be one")
-        yield _of_row(row, where, "jsonl", path.name)
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield read_row(jsonl.parse(line, where), where, "jsonl", path.name)
 
 
-def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _no_name_twice([key for key, _ in pairs], where)
-    return dict(pairs)
-
-
-def _no_name_twice(names: Sequence[str], where: str) -> None:
-    """The last of two values would be read, and the first be lost."""
-    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if twice is not None:
-        raise UserError(f"{where}: {twice!r} is there twice; rename or remove one of them")
-
-
-def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
+def _csv(path: Path) -> Iterator[Said]:
     csv.field_size_limit(MAX_LINE)
-    reader = csv.DictReader((line for _, line in _numbered(path)), strict=True)
+    lines = (line for _, line in _numbered(path))
+    header = next(lines, "")
+    delimiters = DELIMITERS["tsv" if path.name.removesuffix(".gz").lower().endswith(".tsv") else "csv"]
+    by = next((d for d in delimiters if fits(next(csv.reader([header], delimiter=d), []))), delimiters[0])
+    reader = csv.DictReader(itertools.chain([header], lines), delimiter=by, strict=True)
     number = 1
     try:
-        _no_name_twice(reader.fieldnames or [], f"{path}, the header")
+        jsonl.no_name_twice(reader.fieldnames or [], f"{path}, the header")
         for number, row in enumerate(reader, 2):
             where = f"{path}, row {number} (it ends in line {reader.line_num})"
             if None in row or None in row.values():
@@ -178,65 +159,15 @@ def _csv(path: Path) -> Iterator[tuple[str, str | None, str]]:
                     f"than the header's {len(reader.fieldnames)}; "
                     "quote texts that hold commas or line breaks"
                 )
-            yield _of_row(row, where, "csv", path.name)
+            yield read_row(row, where, "csv", path.name)
     except csv.Error as error:
         raise UserError(f"{path}, row {number + 1}: not CSV ({error}); check its quotes") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str | None, str]]:
-    return ((line, None, f"txt:{path.name}") for _, line in _numbered(path) if line.strip())
-
-
-def _of_row(row: dict[str, Any], where: str, form: str, name: str) -> tuple[str, str | None, str]:
-    """A row's text, its task if it names one, and its source, by the keys that it has."""
-    of = next((of for of in ROW_FORMS if of.keys <= row.keys()), None)
-    if of is None:
-        raise UserError(
-            f"{where}: has none of the keys {', '.join(KEYS)} (it has {', '.join(map(str, row))[:200]}); "
-            "rename the one that holds the prompt"
-        )
-    text = of.text(row, where)
-    if not isinstance(text, str):
-        raise UserError(f"{where}: the prompt is of type {type(text).__name__}, and must be a text")
-    task = row.get("task")
-    return text, task if isinstance(task, str) else None, f"{of.name or form}:{name}"
-
-
-# ---- forms of rows: a new one is an entry here ----
-
-
-@dataclass(frozen=True)
-class RowForm:
-    """name: of the form, as a row's source has it ("": that of the file). keys: those that tell it, all of
-    them. text: (row, where it stands) -> the prompt."""
-
-    name: str
-    keys: frozenset[str]
-    text: Callable[[dict[str, Any], str], Any]
-
-
-def _with_context(row: dict[str, Any], where: str) -> Any:
-    context, behavior = row.get("ContextString"), row["Behavior"]
-    texts = [context, behavior] if context else [behavior]
-    no_text = [text for text in texts if not isinstance(text, str)]
-    return no_text[0] if no_text else CONTEXT.join(texts)
-
-
-def _first_turn_of(row: dict[str, Any], where: str) -> Any:
-    text = row["chosen"]
-    if isinstance(text, str) and (text := first_turn(text)) is None:
-        raise UserError(f'{where}: `chosen` does not begin with "Human:", as transcripts of HH-RLHF do')
-    return text
-
-
-ROW_FORMS = (
-    RowForm(
-        "ailuminate", frozenset({"prompt_text", "prompt_hash", "hazard"}), lambda row, _: row["prompt_text"]
-    ),
-    RowForm("harmbench", frozenset({"Behavior", "BehaviorID"}), _with_context),
-    *(RowForm("", frozenset({key}), lambda row, _, key=key: row[key]) for key in KEYS),
-    RowForm("hh-rlhf", frozenset({"chosen", "rejected"}), _first_turn_of),
-)
+def _lines(path: Path) -> Iterator[Said]:
+    for number, line in _numbered(path):
+        if line.strip():
+            yield read_row({"prompt": line}, f"{path}, line {number}", "txt", path.name)
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
@@ -261,7 +192,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
 
 
-def _dataset(name: str, configuration: str | None, split: str) -> Iterator[tuple[str, str | None, str]]:
+def _dataset(name: str, configuration: str | None, split: str) -> Iterator[Said]:
     """Rows of a dataset of the hub, of a directory with data files, or of one that `datasets` saved."""
     import datasets
 
@@ -283,5 +214,4 @@ def _dataset(name: str, configuration: str | None, split: str) -> Iterator[tuple
             raise UserError(f"{where}: there is no such split; there are {', '.join(rows)}")
         rows = rows[split]
     for number, row in enumerate(rows):
-        row = {key: value for key, value in row.items() if value is not None}  # a column that other rows have
-        yield _of_row(row, f"{where}, row {number}", "datasets", label)
+        yield read_row(row, f"{where}, row {number}", "datasets", label)

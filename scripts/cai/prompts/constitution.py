@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.text import kind
+from cai.core.yaml_files import read_yaml
 from cai.prompts import markers
 
 
@@ -77,43 +78,6 @@ def load(path: str | Path) -> Constitution:
     canonical = json.dumps([asdict(p) for p in principles.values()], sort_keys=True, ensure_ascii=True)
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     return Constitution(name, tuple(principles.values()), digest, str(path))
-
-
-def read_yaml(path: Path, what: str, such_as: str) -> object:
-    """What a YAML file holds. Raises UserError, with the file, for one that cannot be read or says a key
-    twice. what, such_as: the kind of file, and an example, for the sentence."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys and says nothing; a text would be lost."""
-
-        def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for i, key in enumerate(keys):
-                if key in keys[:i]:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands twice in one entry", node.value[i][0].start_mark
-                    )
-            return super().construct_mapping(node, deep)
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no {what} at {path}; give the path of a YAML file such as {such_as}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the {what} {path}: {error}; check the path and that it is a UTF-8 text file"
-        ) from None
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not valid YAML: {where}; "
-            "mend that place (a text with ': ' or ' #' in it needs quotes)"
-        ) from None
 
 
 def _check_keys(entry: object, keys: tuple[str, ...], where: str) -> None:
