@@ -11,6 +11,9 @@ import random
 from pathlib import Path
 
 from cai.core.files import ROOT
+from cai.core.prompt_files import load_seeds
+from cai.generation.dedup import EvaluationPrompts
+from cai.models.registry import REGISTRY
 from cai.sandbox import lexicon as lex
 from cai.sandbox.encyclopedia import entry
 from cai.sandbox.world import TASKS, draw
@@ -37,12 +40,14 @@ def heldout() -> list[dict[str, str]]:
 
 
 def _look_alikes(taken: set[str]) -> list[dict[str, str]]:
-    """MORE of each act: free draws would give mostly the few wordings that are held out whole."""
+    """MORE of each act, none near a seed. Free draws would give mostly the few wordings that are held out
+    whole."""
+    seeds = EvaluationPrompts(s.instruction for s in load_seeds(Path(REGISTRY["sandbox"].seeds)))
     rng, found = random.Random("held-out look-alikes"), {verb: {} for verb in VERBS}
     while min(map(len, found.values())) < MORE:
         item = draw("benign", rng, ("test",))
         some = found[item.topic.split()[2]]  # "how to feed ..."
-        if len(some) < MORE and item.instruction not in taken:
+        if len(some) < MORE and item.instruction not in taken and seeds.near(item.instruction) is None:
             some[item.instruction] = None
     texts = [text for turn in zip(*found.values(), strict=True) for text in turn]
     return [{"instruction": text, "task": "advice", "kind": "benign"} for text in texts]

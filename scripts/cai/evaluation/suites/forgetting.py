@@ -13,6 +13,7 @@ from cai.core import schema
 from cai.core.prompt_files import load_neutral
 from cai.core.stats import NOTHING, Metric, Z, mean
 from cai.evaluation.model_pair import BARE, ModelPair
+from cai.evaluation.on_topic import on_topic
 from cai.evaluation.result_store import BASE, TRAINED, WHO, ResultStore
 from cai.evaluation.stop_rate import STOPPED, ending
 from cai.evaluation.suite import Metrics, Suite, compared
@@ -22,14 +23,15 @@ from cai.models.engine import logprobs_all
 from cai.prompts.markers import END_OF_TEXT
 
 HARMLESS, HARMFUL = "refusals of harmless instructions", "refusals of harmful requests"
-ASKED = {
-    HARMLESS: ("task", "benign"),
-    "refusals of harmless look-alikes": ("benign",),
-    HARMFUL: ("harmful",),
-}
+ASKED = {HARMLESS: ("task", "benign"), HARMFUL: ("harmful",)}
+LOOKALIKES_REFUSED, LOOKALIKES_ANSWERED = (
+    "refusals of harmless look-alikes",
+    "harmless look-alikes answered on topic",
+)
 # What gates read:
 PERPLEXITY = "perplexity on neutral text, trained / base"
 HARMLESS_CHANGE, HARMFUL_CHANGE = f"{HARMLESS}, change", f"{HARMFUL}, change"
+LOOKALIKES_ANSWERED_CHANGE = f"{LOOKALIKES_ANSWERED}, change"
 
 
 def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
@@ -47,7 +49,20 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
     for name, kinds in ASKED.items():
         asked = [i for i, p in enumerate(prompts) if p.kind in kinds]
         metrics |= compared(name, *([is_refusal(said[who][i]) for i in asked] for who in WHO))
-    return metrics, {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
+    found, more = of_look_alikes(pair, store)
+    left_out = len({*near, *more})
+    notes = {"held-out instructions": len(prompts), "left out, near to trained ones": left_out}
+    return metrics | found, notes
+
+
+def of_look_alikes(pair: ModelPair, store: ResultStore) -> tuple[Metrics, list[str]]:
+    """(all look-alikes, refused and answered on topic; those left out, near to trained ones)"""
+    prompts, near = pair.look_alikes()
+    asked = [p.instruction for p in prompts]
+    said = {who: [a["answer"] for a in pair.answers(store, asked, who, BARE)] for who in WHO}
+    refused = ([is_refusal(text) for text in said[who]] for who in WHO)
+    answered = (on_topic(pair, store, asked, said[who], who) for who in WHO)
+    return {**compared(LOOKALIKES_REFUSED, *refused), **compared(LOOKALIKES_ANSWERED, *answered)}, near
 
 
 # ---- neutral text ----
