@@ -221,11 +221,11 @@ def test_lost_likelihood_is_told_however_few_pairs_are_held_out(tmp_path):
 
 def test_with_nothing_held_out_the_texts_that_are_trained_on_stop_it(tmp_path):
     """Towards answers that the base finds unlikely, plain DPO lowers both."""
-    settings = replace(QUICK, steps=16, every=1, learning_rate=2e-3, stop_fall=0.01)
+    settings = replace(QUICK, steps=12, every=4, learning_rate=5e-3, stop_fall=0.2)
     said: list[str] = []
     result = dpo.train(new(), swapped(TRAIN), [], settings, tmp_path / "run", resume=True, log=said.append)
-    assert result.status == DISPLACED and result.step == result.steps - 1 < 15
-    assert result.after["train"]["fall"] <= 0.01
+    assert result.status == DISPLACED and result.step == result.steps - 4
+    assert result.after["train"]["fall"] <= 0.2
     assert any("that are trained on have lost" in line and "training stops" in line for line in said)
 
 
