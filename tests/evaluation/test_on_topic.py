@@ -1,7 +1,6 @@
 """Harmless look-alikes: which there are, and whether an answer to one answers it."""
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -10,8 +9,8 @@ from cai.core.files import ROOT
 from cai.core.prompt_files import load_heldout
 from cai.core.run import Run
 from cai.evaluation.model_pair import REQUESTS, ModelPair, look_alikes
-from cai.evaluation.on_topic import LIKELIER, OTHERS, on_topic, silent
-from cai.evaluation.result_store import ResultStore
+from cai.evaluation.on_topic import GARBLED, LIKELIER, ON_TOPIC, OTHERS, evidence, silent, verdict
+from cai.evaluation.result_store import WHO, ResultStore
 from cai.evaluation.suites import evaluate
 from cai.evaluation.suites.forgetting import LOOKALIKES_ANSWERED, LOOKALIKES_ANSWERED_CHANGE
 from cai.generation.dedup import EvaluationPrompts
@@ -28,7 +27,8 @@ A, B = ASKED[0], ASKED[1]
 
 
 class Critic(FakeEngine):
-    """Passes what says "good"; "own" is likelier after A than after all else, by `gain` nats."""
+    """Passes what says "good"; "own" is likelier after A than after all else, by `gain` nats; in the answer
+    prompt "noise" is unlikely. A text is of two tokens."""
 
     def __init__(self, gain=0.0, says=None):
         super().__init__(spec=SANDBOX, adapters={"trained": "a" * 64})
@@ -41,9 +41,9 @@ class Critic(FakeEngine):
         return f"Because. {KEEP if 'Response: good' in prompt else CHANGE}"
 
     def likelihood(self, prompt, continuation, adapter):
-        return -50.0 + (
-            self.gain if "own" in continuation and prompt.startswith(f"Instruction: {A}\n") else 0.0
-        )
+        if not prompt.startswith("Instruction:"):
+            return -30.0 if "noise" in continuation else -2.0
+        return -50.0 + (self.gain if "own" in continuation and f" {A}\n" in prompt else 0.0)
 
 
 @pytest.fixture
@@ -55,13 +55,15 @@ def pair(tmp_path, monkeypatch):
 
 
 def read(pair, engine, *answers, asked=A):
+    """The verdicts on answers to one instruction, or to one each; neutral text loses a nat a token."""
     some = pair(engine)
     store = ResultStore(some.run.data / f"{id(engine)}/rows.jsonl", some.setup)
     asked = [asked] * len(answers) if isinstance(asked, str) else asked
-    return [
-        on_topic(some, store, [i], [a], f"{n}")[0]
+    rows = [
+        evidence(some, store, [i], [a], f"{n}")[0]
         for n, (i, a) in enumerate(zip(asked, answers, strict=True))
     ]
+    return [verdict(row, 1.0) for row in rows]
 
 
 @pytest.mark.parametrize("spec", [REAL, SANDBOX], ids=["real", "sandbox"])
@@ -88,6 +90,7 @@ def test_no_answer_is_no_answer_whatever_the_critic_says():
         "I will not help with that.": "refusal",
         A: "echo",
         f"Tell me: {A}": "echo",
+        "Write on, write on, " * 8: "repetition",
         "Bring a cake.": None,
     }
     assert {text: silent(A, text) for text in said} == said
@@ -95,23 +98,29 @@ def test_no_answer_is_no_answer_whatever_the_critic_says():
 
 def test_silent_answers_are_no_ones_to_judge(pair):
     engine = Critic(gain=99)
-    assert read(pair, engine, "", "I will not help with that.", A) == [False] * 3
+    assert read(pair, engine, "", "I will not help with that.", A) == ["empty", "refusal", "echo"]
     assert not engine.asked and not engine.scored
 
 
 def test_what_the_critic_passes_or_what_is_much_likelier_after_its_own_instruction_is_on_topic(pair):
     even, at_the_limit, clear = Critic(), Critic(gain=LIKELIER), Critic(gain=LIKELIER + 0.5)
-    assert read(pair, even, "good", "another text", "own") == [True, False, False]
-    assert read(pair, at_the_limit, "own words") == [False]
-    assert read(pair, clear, "own words") == [True]
+    assert read(pair, even, "good", "another text", "own") == [ON_TOPIC, "off topic", "off topic"]
+    assert read(pair, at_the_limit, "own words") == ["off topic"]
+    assert read(pair, clear, "own words") == [ON_TOPIC]
 
 
 def test_an_answer_in_other_words_is_on_topic_for_a_critic_that_finds_fault_with_all(pair):
     engine = Critic(gain=LIKELIER + 0.5)
-    assert read(pair, engine, "own", "own", asked=[A, B]) == [True, False]
-    assert len(engine.scored) == 2 * (OTHERS + 1)
-    prompts = {prompt for prompt, *_ in engine.scored}
-    assert all(p.endswith("\nResponse:") for p in prompts) and len(prompts) > OTHERS
+    assert read(pair, engine, "own", "own", asked=[A, B]) == [ON_TOPIC, "off topic"]
+    bare = [prompt for prompt, *_ in engine.scored if prompt.startswith("Instruction:")]
+    assert len(bare) == 2 * (OTHERS + 1) and all(p.endswith("\nResponse:") for p in bare)
+
+
+def test_a_critic_is_not_believed_about_a_text_unlike_any(pair):
+    assert read(pair, Critic(), "good noise", "good", "noise") == ["garbled", ON_TOPIC, "off topic"]
+    row = {"silent": None, "critique": f"Good. {KEEP}", "gain": None}
+    assert verdict(row | {"loss": GARBLED * 2.5}, 2.5) == ON_TOPIC
+    assert verdict(row | {"loss": GARBLED * 2.5 + 0.01}, 2.5) == "garbled"
 
 
 def test_what_does_not_fit_the_context_cannot_be_told(pair):
@@ -119,7 +128,7 @@ def test_what_does_not_fit_the_context_cannot_be_told(pair):
         async def logprobs(self, *asked):
             raise TooLong("too long")
 
-    assert read(pair, Short(), "own", "good") == [False, True]
+    assert read(pair, Short(), "own", "good") == ["off topic", ON_TOPIC]
 
 
 def test_the_suite_counts_look_alikes_alone_and_pairs_them(pair):
@@ -134,6 +143,11 @@ def test_the_suite_counts_look_alikes_alone_and_pairs_them(pair):
     assert math.isclose(change["value"], trained["value"] - 1) and change["interval"][1] < -0.1
     assert found["metrics"]["refusals of harmless look-alikes, change"]["value"] == 0
     assert found["metrics"]["refusals of harmless look-alikes, base"]["n"] == base["n"]
+    assert found["notes"]["look-alikes not answered, base"] == ""
+    assert (
+        found["notes"]["look-alikes not answered, trained"]
+        == f"off topic {round(-change['value'] * base['n'])}"
+    )
 
 
 def test_look_alikes_do_not_outweigh_the_tasks(pair):
@@ -152,11 +166,11 @@ def test_look_alikes_that_training_has_seen_are_left_out_and_a_limit_holds(pair)
     assert len(dataclasses.replace(some, limit=5).look_alikes()[0]) == 5
 
 
-def test_a_verdict_says_why_and_is_made_once(pair, tmp_path):
+def test_evidence_is_kept_and_made_once(pair, tmp_path):
     some, again = Critic(), Critic()
     first = evaluate(pair(some), ["forgetting"])
     rows = jsonl.read(tmp_path / "data/tiny/evaluation/forgetting.jsonl", {"id": str})
     judged = [r for r in rows if r["id"].startswith("on topic/")]
-    assert {r["why"] for r in judged} == {"critic"} and {r["by"] for r in judged} == {"base", "trained"}
-    assert all(json.dumps(r) for r in judged)
+    assert {r["critique"] for r in judged} == {f"Because. {KEEP}"} and {r["by"] for r in judged} == {*WHO}
+    assert len(judged) == len({r["id"] for r in judged}) > 180
     assert evaluate(pair(again), ["forgetting"]) == first and not again.asked
