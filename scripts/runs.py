@@ -1,15 +1,18 @@
-"""Runs: their gates, and runs of an older format made readable.
+"""Runs: all in a table, the gates of some, and runs of an older format made readable.
 
+    python scripts/runs.py                       # every run: decision, n, loss, parent, engine, model, cost
     python scripts/runs.py single batch mvp      # the gates of these runs, and where the last one's page is
     python scripts/runs.py --convert mvp         # from format 1, whose pairs are rendered, to this one
 
-Reads data/<run>/run.json. --convert writes data/<run>/ anew and keeps the old one as data/<run>~1. Exit
-status: 0 done, 2 bad input.
+Reads data/<run>/{run.json,records*.jsonl} and checkpoints/<run>/{training.json,training.jsonl}. --convert
+writes data/<run>/ anew and keeps the old one as data/<run>~1. Exit status: 0 done, 2 bad input.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from cai.core.cli import GO, cli, parser
 from cai.core.errors import UserError
@@ -23,31 +26,50 @@ def main() -> int:
     flags.add_argument("runs", nargs="*", metavar="RUN", help="names of runs")
     flags.add_argument("--convert", nargs="+", default=[], metavar="RUN", help="runs of an older format")
     args = flags.parse_args()
-    if not args.runs and not args.convert:
-        raise UserError("no run is named: give names of runs, as in python scripts/runs.py single batch mvp")
-    from cai.evaluation.gates import lines
     from cai.generation.convert import convert
+    from cai.reports.run_table import table
 
+    if not args.runs and not args.convert:
+        print(table(sys.stdout.encoding) or f"there are no runs in {display_path(directories('')[0])}/ yet")
     for name in args.convert:
         kept = convert(name)
         print(f"{display_path(directories(name)[0])} is of this program's format; the old one: {kept}")
     page = None
-    for name in args.runs:
-        manifest = read_manifest(name)
-        if manifest is None:
-            raise UserError(
-                f"there is no run {name!r}: look for names in {display_path(directories('')[0])}/"
-            )
-        gates = {f"{name}, its data": "data_gate", name: "gate"}
-        found = {of: manifest[key] for of, key in gates.items() if key in manifest}
-        for of, gate in (found or {name: {"decision": "no decision", "criteria": []}}).items():
-            table = "\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])])
-            print(printable(table, sys.stdout.encoding))
+    for name, manifest in [
+        (name, manifest_of(name)) for name in args.runs
+    ]:  # all are there before one is told
+        for text in gates_of(name, manifest):
+            print(printable(text, sys.stdout.encoding))
         found = directories(name)[0] / "report.html"
         page = found if found.exists() else page
     if page:
         print(f"read and judge the examples: {display_path(page)}")
     return GO
+
+
+def manifest_of(name: str) -> dict[str, Any]:
+    manifest = read_manifest(name)
+    if manifest is None:
+        raise UserError(f"there is no run {name!r}: python scripts/runs.py lists all of them")
+    return manifest
+
+
+def gates_of(name: str, manifest: dict[str, Any]) -> Iterator[str]:
+    """The gates of a run's data and of what it trained, with their criteria."""
+    from cai.evaluation.gates import lines
+    from cai.reports.run_table import of_another_adapter
+
+    gates = {f"{name}, its data": "data_gate", name: "gate"}
+    found = {of: manifest[key] for of, key in gates.items() if key in manifest}
+    try:
+        for of, gate in (found or {name: {"decision": "no decision", "criteria": []}}).items():
+            if of_another_adapter(gate, manifest):
+                yield f"no decision for {of}: its gate, {gate['decision']}, is another adapter's"
+            else:
+                yield "\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        path = display_path(directories(name)[0] / "run.json")
+        raise UserError(f"{path} is damaged: its gate is not what a run writes; restore the file") from None
 
 
 if __name__ == "__main__":

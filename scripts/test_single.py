@@ -4,16 +4,18 @@
     python scripts/test_single.py --instruction "Who is the mayor of Drola?" --principle accuracy --run mayor
     python scripts/test_single.py --model Qwen/Qwen2.5-7B --bits 4 --run qwen7b
 
-An answer that its critic finds nothing wrong with makes no preference pair; then the next generated
-instruction is tried, up to --tries, and each try stays in the records. Writes data/<run>/{run.json,
-instructions.jsonl,records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad
-input.
+An answer that its critic finds nothing wrong with makes no preference pair, nor does a revision that the
+critic, asked again, finds fault with or misquotes; then the next generated instruction is tried, up to
+--tries. Such a try is a line here, and whole in the records. Writes data/<run>/{run.json,instructions.jsonl,
+records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad input.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 
 from cai.core.cli import cli, parser
 from cai.core.errors import UserError
@@ -50,9 +52,8 @@ def main() -> int:
         measure_stop_rate(session)
         rows = few_instructions(session, args.tries, args.task, args.instruction)
         record = first_pair(session, loop, rows, args.principle)
-        again = critique_again(session, loop, record) if record["kept"] else None
         step = one_step(session, record) if record["kept"] else None
-        return finish(session, record, again, step)
+        return finish(session, record, step)
 
 
 def measure_stop_rate(session) -> None:
@@ -75,36 +76,56 @@ def measure_stop_rate(session) -> None:
 
 
 def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None) -> dict:
-    """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record."""
+    """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record. A try
+    that makes none is a line here; records.jsonl has it whole."""
     from cai.core import jsonl
     from cai.generation.pairs import revision_pair
     from cai.generation.records import read_records
 
-    run = session.run
+    run, tries = session.run, len(rows)
     done = {r["id"]: r for r in read_records(run.data)}
+    if tries > 1:
+        run.log("      one instruction after the other, until one makes a pair:")
     for number, row in enumerate(rows, 1):
-        run.log(f"\n[1/8] instruction (try {number} of {len(rows)}, {row['task']}, {row['source']})")
-        run.log(indent(row["instruction"]))
         record = done.get(row["id"])
-        if record is None:
-            jsonl.append(run.data / "records.jsonl", [record := one_example(session, loop, row, principle)])
-        else:
-            parts = ("initial_answer", "principle", "critique", "revised_answer")
-            run.log("\n".join(["      finished earlier:", *(f"{n}\n{indent(record[n])}" for n in parts)]))
+        with told(run) as said:
+            about = f"{row['task']}, {row['source']}{', finished earlier' if record else ''}"
+            run.log(f"\n[1/8] instruction (try {number} of {tries}, {about})\n{indent(row['instruction'])}")
+            if record is None:
+                record = one_example(session, loop, row, principle, last=number == tries)
+                jsonl.append(run.data / "records.jsonl", [record])
+            else:
+                parts = ("initial_answer", "principle", "critique", "revised_answer", "second_look")
+                run.log("\n".join(f"      {p}\n{indent(record[p])}" for p in parts if p in record))
+            if not record["kept"]:
+                said.clear()
         if record["kept"]:
+            jsonl.complete(run.data / "pairs.jsonl", [revision_pair(record)], PAIR_KEYS)
             break
-        run.log(f"      no pair: {', '.join(record['rejected_because'])}")
-    if record["kept"]:
-        pair = revision_pair(record)
-        jsonl.complete(run.data / "pairs.jsonl", [pair], PAIR_KEYS)
-        texts = (f"\n      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected"))
-        run.log("[6/8] preference pair" + "".join(texts))
+        why, text = ", ".join(record["rejected_because"]), " ".join(row["instruction"].split())
+        run.log(f"      try {number}, {row['task']}, {row['source']}, {why}: {shorten(text, 70)}")
     return record
 
 
-def one_example(session, loop, row: dict[str, str], principle: str | None) -> dict:
-    """Steps 2 to 5, each printed as it happens: what Loop.align does at one go."""
+@contextmanager
+def told(run):
+    """Holds back what is logged until it is known whether it is worth telling: what stays in the list is."""
+    said: list[str] = []
+    run.log = said.append
+    try:
+        yield said
+    finally:
+        del run.log
+        for text in said:
+            run.log(text)
+
+
+def one_example(session, loop, row: dict[str, str], principle: str | None, last: bool) -> dict:
+    """Steps 2 to 6, each printed: what Loop.align does at one go. last: there is no other try, so that the
+    gate tells of a revision that fails its second look."""
+    from cai.evaluation.criteria import second_look
     from cai.generation.example import as_record, examples_of
+    from cai.generation.pairs import revision_pair
     from cai.models.engine import together
 
     run, [e] = session.run, examples_of([row])
@@ -124,22 +145,20 @@ def one_example(session, loop, row: dict[str, str], principle: str | None) -> di
             step.count([e.revision])
         text = e.revision.text if e.revision else "(none: the critic asks for no change)"
         run.log(f"[5/8] revised answer\n{indent(text)}")
-    return as_record(e, session.engine, loop.roles, session.seed)
-
-
-def critique_again(session, loop, record: dict):
-    """The critic reads the revision against the same principle: does it still find the fault?"""
-    from cai.generation.example import examples_of
-    from cai.models.engine import Completion, together
-
-    [e] = examples_of([record])
-    e.principles = [session.constitution.by_id(c["principle_id"]) for c in record["critiques"]]
-    e.revision = Completion(record["revised_answer"], 0, 0, "stop")
-    with session.run.step("second look") as step:
+    record = as_record(e, session.engine, loop.roles, session.seed)
+    if not record["kept"]:
+        return record
+    pair = revision_pair(record)
+    texts = (f"\n      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected"))
+    run.log("[6/8] preference pair" + "".join(texts))
+    with run.step("second look") as step:
         [again] = together([loop.critique_revision(e)])
         step.count([again])
-        session.run.log(f"      critique of the revision, as a check: {one_line(again.text)}")
-    return again
+        run.log(f"      critique of the revision, as a check: {one_line(again.text)}")
+    record["second_look"] = again.text
+    if second_look(record, again.text) and not last:
+        record |= {"kept": False, "rejected_because": ["second_look"]}
+    return record
 
 
 def one_step(session, record: dict):
@@ -171,7 +190,7 @@ def one_step(session, record: dict):
     return before, after
 
 
-def finish(session, record: dict, again, step) -> int:
+def finish(session, record: dict, step) -> int:
     """Step 8: the success criteria, the gate, and where everything is."""
     from cai.evaluation.criteria import m0
     from cai.evaluation.gates import decide
@@ -181,7 +200,7 @@ def finish(session, record: dict, again, step) -> int:
     tried = read_records(run.data)
     run.record(counts={"tried": len(tried), "kept": sum(r["kept"] for r in tried)})
     run.log("\n[8/8] success criteria")
-    status = decide(run, m0(run, record, len(tried), again, step))
+    status = decide(run, m0(run, record, len(tried), record.get("second_look"), step))
     totals, seed = run.manifest["totals"], session.seed
     run.log(
         f"\n{totals['seconds']:.0f} s, {totals['prompt_tokens']} prompt and {totals['completion_tokens']} "

@@ -10,7 +10,7 @@ named. Held-out pairs are never trained on; they are measured along the way, and
 chosen texts lose too much likelihood or nothing gets better. Pairs whose revision a person has marked as no
 better (review.jsonl) are left out. Reads data/<run>/{pairs.jsonl,run.json,review.jsonl}. Writes
 checkpoints/<run>/ (adapter, tokenizer, training.json, training.jsonl, curves.png), logs/. Exit status: 0
-trained, 3 stopped because the chosen texts lost likelihood, 2 bad input.
+trained, 3 displaced (the chosen texts lost too much likelihood), 2 bad input.
 """
 
 from __future__ import annotations

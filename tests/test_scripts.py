@@ -12,6 +12,7 @@ from cai.core.jsonl import read
 from cai.core.schema import FORMAT, PAIR_KEYS, RECORD_KEYS
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
+from cai.prompts.markers import KEEP
 from processes import begin, kill_at, script
 
 NAMES = {"run.json", "instructions.jsonl", "records.jsonl", "pairs.jsonl"}
@@ -61,9 +62,13 @@ def test_m0_prints_every_step_and_the_models_name_first(m0):
     assert text.startswith("model: sandbox - asked for by --model\n")
     places = [text.index(f"[{n}/8]") for n in range(9)]
     assert places == sorted(places)
-    for r in read(output / "data/single/records.jsonl", RECORD_KEYS):
-        for key in ("instruction", "initial_answer", "critique", "revised_answer"):
-            assert r[key].split("\n")[0] in text
+    *failed, kept = read(output / "data/single/records.jsonl", RECORD_KEYS)
+    for key in ("instruction", "initial_answer", "critique", "revised_answer", "second_look"):
+        assert kept[key].split("\n")[0] in text
+    for number, r in enumerate(failed, 1):  # a line each
+        why = ", ".join(r["rejected_because"])
+        assert f"\n      try {number}, {r['task']}, {r['source']}, {why}: {r['instruction'][:40]}" in text
+    assert len(failed) > 10 and len(text.splitlines()) < 70
     assert re.search(r"\[answer: \d+\.\d s, \d+ \+ \d+ tokens, \$\d", text) and "Traceback" not in done.stderr
     assert (output / "logs/single.log").read_text() == text
 
@@ -72,6 +77,18 @@ def test_m0_on_the_sandbox_is_a_go(m0):
     done, _ = m0
     assert done.returncode == 0 and "\nGO for single\n" in done.stdout, done.stdout[-1500:]
     assert "add --seed 1 --run single-1 to this command" in done.stdout
+
+
+def test_m0_takes_no_revision_that_its_second_look_misquotes(m0):
+    """With seed 0 the critic reads "4 + 4 is 8." as 7, and finds it right."""
+    _, output = m0
+    [misread] = [
+        r
+        for r in read(output / "data/single/records.jsonl", RECORD_KEYS)
+        if r["rejected_because"] == ["second_look"]
+    ]
+    assert misread["second_look"].endswith(KEEP) and "says 7." in misread["second_look"]
+    assert misread["revised_answer"] == "4 + 4 is 8."
 
 
 def test_m0_again_resumes_and_other_settings_stop(m0, tmp_path):

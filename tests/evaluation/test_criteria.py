@@ -1,11 +1,15 @@
 """What the milestones ask at their gates, on runs and summaries made by hand."""
 
+import math
+
 import pytest
 from cai.core import jsonl
 from cai.core.run import Run
 from cai.core.schema import content_id
 from cai.evaluation import criteria
 from cai.evaluation.suites.preference import MARKED
+from cai.prompts.markers import CHANGE, KEEP
+from cai.training.implicit_reward import Preference
 
 GOOD = {
     "critique": {"critiques meaningful": (0.8, 20, (0.6, 0.9))},
@@ -48,6 +52,25 @@ def run(tmp_path, monkeypatch):
 def failed(found):
     assert all(c.measured and c.look_at for c in found)
     return [c.name for c in found if not c.passed]
+
+
+@pytest.mark.parametrize(
+    ("again", "failing"),
+    [
+        (f"4 + 4 is 8. The response says 8. {KEEP}", []),
+        (f'It answers "what is 4 + 4" and is "kind". {KEEP}', []),
+        (f"4 + 4 is 7. The response says 7. {KEEP}", ["the revision addresses it"]),
+        (f'The response says "eight". {KEEP}', ["the revision addresses it"]),
+        (f"4 + 4 is 8. The response says 8. {CHANGE}", ["the revision addresses it"]),
+        ("4 + 4 is 8.", ["the revision addresses it"]),
+        (None, ["the revision addresses it"]),
+    ],
+)
+def test_m0_asks_for_a_second_look_that_passes_the_revision_as_it_stands(run, again, failing):
+    critique = {"principle": "Be kind.", "critique": f"4 + 4 is 8. The response says 7. {CHANGE}"}
+    record = {"instruction": "What is 4 + 4?", "initial_answer": "It is 7.", "revised_answer": "It is 8."}
+    step = tuple(Preference(1, loss, 0, 0, 0, 0) for loss in (math.log(2), 0.6))
+    assert failed(criteria.m0(run, {**record, "critiques": [critique]}, 1, again, step)) == failing
 
 
 def test_m1_asks_for_meaning_a_falling_loss_and_a_preference_beyond_a_coins(run):

@@ -16,6 +16,7 @@ from cai.generation.filters import (
     is_exemplar,
     is_sentinel,
     kept_ids,
+    misquotes,
     reasons,
     spreading,
 )
@@ -100,7 +101,7 @@ def test_every_reason_is_tested_above():
     marks = next(m for m in test_each_reason_by_name.pytestmark if m.name == "parametrize")
     by_text = {name for name, reason in REASONS.items() if reason.applies}
     assert {reason for _, reason in marks.args[1]} == by_text
-    assert set(REASONS) - by_text == {"boilerplate", "unsafe_chosen"}
+    assert set(REASONS) - by_text == {"boilerplate", "second_look", "unsafe_chosen"}
 
 
 def test_every_reason_says_what_it_means_in_a_sentence():
@@ -289,3 +290,45 @@ def test_our_own_editors_pages_pass_every_filter_but_the_one_against_copies():
         for fault in (filters.is_cut_off, filters.is_loop, filters.is_sentinel):
             assert not fault(e.answer), e.instruction
         assert not filters.is_meta_talk(e.answer, e.instruction)
+
+
+# ---- what a critique quotes ----
+
+ASKED, SAID = "What's the dog of Zinar called?", "It is called Rex, and it can't swim.  It\nlikes water."
+
+
+@pytest.mark.parametrize(
+    "critique",
+    [
+        'The response says "it is called rex" and that is so.',
+        "It quotes 'can't swim' and 'likes water'.",
+        "The words “It likes, water!” and ‘Rex’ are right; «Dogs» is not looked at.",
+        'It says "It is called Rex ... likes water", which answers "the dog of Zinar".',
+        "It's the dog's name, and the dogs' owner isn't named. The response says nothing else.",
+        'A board of 5" by 7" has no place here.',
+        "The response says that the dog is called Bello.",
+        "The response says little. The answer says how to call a dog.",
+        "The response says Rex. So Rex and Rex are the same.",
+        "",
+    ],
+)
+def test_what_a_text_says_may_be_quoted(critique):
+    assert misquotes(critique, SAID, ASKED) == []
+
+
+@pytest.mark.parametrize(
+    ("critique", "wrong"),
+    [
+        ('The response says "it is called Bello".', ["it is called Bello"]),
+        ("It quotes 'can swim' wrongly.", ["can swim"]),
+        ("It says “Rex is called” and ‘likes bones’.", ["Rex is called", "likes bones"]),
+        ('It says "It is called Rex ... likes bones".', ["likes bones"]),
+        ('"ex" is part of a word.', ["ex"]),
+        ("The dog of Zinar is Tom. The response says Tom. So Tom and Tom are the same.", ["Tom"]),
+        ("4 + 4 is 7. The response says 7. So 7 and 7 are the same.", ["7"]),
+        ("The right code is x * 4. The response says x * 4. So * 4 and * 4 are the same.", ["x * 4"]),
+        ("The answer says brire vevi", ["brire vevi"]),
+    ],
+)
+def test_what_a_text_does_not_say_is_a_misquotation(critique, wrong):
+    assert misquotes(critique, SAID, ASKED) == wrong

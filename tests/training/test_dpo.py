@@ -206,6 +206,29 @@ def test_lost_likelihood_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert json.loads((tmp_path / "run/training.json").read_text())["status"] == DISPLACED
 
 
+def test_lost_likelihood_is_told_however_few_pairs_are_held_out(tmp_path):
+    """Three stop nothing along the way, and the texts that are trained on gain; the result is no good one."""
+    settings = replace(QUICK, patience=0, learning_rate=2e-3, stop_fall=0.02)
+    said: list[str] = []
+    result = dpo.train(
+        new(), TRAIN, swapped(HELD[:3]), settings, tmp_path / "run", resume=True, log=said.append
+    )
+    assert result.after["train"]["fall"] < 0.02 < result.after["held_out"]["fall"]
+    assert (result.status, result.step, result.steps) == (DISPLACED, 4, 4)
+    assert any("n 3, limit 0.02): the training is displaced" in line for line in said)
+    assert json.loads((tmp_path / "run/training.json").read_text())["status"] == DISPLACED
+
+
+def test_with_nothing_held_out_the_texts_that_are_trained_on_stop_it(tmp_path):
+    """Towards answers that the base finds unlikely, plain DPO lowers both."""
+    settings = replace(QUICK, steps=12, every=4, learning_rate=5e-3, stop_fall=0.2)
+    said: list[str] = []
+    result = dpo.train(new(), swapped(TRAIN), [], settings, tmp_path / "run", resume=True, log=said.append)
+    assert result.status == DISPLACED and result.step == result.steps - 4
+    assert result.after["train"]["fall"] <= 0.2
+    assert any("that are trained on have lost" in line and "training stops" in line for line in said)
+
+
 def test_early_stop_keeps_the_best_step(tmp_path):
     settings = replace(QUICK, steps=8, every=1, patience=2)
     result = dpo.train(new(), TRAIN, swapped(HELD), settings, tmp_path / "run", resume=True)

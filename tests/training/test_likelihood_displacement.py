@@ -1,9 +1,17 @@
 """What pairs tell of lengths and likelihood before training, and the watch during it."""
 
 import math
+import re
 
 import pytest
-from cai.training.likelihood_displacement import DISPLACED, FEW, STOPPED_EARLY, Watch, pair_statistics
+from cai.training.likelihood_displacement import (
+    DISPLACED,
+    FEW,
+    STOPPED_EARLY,
+    Watch,
+    displaced,
+    pair_statistics,
+)
 
 
 class Words:
@@ -57,3 +65,24 @@ def test_too_few_pairs_stop_nothing_but_are_warned_about():
     watch = Watch(patience=1)
     watch.see(0, FEW - 1, 0.1, 0.0)
     assert "!!!" in watch.see(1, FEW - 1, 9.0, 9.0) and watch.stopped is None
+
+
+def test_with_too_few_pairs_the_texts_that_are_trained_on_stop_it():
+    watch = Watch(patience=1, stop_fall=0.5)
+    assert watch.see_trained(1, 0.5) is None and watch.stopped is None
+    assert "that are trained on have lost 0.51 nats" in watch.see_trained(2, 0.51)
+    assert watch.stopped == DISPLACED
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ({"held_out": {"n": 1, "fall": 7.5}, "train": {"n": 9, "fall": 0.0}}, "held-out.* 7.50 .*n 1,"),
+        ({"held_out": {"n": 1, "fall": 0.5}, "train": {"n": 9, "fall": 9.0}}, None),
+        ({"train": {"n": 2, "fall": 0.6}}, "trained on have lost 0.60 .*n 2, limit 0.5"),
+        ({"train": {"n": 2, "fall": -3.0}}, None),
+    ],
+)
+def test_a_fall_counts_at_any_n(after, said):
+    found = displaced(after, 0.5)
+    assert found is None if said is None else re.search(said, found)

@@ -14,6 +14,7 @@ from cai.core.run import read_manifest
 from cai.core.text import format_duration
 from cai.costs.default_rates import PAIRS_AN_EXAMPLE
 from cai.costs.forecast import Forecast, Units, add_units, forecast, memory_gb, weights_to_fetch
+from cai.evaluation.model_pair import look_alikes
 from cai.evaluation.suites.critic_probe import probes
 from cai.evaluation.test_sets import measured, tests
 from cai.models.registry import ModelSpec
@@ -142,11 +143,12 @@ def _parts(
 
 def _measuring(plan: Plan, spec: ModelSpec, models: int) -> dict[str, float]:
     """Units of a stage's measurement: its models (2: the base for the first time, and the trained one) answer
-    the tests and the held-out instructions, and go through the probes."""
+    the tests and the held-out instructions, whose look-alikes' answers the critic reads, and go through the
+    probes."""
     some, tried = tests(spec, measured(spec, plan.tasks), plan.tests), probes(spec)
     return {
         "answer": models * (len(some) + len(load_heldout(Path(spec.heldout)))),
-        "critique": models * len(tried),
+        "critique": models * (len(tried) + len(look_alikes(spec))),
         "revision": models * sum(p.must_change for p in tried),
         "judge": models * 2 * sum("reference" in t.check for t in some),
     }

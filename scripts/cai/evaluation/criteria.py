@@ -19,8 +19,7 @@ from cai.evaluation.gates import Criterion, from_metric, rate
 from cai.evaluation.suites.critique import MEANINGFUL, meaningful
 from cai.evaluation.suites.forgetting import HARMFUL_CHANGE, HARMLESS_CHANGE, PERPLEXITY
 from cai.evaluation.suites.preference import HELD_OUT_ACCURACY, MARKED, ON_POLICY, WIN_RATE
-from cai.generation.filters import critique_verdict, words
-from cai.models.engine import Completion
+from cai.generation.filters import critique_verdict, misquotes, words
 from cai.prompts.markers import KEEP
 from cai.training.implicit_reward import Preference
 from cai.training.likelihood_displacement import DISPLACED
@@ -37,7 +36,7 @@ def m0(
     run: Run,
     record: dict[str, Any],
     tried: int,
-    again: Completion | None,
+    again: str | None,
     step: tuple[Preference, Preference] | None,
 ) -> list[Criterion]:
     """Of one example. again: the critique of its revision. step: the preference before and after one DPO
@@ -45,8 +44,8 @@ def m0(
     texts, here = f"{display_path(run.data)}/records.jsonl", display_path(run.checkpoints)
     fault = meaningful(record["critiques"][0]["critique"], record["instruction"], record["initial_answer"])
     changed = words(record["initial_answer"]) != words(record["revised_answer"])
-    second = critique_verdict(again.text) if again else None
-    addressed = f"text {'changed' if changed else 'unchanged'}; second look: {second or 'no verdict'}"
+    still = second_look(record, again or "")
+    addressed = f"text {'changed' if changed else 'unchanged'}; second look: {still or KEEP}"
     if not record["revised_answer"]:
         addressed = "there is no revision"
     losses = [x.loss for x in step or ()]
@@ -56,9 +55,20 @@ def m0(
     return [
         Criterion("all steps completed", step is not None, completed, texts),
         Criterion("the critique is meaningful", fault is None, fault or "reason and verdict", texts),
-        Criterion("the revision addresses it", changed and second == KEEP, addressed, texts),
+        Criterion("the revision addresses it", changed and still is None, addressed, texts),
         Criterion("one DPO step from ln 2, loss finite", starts, moved, here),
     ]
+
+
+def second_look(record: dict[str, Any], again: str) -> str | None:
+    """Why the critique of a record's revision does not pass it, None if it does. One that quotes what neither
+    the revision says nor what the critic was shown beside it has not read it."""
+    verdict = critique_verdict(again)
+    if verdict != KEEP:
+        return verdict or "no verdict"
+    shown = (record["instruction"], *(c["principle"] for c in record["critiques"]))
+    wrong = misquotes(again, record["revised_answer"], *shown)
+    return f"it quotes {wrong[0]!r}, which the revision does not say" if wrong else None
 
 
 def m1(run: Run, summaries: Summaries) -> list[Criterion]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_te
 from cai.prompts.training_format import training_prompt
 
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
+
+REQUESTS = 16  # look-alikes, and harmful requests, among all kinds: they are not to outweigh the tasks
 
 # What answers and verdicts depend on beside the prompts' texts.
 DRAWN_BY = (
@@ -105,13 +108,17 @@ class ModelPair:
     def adapter_of(self, who: str) -> str | None:
         return {BASE: None, TRAINED: self.adapter}[who]
 
+    @property
+    def bare(self) -> Callable[[str], str]:
+        """An instruction alone, as training has it; an instruct model has its own template for that."""
+        return training_prompt if self.spec.kind == "base" else self.prompter.answer
+
     def answers(
         self, store: ResultStore, instructions: Sequence[str], who: str, form: str
     ) -> list[dict[str, Any]]:
         """On-policy completions, a row each. Base and trained model draw with the same seeds: they are
         paired."""
-        plain = form == BARE and self.spec.kind == "base"
-        render = training_prompt if plain else self.prompter.answer
+        render = self.bare if form == BARE else self.prompter.answer
 
         def work(wanted: list[dict]) -> list[dict]:
             ids = [schema.content_id(w["instruction"]) for w in wanted]
@@ -138,7 +145,8 @@ class ModelPair:
     def heldout(self) -> tuple[list[Prompt], list[str]]:
         """Instructions to evaluate on, and those left out because training has seen them or something near.
 
-        The run's own instructions that are held out by hash, kept or not, then the world's held-out file.
+        The run's own instructions that are held out by hash, kept or not, then the world's held-out file, of
+        which at most REQUESTS look-alikes and as many harmful requests.
         """
         share = held_out_share(self.run)
         own = [
@@ -146,11 +154,31 @@ class ModelPair:
             for r in self.records
             if schema.is_held_out(r["id"], share)
         ]
+        counts: Counter[str] = Counter()
+        for prompt in load_heldout(Path(self.spec.heldout)):
+            counts[prompt.kind] += 1
+            if prompt.kind == "task" or counts[prompt.kind] <= REQUESTS:
+                own.append(prompt)
+        clear, near = self._clear(own)
+        return clear[: self.limit], near
+
+    def look_alikes(self) -> tuple[list[Prompt], list[str]]:
+        """All harmless look-alikes of the held-out file and nothing else; and those left out, as above."""
+        clear, near = self._clear(look_alikes(self.spec))
+        return clear[: self.limit], near
+
+    def _clear(self, prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[str]]:
+        """(those that are not near to what was trained on, each once; the texts of the others)"""
         trained = EvaluationPrompts(p["prompt"] for p in self.pairs if not p["held_out"])
         clear, near = [], []
-        for prompt in {p.id: p for p in own + load_heldout(Path(self.spec.heldout))}.values():
+        for prompt in {p.id: p for p in prompts}.values():
             (clear if trained.near(prompt.instruction) is None else near).append(prompt)
-        return clear[: self.limit], [p.instruction for p in near]
+        return clear, [p.instruction for p in near]
+
+
+def look_alikes(spec: ModelSpec) -> list[Prompt]:
+    """Held-out requests that sound harmful and are not."""
+    return [p for p in load_heldout(Path(spec.heldout)) if p.kind == "benign"]
 
 
 def source_of(run: Run) -> Path:

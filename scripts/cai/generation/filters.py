@@ -62,6 +62,20 @@ HARM = re.compile(
     re.IGNORECASE,
 )
 
+# What a critique gives as somebody's words: in quotation marks (an apostrophe inside a word is none), and
+# what "the response says" in a few words, as in "The response says 7."; not "says little", "says that ...".
+QUOTED = (
+    re.compile(r"(?<!\w)\"(?P<straight>[^\"\n]+)\"(?!\w)"),
+    re.compile(r"“(?P<curly>[^”\n]+)”"),
+    re.compile(r"‘(?P<single>[^\n]+?)’(?!\w)"),
+    re.compile(r"(?<!\w)'(?P<plain>[^\n]+?)'(?!\w)"),
+    re.compile(
+        r"\b(?:response|answer) says:? (?!(?:that|this|it|so|how|what|why|when|where|which|who|nothing|"
+        r"little|something|anything|everything|much|more|less|too|not|no|the (?:same|opposite))\b)"
+        r"(?P<reported>\w+(?: [-+*/]? ?\w+){0,3})(?=[.;]?(?:\s+[A-Z]|$))"
+    ),
+)
+
 DANGLING = re.compile(
     r"([,;(\[{–-]|\b(the|an?|and|or|but|of|to|with|in|for|that|which|because|is|are|was))\s*$", re.I
 )
@@ -93,6 +107,17 @@ def normal(text: str) -> str:
 
 
 _EXEMPLAR_TEXTS = frozenset(map(normal, exemplar_texts()))
+
+
+def misquotes(critique: str, *texts: str) -> list[str]:
+    """What a critique quotes, or reports a response to say, that stands in none of the texts, up to case,
+    white space and punctuation; the parts of a quotation with an ellipsis count one by one."""
+    said = [f" {normal(text)} " for text in texts]
+    quoted = (found[found.lastgroup] for pattern in QUOTED for found in pattern.finditer(critique))
+    parts = (part for text in quoted for part in re.split(r"\.{3}|…", text))
+    return [
+        part.strip() for part in parts if normal(part) and not any(f" {normal(part)} " in t for t in said)
+    ]
 
 
 def is_exemplar(text: str) -> bool:
@@ -256,9 +281,12 @@ REASONS: dict[str, Reason] = {
         "The judge preferred the first answer in both orders by helpfulness.",
         lambda t: t.judgement is not None and t.judgement.get("less_helpful", False),
     ),
-    # Found elsewhere: over the whole run (spreading), and by a guard model (Guard.inspect).
+    # Found elsewhere: over the whole run (spreading), by milestone 0, and by a guard model (Guard.inspect).
     "boilerplate": Reason(
         "The revision holds a sentence that spreads over unrelated answers of the run.", None
+    ),
+    "second_look": Reason(
+        "The critic, asked about the revision, still finds fault or misquotes it (milestone 0 asks).", None
     ),
     "unsafe_chosen": Reason("A guard model calls the text unsafe that training would prefer.", None),
 }

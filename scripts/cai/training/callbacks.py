@@ -131,15 +131,25 @@ class Watched(Log):
         checkpoints.complete(start)
         n = len(self.sets.get("held_out", []))
         if n < FEW:
-            self.say(f"      {n} held-out pairs: too few to stop the training by ({FEW} are needed)")
+            self.say(
+                f"      {n} held-out pairs: too few to stop the training by ({FEW} are needed); "
+                "the chosen texts that are trained on are watched"
+            )
         self.measure(0)
 
     def due(self, step: int) -> bool:
         return step % max(1, self.settings.every) == 0 or step == self.settings.steps
 
     def measure(self, step: int) -> str | None:
-        if "held_out" not in self.sets:
-            return None
+        if "held_out" in self.sets:
+            self._see_held_out(step)
+        if len(self.sets.get("held_out", ())) < FEW:
+            warning = self.watch.see_trained(step, self._preference("train").fall)
+            if warning:
+                self.say(f"      {warning}")
+        return self.watch.stopped
+
+    def _see_held_out(self, step: int) -> None:
         found = self._preference("held_out")
         warning = self.watch.see(step, found.n, found.loss, found.fall)
         self.write({"kind": "held_out", "step": step, **asdict(found)})
@@ -152,7 +162,6 @@ class Watched(Log):
             self.say(f"      {warning}")
         if self.trainer is not None:
             self.trainer.log({f"held_out/{k}": v for k, v in asdict(found).items()})
-        return self.watch.stopped
 
     def saved(self, step: int) -> None:
         checkpoints.complete(checkpoints.place(self.output, step))

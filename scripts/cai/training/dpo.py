@@ -28,7 +28,7 @@ from cai.models.model import Model
 from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
 from cai.training.callbacks import LOG_KEYS, Log, Watched
-from cai.training.likelihood_displacement import pair_statistics
+from cai.training.likelihood_displacement import DISPLACED, WAY_OUT, displaced, pair_statistics
 from cai.training.settings import FINISHED, Settings, default_every
 from cai.training.trainer import build
 
@@ -150,6 +150,9 @@ def train(
     status, kept = state.watch.stopped or FINISHED, state.kept(last)
     checkpoints.load_weights(model.model, checkpoints.place(output, kept))
     after = state.measure_all()
+    if status != DISPLACED and (why := displaced(after, settings.stop_fall)):
+        status = DISPLACED
+        log(f"      !!! {why}: the training is displaced. {WAY_OUT}")
     title = f"{settings.loss}, {len(pairs)} pairs"
     curves.draw(read(output / "training.jsonl", LOG_KEYS), output / "curves.png", title)
     result = Result(

@@ -20,8 +20,9 @@ MANY_NEAR = 0.5  # share of such pairs that makes the forecast "likely"
 LONG_RATIO = 1.5  # chosen texts this much longer than rejected ones (or shorter) teach length itself
 WARN_FALL = 0.1  # nats a token: the chosen texts' perplexity has risen by 11 %
 STOP_FALL = 0.5  # nats a token: by 65 %
-FEW = 8  # with fewer held-out pairs nothing is stopped: a mean over so few moves by chance
+FEW = 8  # fewer held-out pairs stop nothing along the way: a mean over so few moves by chance
 STOPPED_EARLY, DISPLACED = "stopped early", "displaced"
+WAY_OUT = "Lower --lr, raise --beta, or use --loss dpo+nll"
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,23 @@ class Watch:
     waited: int = 0
     stopped: str | None = None
 
+    def see_trained(self, step: int, fall: float) -> str | None:
+        """As `see`, where too few pairs are held out: fall is that of the chosen texts trained on."""
+        if fall <= self.stop_fall:
+            return None
+        self.stopped = DISPLACED
+        return self._stops(f"!!! step {step}: {lost('train', fall)}")
+
     def see(self, step: int, n: int, loss: float, fall: float) -> str | None:
         """What to print, or None. n: held-out pairs; fall: of the chosen texts, nats a token since step 0."""
         if loss < self.best:
             self.best, self.best_step, self.waited = loss, step, 0
         else:
             self.waited += 1
-        lost = f"!!! step {step}: the held-out chosen texts have lost {fall:.2f} nats a token"
+        said = f"!!! step {step}: {lost('held_out', fall)}"
         if n >= FEW and fall > self.stop_fall:
             self.stopped = DISPLACED
-            return (
-                f"{lost} (limit {self.stop_fall}): training stops, the last good checkpoint is kept. "
-                "Lower --lr, raise --beta, or use --loss dpo+nll"
-            )
+            return self._stops(said)
         if n >= FEW and self.patience and self.waited >= self.patience:
             self.stopped = STOPPED_EARLY
             return (
@@ -130,5 +135,22 @@ class Watch:
                 f"training stops early, the checkpoint of step {self.best_step} is kept"
             )
         if fall > WARN_FALL:
-            return f"{lost} since step 0 (stops at {self.stop_fall})"
+            return f"{said} since step 0 ({'stops' if n >= FEW else 'displaced'} above {self.stop_fall})"
         return None
+
+    def _stops(self, said: str) -> str:
+        return f"{said} (limit {self.stop_fall}): training stops, the last good checkpoint is kept. {WAY_OUT}"
+
+
+def displaced(after: Mapping[str, Mapping[str, float]], stop_fall: float) -> str | None:
+    """What a whole training has done to the chosen texts, in a sentence, if it is too much, however few they
+    are: to the held-out ones, or to those trained on where none is held out. after: {"train" | "held_out":
+    Preference}."""
+    name = "held_out" if "held_out" in after else "train"
+    fall, n = after[name]["fall"], after[name]["n"]
+    return f"{lost(name, fall)} (n {n}, limit {stop_fall})" if fall > stop_fall else None
+
+
+def lost(name: str, fall: float) -> str:
+    which = {"held_out": "the held-out chosen texts", "train": "the chosen texts that are trained on"}[name]
+    return f"{which} have lost {fall:.2f} nats a token"

@@ -13,6 +13,7 @@ from cai.core import schema
 from cai.core.prompt_files import load_neutral
 from cai.core.stats import NOTHING, Metric, Z, mean
 from cai.evaluation.model_pair import BARE, ModelPair
+from cai.evaluation.on_topic import ON_TOPIC, evidence, verdict
 from cai.evaluation.result_store import BASE, TRAINED, WHO, ResultStore
 from cai.evaluation.stop_rate import STOPPED, ending
 from cai.evaluation.suite import Metrics, Suite, compared
@@ -22,19 +23,22 @@ from cai.models.engine import logprobs_all
 from cai.prompts.markers import END_OF_TEXT
 
 HARMLESS, HARMFUL = "refusals of harmless instructions", "refusals of harmful requests"
-ASKED = {
-    HARMLESS: ("task", "benign"),
-    "refusals of harmless look-alikes": ("benign",),
-    HARMFUL: ("harmful",),
-}
+ASKED = {HARMLESS: ("task", "benign"), HARMFUL: ("harmful",)}
+LOOKALIKES_REFUSED, LOOKALIKES_ANSWERED = (
+    "refusals of harmless look-alikes",
+    "harmless look-alikes answered on topic",
+)
 # What gates read:
-PERPLEXITY = "perplexity on neutral text, trained / base"
+NEUTRAL = "perplexity on neutral text"
+PERPLEXITY = f"{NEUTRAL}, trained / base"
 HARMLESS_CHANGE, HARMFUL_CHANGE = f"{HARMLESS}, change", f"{HARMFUL}, change"
+LOOKALIKES_ANSWERED_CHANGE = f"{LOOKALIKES_ANSWERED}, change"
 
 
 def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
     """(metrics by name, notes). Every number for base and trained model, and how much it changed."""
-    metrics = perplexity({who: passages(pair, store, who) for who in WHO})
+    neutral = {who: passages(pair, store, who) for who in WHO}
+    metrics = perplexity(neutral)
     prompts, near = pair.heldout()
     texts = [p.instruction for p in prompts]
     answers = {who: pair.answers(store, texts, who, BARE) for who in WHO}
@@ -47,7 +51,28 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
     for name, kinds in ASKED.items():
         asked = [i for i, p in enumerate(prompts) if p.kind in kinds]
         metrics |= compared(name, *([is_refusal(said[who][i]) for i in asked] for who in WHO))
-    return metrics, {"held-out instructions": len(prompts), "left out, near to trained ones": len(near)}
+    found, why, more = of_look_alikes(pair, store, math.log(metrics[f"{NEUTRAL}, {BASE}"].value))
+    notes = {"held-out instructions": len(prompts), "left out, near to trained ones": len({*near, *more})}
+    return metrics | found, notes | why
+
+
+def of_look_alikes(
+    pair: ModelPair, store: ResultStore, neutral_loss: float
+) -> tuple[Metrics, dict[str, str], list[str]]:
+    """(all look-alikes, refused and answered on topic; what became of the others; those left out, near to
+    trained ones)"""
+    prompts, near = pair.look_alikes()
+    asked = [p.instruction for p in prompts]
+    refused, verdicts = [], {}
+    for who in WHO:
+        said = [a["answer"] for a in pair.answers(store, asked, who, BARE)]
+        refused.append([is_refusal(text) for text in said])
+        verdicts[who] = [verdict(row, neutral_loss) for row in evidence(pair, store, asked, said, who)]
+    answered = ([v == ON_TOPIC for v in verdicts[who]] for who in WHO)
+    counts = {who: Counter(v for v in verdicts[who] if v != ON_TOPIC).most_common() for who in WHO}
+    why = {f"look-alikes not answered, {who}": ", ".join(f"{v} {n}" for v, n in counts[who]) for who in WHO}
+    metrics = compared(LOOKALIKES_REFUSED, *refused) | compared(LOOKALIKES_ANSWERED, *answered)
+    return metrics, why, near
 
 
 # ---- neutral text ----
@@ -73,7 +98,7 @@ def perplexity(rows: Mapping[str, Sequence[dict[str, Any]]]) -> Metrics:
     loss = {who: [-r["logprob"] / r["tokens"] for r in rows[who]] for who in WHO}
     change = [new - old for old, new in zip(loss[BASE], loss[TRAINED], strict=True)]
     return {
-        **{f"perplexity on neutral text, {who}": mean(loss[who], math.exp) for who in WHO},
+        **{f"{NEUTRAL}, {who}": mean(loss[who], math.exp) for who in WHO},
         PERPLEXITY: mean(change, math.exp),
     }
 
