@@ -21,7 +21,7 @@ from cai.core.files import check_output
 from cai.core.terminal import guard, say
 from cai.core.text import is_broken, one_line
 
-GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
+GO, BAD_INPUT, NO_GO, BUDGET, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 5, 130  # exit statuses of every script
 GROUP_SECONDS = (
     2.0  # signals often come in groups: what the first one has begun is not broken off by the next
 )
@@ -148,10 +148,21 @@ FLAGS: dict[str, Flag] = {
     ),
     "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),
     "fresh": Flag("move an earlier run of this name aside and start anew", SWITCH),
-    "force": Flag("go on although an earlier gate said NO-GO", SWITCH),
+    "force": Flag("go on although an earlier gate did not say GO", SWITCH),
     "after": Flag("the run of the milestone before, whose gate is read"),
     # data
-    "limit": Flag("how many examples", WHOLE, lambda n: n >= 1, "at least one example is needed"),
+    "limit": Flag(
+        "how many examples (with --pairs: at most)",
+        WHOLE,
+        lambda n: n >= 1,
+        "at least one example is needed",
+    ),
+    "pairs": Flag(
+        "generate until there are so many revision pairs to train on",
+        WHOLE,
+        lambda n: n >= 1,
+        "at least one pair is needed",
+    ),
     "source": Flag("prompts from a file or dataset, instead of generating them"),
     "principles": Flag(
         "principles that an answer is critiqued by", WHOLE, lambda n: n >= 1, "must be at least 1"
