@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
+from cai.core.run import check_name
 from cai.core.text import is_broken, printable
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
@@ -70,7 +71,13 @@ def _whole(text: str) -> int:
     return number
 
 
+MOST = 1_000_000  # examples, steps, instructions to try: more is a slip of the hand
+MOST_LORA_R, MOST_LEARNING_RATE, MOST_BETA = 1024, 1.0, 1000.0
+MOST_ROWS = 4096  # in a batch
+SEEDS = range(2**32)  # those of torch and numpy
+
 WHOLE, NUMBER, SWITCH = {"type": _whole}, {"type": float}, {"action": "store_true"}
+NUMBERS = WHOLE | {"nargs": "+", "metavar": "N"}
 FLAGS: dict[str, Flag] = {
     # what is run
     "run": Flag("the run's name: data/<run>/, checkpoints/<run>/, logs/<run>.log"),
@@ -93,15 +100,26 @@ FLAGS: dict[str, Flag] = {
     "seed": Flag(
         "every random choice derives from this and from the row's own id",
         WHOLE | {"default": 0},
-        lambda n: 0 <= n < 2**32,
+        lambda n: n in SEEDS,
         "must be from 0 to 2**32 - 1",
+    ),
+    "seeds": Flag(
+        "the whole plan once for each",
+        NUMBERS | {"default": [0]},
+        lambda some: all(n in SEEDS for n in some) and len(set(some)) == len(some),
+        "different numbers from 0 on are needed, up to 2**32 - 1",
     ),
     "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),
     "fresh": Flag("move an earlier run of this name aside and start anew", SWITCH),
     "force": Flag("go on although an earlier gate said NO-GO", SWITCH),
     "after": Flag("the run of the milestone before, whose gate is read"),
     # data
-    "limit": Flag("how many examples", WHOLE, lambda n: n >= 1, "at least one example is needed"),
+    "limit": Flag(
+        "how many examples",
+        WHOLE,
+        lambda n: 1 <= n <= MOST,
+        f"at least one example is needed, and {MOST:,} are the most",
+    ),
     "source": Flag("prompts from a file or dataset, instead of generating them"),
     "principles": Flag(
         "principles that an answer is critiqued by", WHOLE, lambda n: n >= 1, "must be at least 1"
@@ -122,30 +140,35 @@ FLAGS: dict[str, Flag] = {
     "guard": Flag("guard model: auto, none, or a model's name"),
     # training
     "loss": Flag("the loss to train with (default: the model's in the registry)"),
-    "steps": Flag("DPO steps", WHOLE, lambda n: n >= 1, "at least one step is needed"),
+    "steps": Flag(
+        "DPO steps",
+        WHOLE,
+        lambda n: 1 <= n <= MOST,
+        f"at least one step is needed, and {MOST:,} are the most",
+    ),
     "epochs": Flag(
         "passes over the pairs, instead of --steps",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= 1000,
+        "must be above 0, and at most 1000",
     ),
     "lr": Flag(
         "learning rate (default: the model's in the registry)",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= MOST_LEARNING_RATE,
+        f"must be above 0, and at most {MOST_LEARNING_RATE:g}",
     ),
     "beta": Flag(
         "DPO's beta, ORPO's lambda (default: the model's in the registry)",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= MOST_BETA,
+        f"must be above 0, and at most {MOST_BETA:g}",
     ),
     "lora-r": Flag(
         "LoRA rank; alpha keeps its ratio (default: the model's in the registry)",
         WHOLE,
-        lambda n: n >= 1,
-        "must be at least 1",
+        lambda n: 1 <= n <= MOST_LORA_R,
+        f"must be at least 1, and at most {MOST_LORA_R}",
     ),
     # cost
     "forecast": Flag("print what it will take, and do nothing", SWITCH),
@@ -161,7 +184,15 @@ FLAGS: dict[str, Flag] = {
         lambda x: 0 <= x < math.inf,
         "give dollars of at least 0",
     ),
+    # measurement
+    "batch-sizes": Flag(
+        "rows that are generated at once",
+        NUMBERS,
+        lambda some: all(1 <= n <= MOST_ROWS for n in some),
+        f"numbers from 1 to {MOST_ROWS} are needed",
+    ),
 }
+RUNS = {"run": "--run", "after": "--after", "data": "--data", "start": "--from"}  # what names a run
 
 
 # What every milestone that generates can be told.
@@ -174,15 +205,27 @@ GENERATING = (
 class Parser(argparse.ArgumentParser):
     """Checks the common flags' values, as UserErrors, right after it has parsed them."""
 
+    def error(self, message: str) -> NoReturn:
+        """What argparse does not understand, in a sentence and without the usage's many lines."""
+        sys.exit(_complain(f"{message}; --help shows all flags"))
+
     def parse_args(self, *args: Any, **more: Any) -> argparse.Namespace:
         found = super().parse_args(*args, **more)
         for text in sys.argv:  # a run's manifest records them
             if is_broken(text):
                 raise UserError(f"{text[:200]!r} is not in this terminal's encoding: give texts in UTF-8")
+        for name, value in vars(found).items():
+            if isinstance(value, str) and not value.strip():
+                flag = RUNS.get(name, f"--{name.replace('_', '-')}")
+                raise UserError(f"{flag} is empty: give a value, or leave the flag out")
         for name, flag in FLAGS.items():
             value = getattr(found, name.replace("-", "_"), None)
             if value is not None and not flag.right(value):
-                raise UserError(f"--{name} {value}: {flag.says}")
+                said = " ".join(map(str, value)) if isinstance(value, list) else value
+                raise UserError(f"--{name} {said}: {flag.says}")
+        for name, flag in RUNS.items():
+            if (value := getattr(found, name, None)) is not None:
+                check_name(value, flag)
         return found
 
 

@@ -18,7 +18,8 @@ from cai.core.run import Run, read_manifest
 from cai.core.text import format_bytes, format_duration, format_table
 from cai.costs.default_rates import A100, CPU_BILLIONS, LARGE, SMALL, Assumed
 from cai.models import device as machine
-from cai.models.registry import ModelSpec, choose, with_values
+from cai.models.registry import ModelSpec
+from cai.models.session import check_inputs
 
 # step -> what its rate is counted by. One critique an example and principle; one comparison more, for
 # helpfulness.
@@ -68,12 +69,13 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """bits: the precision that was named first."""
+    """bits: the precision that was named first. of: what the examples are called."""
 
     model: str
     bits: int
     device: str
     examples: int
+    of: str
     hourly_rate: float
     lines: tuple[StepForecast, ...]
     disk: dict[str, tuple[float, str]]  # what -> (bytes, measured or assumed)
@@ -120,7 +122,7 @@ class Forecast:
         return {k: v for k, v in asdict(self).items() if k != "rates"} | {"totals": totals}
 
     def render(self) -> str:
-        head = f"forecast for {self.examples} examples: {self.model} in {self.bits} bits on {self.device}"
+        head = f"forecast for {self.examples} {self.of}: {self.model} in {self.bits} bits on {self.device}"
         rows = [("step", "units", "time", "tokens read", "generated", "dollars", "rate")]
         for x in self.lines:
             unit = UNITS[x.step] + ("s" if round(x.units) != 1 else "")
@@ -131,7 +133,7 @@ class Forecast:
         disk = "; ".join(f"{what} {format_bytes(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
-        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
+        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk or 'no more'}\nGPU memory: {self._memory()}"
 
     def _amounts(self, seconds: float, read: float, generated: float) -> tuple[str, str, str, str]:
         dollars = seconds / 3600 * self.hourly_rate
@@ -220,6 +222,7 @@ def forecast(
     units: Units,
     *,
     examples: int,
+    of: str = "examples",
     hourly_rate: float | None = None,
     ledger: Sequence[dict[str, Any]] | None = None,
     device: str | None = None,
@@ -244,6 +247,7 @@ def forecast(
         bits=next(iter(units)),
         device=device,
         examples=examples,
+        of=of,
         hourly_rate=machine.hourly_rate(hourly_rate, device),
         lines=lines,
         disk=_disk(spec, units, examples, bool(trained), ledger),
@@ -276,7 +280,7 @@ def milestone_units(
 
 def milestone_forecast(args: argparse.Namespace, steps: int, guard: ModelSpec | None = None) -> Forecast:
     """What a milestone of these flags will take. steps: of training; guard: the model that guards."""
-    spec = with_values(choose(args.model)[0], args.set)
+    _, spec, _ = check_inputs(args)
     units = milestone_units(
         args.limit,
         principles=args.principles,
@@ -308,7 +312,7 @@ def weights_to_fetch(spec: ModelSpec, precisions: Iterable[int]) -> dict[str, fl
 
 def _disk(
     spec: ModelSpec,
-    precisions: Iterable[int],
+    units: Units,
     examples: int,
     training: bool,
     ledger: Sequence[dict[str, Any]],
@@ -324,10 +328,11 @@ def _disk(
             record = (_bytes(data) / n, f"measured in run {name}, n {n}")
         if any(checkpoints.glob("adapter_model.safetensors")):
             checkpoint = (_bytes(checkpoints), f"measured in run {name}")
-    found = {"examples": (record[0] * examples, record[1])}
+    made = any(some.get("answer") for some in units.values())
+    found = {"examples": (record[0] * examples, record[1])} if made else {}
     if training:
         found["checkpoint"] = checkpoint
-    if weights := weights_to_fetch(spec, precisions):
+    if weights := weights_to_fetch(spec, units):
         found["weights"] = (sum(weights.values()), "from the registry, once per machine")
     return found
 

@@ -5,6 +5,7 @@ The same code runs on CPU and GPU. Weights are safetensors only, and code from a
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cai.core.errors import UserError
@@ -48,14 +49,11 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
             "run bash setup_environment.sh, which checks driver and packages, "
             "or set CUDA_VISIBLE_DEVICES=-1 to work on the CPU"
         )
-    if bits == 8 and not cuda:
-        raise UserError(
-            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): "
-            "use --bits 4 or --bits 16"
-        )
+    check_bits(bits, gpu=cuda)
     if cuda:
         check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
     path, revision = fetch(spec, bits)
+    check_context(spec, path)
     dtype = None if cuda else torch.float32
     unsloth = import_unsloth()
     import transformers
@@ -84,6 +82,14 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Model(spec, model, tokenizer, bits, revision)
+
+
+def check_bits(bits: int, *, gpu: bool) -> None:
+    if bits == 8 and not gpu:
+        raise UserError(
+            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): "
+            "use --bits 4 or --bits 16"
+        )
 
 
 def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
@@ -135,6 +141,15 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         ) from None
     _check_directory(path, hashed=False)
     return path, path.name  # snapshots/<commit>
+
+
+def check_context(spec: ModelSpec, path: Path) -> None:
+    """Raises UserError for a context that is longer than what the model was made for."""
+    made_for = json.loads((path / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    if isinstance(made_for, int) and spec.max_seq_length > made_for:
+        raise UserError(
+            f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"
+        )
 
 
 def check_disk(spec: ModelSpec, bits: int) -> None:
