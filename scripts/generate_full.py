@@ -53,9 +53,10 @@ def main() -> int:
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records, read_records
     from cai.generation.yield_stats import report_yield
-    from cai.models.session import open_session
+    from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
 
+    check_inputs(args)
     if args.source:
         check(args.source)
     ahead, how = forecast(args, args.after)

@@ -46,11 +46,12 @@ def main() -> int:
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records
     from cai.generation.yield_stats import report_yield
-    from cai.models.session import open_session
+    from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
     from cai.training.dpo import train_adapter
     from cai.training.settings import Settings
 
+    check_inputs(args)
     if args.source:
         check(args.source)
     ahead = milestone_forecast(args, args.steps)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
-from cai.core.run import check_name
 from cai.core.text import is_broken, printable
 
 GO, BAD_INPUT, NO_GO, BUDGET, INTERRUPTED = 0, 2, 3, 4, 130  # exit statuses of every script
@@ -65,7 +65,8 @@ def _whole(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+        several = "; several stand with spaces between" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number{several}") from None
     if abs(number) > sys.maxsize:
         raise argparse.ArgumentTypeError(f"{text[:20]}... is too large")
     return number
@@ -74,6 +75,7 @@ def _whole(text: str) -> int:
 MOST = 1_000_000  # examples, steps, instructions to try: more is a slip of the hand
 MOST_LORA_R, MOST_LEARNING_RATE, MOST_BETA = 1024, 1.0, 1000.0
 MOST_ROWS = 4096  # in a batch
+LONGEST_NAME = 100  # of a run: files and directories are called after it, with something before and behind
 SEEDS = range(2**32)  # those of torch and numpy
 
 WHOLE, NUMBER, SWITCH = {"type": _whole}, {"type": float}, {"action": "store_true"}
@@ -227,6 +229,23 @@ class Parser(argparse.ArgumentParser):
             if (value := getattr(found, name, None)) is not None:
                 check_name(value, flag)
         return found
+
+
+def check_name(name: str, flag: str = "--run") -> None:
+    """Raises UserError for what cannot be a run's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
+        raise UserError(
+            f"{flag} {name[:200]!r}: use letters, digits, '.', '_' and '-' "
+            "(and one '/' between a plan and its stage)"
+        )
+    if any(part.endswith(".part") for part in name.split("/")):
+        raise UserError(f"{flag} {name[:200]!r}: files in the making end like this; choose another name")
+    if max(map(len, name.split("/"))) > LONGEST_NAME:
+        raise UserError(
+            f"{flag} {name[:20]}...: a name has at most {LONGEST_NAME} letters; choose a shorter one"
+        )
+    if name.split("/")[0] in ("constitutions", "prompts"):
+        raise UserError(f"{flag} {name[:200]!r}: data/{name} holds committed inputs; choose another name")
 
 
 def parser(

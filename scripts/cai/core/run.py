@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from cai.core.cli import check_name
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, from_json, move_aside, write_json
 from cai.core.jsonl import append
@@ -27,7 +28,6 @@ from cai.core.ledger import Usage
 from cai.core.schema import FORMAT, check_format
 from cai.core.text import printable
 
-LONGEST_NAME = 100  # of a run: files and directories are called after it, with something before and behind
 PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
@@ -259,23 +259,6 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
     check_format(manifest.get("format"), str(path), manifest["run"])
     return manifest
-
-
-def check_name(name: str, flag: str = "--run") -> None:
-    """Raises UserError for what cannot be a run's name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
-        raise UserError(
-            f"{flag} {name[:200]!r}: use letters, digits, '.', '_' and '-' "
-            "(and one '/' between a plan and its stage)"
-        )
-    if any(part.endswith(".part") for part in name.split("/")):
-        raise UserError(f"{flag} {name[:200]!r}: files in the making end like this; choose another name")
-    if max(map(len, name.split("/"))) > LONGEST_NAME:
-        raise UserError(
-            f"{flag} {name[:20]}...: a name has at most {LONGEST_NAME} letters; choose a shorter one"
-        )
-    if name.split("/")[0] in ("constitutions", "prompts"):
-        raise UserError(f"{flag} {name[:200]!r}: data/{name} holds committed inputs; choose another name")
 
 
 def lock_run(name: str) -> TextIO:

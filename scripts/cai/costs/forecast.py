@@ -18,8 +18,7 @@ from cai.core.run import Run, read_manifest
 from cai.core.text import format_bytes, format_duration, format_table
 from cai.costs.default_rates import A100, CPU_BILLIONS, LARGE, SMALL, Assumed
 from cai.models import device as machine
-from cai.models.registry import ModelSpec
-from cai.models.session import check_inputs
+from cai.models.registry import ModelSpec, choose, with_values
 
 # step -> what its rate is counted by. One critique an example and principle; one comparison more, for
 # helpfulness.
@@ -280,7 +279,7 @@ def milestone_units(
 
 def milestone_forecast(args: argparse.Namespace, steps: int, guard: ModelSpec | None = None) -> Forecast:
     """What a milestone of these flags will take. steps: of training; guard: the model that guards."""
-    _, spec, _ = check_inputs(args)
+    spec = with_values(choose(args.model)[0], args.set)
     units = milestone_units(
         args.limit,
         principles=args.principles,
