@@ -55,12 +55,13 @@ def main() -> int:
     if not 1 <= args.new_tokens <= MOST_TOKENS:
         raise UserError(f"--new-tokens {args.new_tokens}: must be at least 1, and at most {MOST_TOKENS}")
     shape = shape_of(args.shape) if args.shape else None
+    spec = resolve(args.model) if args.model != "auto" else None
     device.settle_cache()
-    cuda, asked = device.this_device() != "cpu", args.model != "auto"
+    cuda = device.this_device() != "cpu"
 
     report = Report(gpus=[asdict(g) for g in device.gpus()[0]])
     report.head("machine")
-    report.add(*hardware.report(resolve(args.model) if asked else None, args.bits, must_fit=asked), hub_row())
+    report.add(*hardware.report(spec, args.bits, must_fit=spec is not None), hub_row())
     if cuda:
         report.check("torch", torch_row)
     report.head("Milestone 0 on the sandbox, in 4 bits")

@@ -12,7 +12,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import time

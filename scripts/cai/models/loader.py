@@ -5,11 +5,10 @@ The same code runs on CPU and GPU. Weights are safetensors only, and code from a
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cai.core.errors import UserError
-from cai.core.files import ROOT, sha256_file
+from cai.core.files import ROOT, from_json, sha256_file
 from cai.models.device import cache_dir, settle_cache, visible_gpus
 from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, import_unsloth, quiet
@@ -96,14 +95,8 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
     """(directory, revision) of the weights: a local directory as it is, a hub repository from the cache or
     the network."""
     repo, revision = spec.source(bits)
-    local = Path(repo) if Path(repo).is_absolute() else ROOT / repo
-    if local.is_dir():
+    if local := _local(repo):
         return local, _check_directory(local)
-    if spec.repo.startswith("models/"):
-        raise UserError(
-            f"{local} is missing: restore it (git checkout -- {repo}), "
-            "or build it with python scripts/make_sandbox.py"
-        )
     import httpx
 
     settle_cache()  # before huggingface_hub is imported
@@ -143,9 +136,35 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
     return path, path.name  # snapshots/<commit>
 
 
+def _local(repo: str) -> Path | None:
+    """The directory that a model is in; None for one of the hub. Raises UserError for a sandbox that is not
+    there."""
+    local = Path(repo) if Path(repo).is_absolute() else ROOT / repo
+    if local.is_dir():
+        return local
+    if repo.startswith("models/"):
+        raise UserError(
+            f"{local} is missing: restore it (git checkout -- {repo}), "
+            "or build it with python scripts/make_sandbox.py"
+        )
+    return None
+
+
+def check_local(spec: ModelSpec, bits: int) -> None:
+    """Raises UserError for a directory that is no model's, or whose model cannot be what is asked of it:
+    before anything is written. Of a model of the hub that shows when it has been fetched."""
+    if local := _local(spec.source(bits)[0]):
+        _check_directory(local, hashed=False)
+        check_context(spec, local)
+
+
 def check_context(spec: ModelSpec, path: Path) -> None:
     """Raises UserError for a context that is longer than what the model was made for."""
-    made_for = json.loads((path / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    try:
+        config = from_json((path / "config.json").read_bytes())
+        made_for = config.get("max_position_embeddings")
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{path / 'config.json'} is damaged: copy the model anew") from None
     if isinstance(made_for, int) and spec.max_seq_length > made_for:
         raise UserError(
             f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"

@@ -261,5 +261,5 @@ def choose(name: str, *, instruct: bool = False) -> tuple[ModelSpec, str]:
         return resolve(name, instruct=instruct), "asked for by --model"
     device = this_device()
     if device != "cpu":
-        return REGISTRY[DEFAULT_ON_GPU], f"the default with a CUDA GPU ({device})"
-    return REGISTRY[DEFAULT_ELSEWHERE], "the default without a CUDA GPU"
+        return resolve(DEFAULT_ON_GPU, instruct=instruct), f"the default with a CUDA GPU ({device})"
+    return resolve(DEFAULT_ELSEWHERE, instruct=instruct), "the default without a CUDA GPU"

@@ -16,7 +16,7 @@ from cai.core.run import Run, read_manifest
 from cai.models.device import hourly_rate, this_device
 from cai.models.engine import Engine
 from cai.models.engines import engine_of
-from cai.models.loader import check_bits, load
+from cai.models.loader import check_bits, check_local, load
 from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
@@ -57,6 +57,7 @@ def check_inputs(args: argparse.Namespace) -> tuple[Constitution, ModelSpec, str
         constitution.by_id(principle)
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
     spec = with_values(spec, args.set)
+    check_local(spec, getattr(args, "bits", None) or spec.bits)
     if getattr(args, "after", None) and is_given("after") and read_manifest(args.after) is None:
         raise UserError(f"--after {args.after}: there is no such run; name one that is there")
     seeds = load_seeds(Path(spec.seeds))
@@ -75,7 +76,7 @@ def open_session(args: argparse.Namespace, *own: str, budget: Any = None) -> Ses
     the model is loaded and before each step after that.
     """
     constitution, spec, why = check_inputs(args)
-    bits = spec.bits if args.bits is None else args.bits
+    bits = args.bits or spec.bits
     check_bits(bits, gpu=this_device() != "cpu")
     flags = {
         "model": spec.name,
@@ -138,4 +139,4 @@ def input_file(path: str, flag: str) -> Path:
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return candidate
-    raise UserError(f"{flag} {path}: there is no such file")
+    raise UserError(f"{flag} {path!r}: there is no such file")
