@@ -52,7 +52,6 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     if cuda:
         check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
     path, revision = fetch(spec, bits)
-    check_context(spec, path)
     dtype = None if cuda else torch.float32
     unsloth = import_unsloth()
     import transformers
@@ -150,22 +149,20 @@ def _local(repo: str) -> Path | None:
     return None
 
 
-def check_local(spec: ModelSpec, bits: int) -> None:
-    """Raises UserError for a directory that is no model's, or whose model cannot be what is asked of it:
-    before anything is written. Of a model of the hub that shows when it has been fetched."""
-    if local := _local(spec.source(bits)[0]):
-        _check_directory(local, hashed=False)
-        check_context(spec, local)
-
-
-def check_context(spec: ModelSpec, path: Path) -> None:
-    """Raises UserError for a context that is longer than what the model was made for."""
+def check_local(spec: ModelSpec, bits: int, *, context_is_set: bool = False) -> None:
+    """Raises UserError for a directory that is no model's, or whose model reads less than the context that
+    was set: before anything is written. Of a model of the hub that shows when it has been fetched."""
+    local = _local(spec.source(bits)[0])
+    if not local:
+        return
+    _check_directory(local, hashed=False)
+    path = local / "config.json"
     try:
-        config = from_json((path / "config.json").read_bytes())
+        config = from_json(path.read_bytes())
         made_for = config.get("max_position_embeddings")
     except (ValueError, AttributeError, RecursionError):
-        raise UserError(f"{path / 'config.json'} is damaged: copy the model anew") from None
-    if isinstance(made_for, int) and spec.max_seq_length > made_for:
+        raise UserError(f"{path} is damaged: copy the model anew") from None
+    if context_is_set and isinstance(made_for, int) and spec.max_seq_length > made_for:
         raise UserError(
             f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"
         )

@@ -57,7 +57,8 @@ def check_inputs(args: argparse.Namespace) -> tuple[Constitution, ModelSpec, str
         constitution.by_id(principle)
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
     spec = with_values(spec, args.set)
-    check_local(spec, getattr(args, "bits", None) or spec.bits)
+    bits, values = getattr(args, "bits", None) or spec.bits, [text.split("=")[0] for text in args.set]
+    check_local(spec, bits, context_is_set="max_seq_length" in values)
     if getattr(args, "after", None) and is_given("after") and read_manifest(args.after) is None:
         raise UserError(f"--after {args.after}: there is no such run; name one that is there")
     seeds = load_seeds(Path(spec.seeds))
