@@ -24,6 +24,7 @@ from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
 from cai.generation.pairs import make_pairs
 from cai.generation.records import make_records, read_instructions, read_records
+from cai.generation.self_instruct import Made, Wave
 from cai.generation.yield_stats import report_yield
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
@@ -113,6 +114,32 @@ def test_instructions_say_how_many_lack_and_stop_at_the_budget(tmp_path, monkeyp
         assert not engine.asked
         assert len(make_instructions(session, 5, str(source), budget=Budget.of(1.0, run), dollars=2.0)) == 2
     assert "warning: 2 of 5 instructions were found" in capsys.readouterr().out
+
+
+def test_instructions_stop_between_waves_where_the_budget_ends_and_are_kept(tmp_path, monkeypatch):
+    """A wave costs a dollar, by the clock of a step that is under way."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    waves = []
+
+    def self_instruct(*args, want, known, on_wave, **more):
+        rows = list(known)
+        while len(rows) < want:
+            text = f"What is the thing number {len(rows)} made of?"
+            row = {"id": content_id(text), "instruction": text, "task": "math", "source": "self_instruct"}
+            waves.append(row)
+            rows.append(row)
+            on_wave(Wave(len(rows), [row], [], []))
+        return Made(rows)
+
+    monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
+    monkeypatch.setattr(Run, "under_way", property(lambda run: float(len(waves))))
+    engine = FakeEngine(answers)
+    with Run.open("a", {"seed": 0}) as run:
+        session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+        with pytest.raises(BudgetReached, match=r"one more piece of instructions would cost about .1.10"):
+            make_instructions(session, 9, budget=Budget.of(3.5, run))
+        assert len(waves) == 3 == len(read_instructions(run.data))
+        assert len(make_instructions(session, 9, budget=Budget.of(100.0, run))) == 9 == len(waves)
 
 
 def contents(data):
