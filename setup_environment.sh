@@ -48,8 +48,9 @@ done
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; }
 
 find_python() {
-  local candidate found=()
-  for candidate in ${PYTHON:-python3 python3.12 python3.13 python3.11}; do
+  local candidate found=() candidates=(python3 python3.12 python3.13 python3.11)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON") # a path may hold spaces
+  for candidate in "${candidates[@]}"; do
     command -v "$candidate" >/dev/null || continue
     if fits "$candidate"; then
       command -v "$candidate"
@@ -57,6 +58,7 @@ find_python() {
     fi
     found+=("$candidate ($("$candidate" --version 2>&1 | head -n 1))")
   done
+  [ -z "${PYTHON:-}" ] || [ -n "${found[*]}" ] || fail "PYTHON=$PYTHON is no program that can be run: name another"
   fail "Python 3.11 to 3.14 is needed; found: ${found[*]:-none}. Install one (Debian, Ubuntu: apt-get install" \
     "python3.11 python3.11-venv; macOS: brew install python@3.12), or name yours: PYTHON=/path/to/python"
 }

@@ -34,19 +34,14 @@ def main() -> None:
     flags = parser(__doc__)
     names = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
     own = {}
-    for name, (_, common, limit) in BENCHMARKS.items():
-        shared = parser("", *common, "seed", "limit", limit=limit)
+    for name, (_, common, defaults) in BENCHMARKS.items():
+        shared = parser("", *common, "seed", "limit", **defaults)
         own[name] = names.add_parser(name, parents=[shared], add_help=False, allow_abbrev=False)
-    sizes = {"type": int, "nargs": "+", "default": [1, 4, 16, 64, 128]}
-    own["engine"].add_argument("--batch-sizes", **sizes, help="rows at once")
     args = flags.parse_args()
     BENCHMARKS[args.what][0](args)
 
 
 def engine(args: argparse.Namespace) -> None:
-    if min(args.batch_sizes) < 1:
-        raise UserError("--batch-sizes must be at least 1")
-
     from cai.models.engines import engine_of
     from cai.preflight.benchmarks import batch_rates, workloads
 
@@ -118,11 +113,15 @@ def dedup(args: argparse.Namespace) -> None:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
 
-# name: (what it does, common flags that it has beside --seed and --limit, the default of --limit)
+# name: (what it does, common flags that it has beside --seed and --limit, their defaults)
 BENCHMARKS = {
-    "engine": (engine, ("model", "bits", "threads"), 128),
-    "loop": (loop, ("model", "bits", "threads"), 600),
-    "dedup": (dedup, (), 50_000),
+    "engine": (
+        engine,
+        ("model", "bits", "threads", "batch-sizes"),
+        {"limit": 128, "batch_sizes": [1, 4, 16, 64, 128]},
+    ),
+    "loop": (loop, ("model", "bits", "threads"), {"limit": 600}),
+    "dedup": (dedup, (), {"limit": 50_000}),
 }
 
 

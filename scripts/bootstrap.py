@@ -21,12 +21,12 @@ from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import GO, NO_GO, cli, parser
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import directories, display_path, write_json
-from cai.core.run import Run
+from cai.core.run import Run, check_name
 
 
 def main() -> int:
     common = ("run", "model", "threads", "set", "constitution", "forecast", "budget", "hourly-rate")
-    flags = parser(__doc__, *common, "fresh", "force")
+    flags = parser(__doc__, *common, "seeds", "fresh", "force")
     flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
     flags.add_argument(
         "--controls",
@@ -35,40 +35,37 @@ def main() -> int:
         choices=("all", "none", *CONTROLS),
         help="; ".join(f"{name} {c.letter}: {c.differs}" for name, c in CONTROLS.items()),
     )
-    flags.add_argument("--seeds", nargs="+", type=int, default=[0], help="the whole plan once for each")
     flags.add_argument("--resume", action="store_true", help="insist that there is a run to go on from")
     args = flags.parse_args()
 
-    from cai.bootstrap.plan import load
-    from cai.models.registry import choose, with_values
+    from cai.bootstrap import forecast
+    from cai.bootstrap.plan import check, load
+    from cai.costs.budget import refuse_dear
+    from cai.models.session import check_inputs
 
-    spec, why = choose(args.model)
-    spec = with_values(spec, args.set)
+    constitution, spec, why = check_inputs(args)
     plan = load(args.plan).scaled(spec.name)
     controls = tuple(c for c in CONTROLS if c in args.controls or "all" in args.controls)
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: different numbers from 0 on are needed")
-    if args.forecast:
-        from cai.bootstrap import forecast
-
-        print(forecast.bootstrap(plan, spec, controls, len(args.seeds), args.hourly_rate))
-        return GO
+    check(plan, constitution)
     name = args.run or plan.name
+    check_name(name)
+    what = (plan, spec, controls, len(args.seeds), args.hourly_rate)
+    if args.forecast:
+        print(forecast.bootstrap(*what))
+        return GO
+    refuse_dear(args.budget, forecast.dollars(*what))
     if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
-    return bootstrap(args, name, plan, spec, why, controls)
+    return bootstrap(args, name, plan, spec, why, constitution, controls)
 
 
-def bootstrap(args: argparse.Namespace, name: str, plan, spec, why: str, controls: tuple[str, ...]) -> int:
-    from cai.bootstrap.plan import check
+def bootstrap(
+    args: argparse.Namespace, name: str, plan, spec, why: str, constitution, controls: tuple[str, ...]
+) -> int:
     from cai.bootstrap.runner import Runner
     from cai.bootstrap.stage_model import SharedModel
     from cai.models.device import hourly_rate
-    from cai.models.session import input_file
-    from cai.prompts.constitution import load as load_constitution
 
-    constitution = load_constitution(input_file(args.constitution, "--constitution"))
-    check(plan, constitution)
     # A stage's own are in its run.
     settings = {"plan": plan.name, "model": spec.name, "constitution": constitution.hash}
     with Run.open(name, settings, fresh=args.fresh) as run:

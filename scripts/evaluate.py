@@ -11,7 +11,8 @@ is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and
 
 --gate decides about a run that train_dpo.py has trained, by the suites that it needs, from this call or an
 earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and MT-Bench
-are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input.
+are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input, 4 the budget
+is reached.
 """
 
 from __future__ import annotations
@@ -26,29 +27,39 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, move_aside
 from cai.core.run import Run, read_manifest
 from cai.costs import forecast
+from cai.costs.budget import Budget
 from cai.evaluation import criteria, gates
-from cai.evaluation.model_pair import ModelPair
+from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import TRAINED
 from cai.evaluation.suites import DECIDING, SUITES, evaluate, load_summary, marks_hash
 from cai.models.device import hourly_rate
 from cai.models.model import check_adapter
-from cai.models.registry import SETTABLE, resolve
+from cai.models.registry import SETTABLE, ModelSpec, resolve
 from cai.models.session import load_engine, prompter_of
 
+COMMON = ("run", "limit", "threads", "forecast", "budget", "hourly-rate")
 ABOUT = "\n".join(f"  {suite.name:12}{suite.about}" for suite in SUITES.values())
 
 
 def main() -> int:
-    flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", "run", "limit", "threads", "hourly-rate", run="mvp")
+    flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", *COMMON, run="mvp")
     flags.add_argument("--suite", nargs="+", choices=SUITES, default=["preference"], help="what to measure")
     flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
     flags.add_argument("--gate", action="store_true", help=f"say GO or NO-GO, by {' and '.join(DECIDING)}")
     args = flags.parse_args()
     with Run.reopen(args.run) as run:
         summaries = earlier_summaries(run, args) if args.gate else {}
+        files = ModelPair.open(run, limit=args.limit)
+        models = models_of(run, args, files)
+        ahead = forecast_of(models, args, files)
+        if args.forecast:
+            print(ahead.render() if ahead else "only files of the run are read: nothing to pay")
+            return GO
+        budget = Budget.ahead(args.budget, ahead) if ahead else None
         if args.fresh:
             move_aside(run.data / "evaluation")
-        summaries |= evaluate(open_pair(run, args), list(dict.fromkeys(args.suite)))
+        pair = load_pair(run, args, files, *models, budget) if models else files
+        summaries |= evaluate(pair, list(dict.fromkeys(args.suite)))
         status = decide(run, summaries) if args.gate else GO
         run.log(
             f"\nnext: read {display_path(run.data)}/evaluation/*.jsonl, where every answer and verdict stands"
@@ -73,10 +84,12 @@ def earlier_summaries(run: Run, args: argparse.Namespace) -> dict[str, dict[str,
     return found
 
 
-def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
-    """The run's pairs and records, and its two models unless only texts are looked at."""
-    if not any(SUITES[name].asks_models for name in args.suite):
-        return ModelPair.open(run, limit=args.limit)
+def models_of(run: Run, args: argparse.Namespace, files: ModelPair) -> tuple[ModelSpec, int] | None:
+    """(the base, the bits in which the adapter was trained); None where only texts are looked at. Raises
+    UserError for what cannot be measured, before gigabytes are loaded."""
+    suites = [SUITES[name] for name in args.suite]
+    if not any(suite.asks_models for suite in suites):
+        return None
     made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
     settings = made.get("settings", {})
     name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
@@ -84,20 +97,42 @@ def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
         raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
     spec = resolve(name, instruct=settings.get("kind") == "instruct")
     spec = replace(spec, **{k: settings[k] for k in SETTABLE if k in settings})  # --set, when it was made
-    fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
+    for suite in suites:
+        suite.fits(spec)
+    fact = check_adapter(run.checkpoints, spec)
     if run.manifest.get("adapter") not in (None, fact["sha256"]):
         raise UserError(
             f"{display_path(run.checkpoints)} is not the adapter that run {run.name!r} has recorded: "
             "put that one back, or train the run again"
         )
+    if not files.pairs:
+        raise UserError(f"{display_path(source_of(run))}/pairs.jsonl holds no pairs: generate them first")
+    return spec, fact["bits"]
+
+
+def forecast_of(models: tuple[ModelSpec, int] | None, args: argparse.Namespace, files: ModelPair):
+    """What an evaluation takes; None where nothing is to be paid."""
+    if models is None:
+        return None
+    spec, bits = models
+    units = {bits: {"loading": 1, "evaluation": 1}}
+    n, rate = len(files.pairs), args.hourly_rate
+    return forecast.forecast(spec, units, examples=n, of="pairs", hourly_rate=rate)
+
+
+def load_pair(
+    run: Run, args: argparse.Namespace, files: ModelPair, spec: ModelSpec, bits: int, budget: Budget
+) -> ModelPair:
+    """The run's two models beside its files."""
     run.hourly_rate = hourly_rate(args.hourly_rate)
-    model, engine = load_engine(spec, fact["bits"], run, quiet=True)
+    budget.watch(run)
+    model, engine = load_engine(spec, bits, run, quiet=True)
     engine.load_adapter(run.checkpoints, TRAINED)
     run.log(
         f"model: {model.describe()}\n"
         f"adapter: {display_path(run.checkpoints)}, {engine.adapters[TRAINED][:12]}"
     )
-    return ModelPair.open(run, engine, prompter_of(engine), limit=args.limit)
+    return replace(files, engine=engine, prompter=prompter_of(engine))
 
 
 def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:

@@ -53,25 +53,25 @@ def main() -> int:
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records, read_records
     from cai.generation.yield_stats import report_yield
-    from cai.models.session import open_session
+    from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
 
+    check_inputs(args)
+    if args.source:
+        check(args.source)
     ahead, how = forecast(args, args.after)
     if args.forecast:
         print(f"{ahead.render()}\n{how}")
         return GO
+    budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
-    if args.source:
-        check(args.source)
     args.shards = shard[1]
     own = ("principles", "limit", "shards", "source", "anchors", "no_judge", "held_out", "guard")
-    with open_session(args, *own) as session:
+    with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)
-        budget = Budget.of(args.budget, run, ahead.dollars_per_example)
-
-        guard = Guard.open(args.guard, loaded=session.engine)
+        guard = Guard.open(args.guard, loaded=session.engine, run=run)
         run.pin(guard=guard and guard.engine.spec.name)  # what auto means depends on the machine
         dollars = ahead.dollars_of("instructions")
         rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
@@ -108,9 +108,11 @@ def main() -> int:
 
 def read_shard(text: str) -> tuple[int, int]:
     """(number, of how many)"""
-    shard = re.fullmatch(r"(\d+)/(\d+)", text)
+    shard = re.fullmatch(r"([0-9]{1,3})/([0-9]{1,3})", text)
     if not shard or not 1 <= int(shard[1]) <= int(shard[2]):
-        raise UserError(f"--shard {text!r}: write the part and the number of parts, as 2/8")
+        raise UserError(
+            f"--shard {text[:40]!r}: write the part and the number of parts (at most 999), as 2/8"
+        )
     return int(shard[1]), int(shard[2])
 
 

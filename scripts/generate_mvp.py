@@ -47,27 +47,26 @@ def main() -> int:
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records
     from cai.generation.yield_stats import report_yield
-    from cai.models.session import open_session
+    from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
     from cai.training.dpo import train_adapter
-    from cai.training.manifest import is_finished
     from cai.training.settings import Settings
     from generate_full import next_milestone
 
+    check_inputs(args)
+    if args.source:
+        check(args.source)
     ahead = milestone_forecast(args, args.steps)
     if args.forecast:
         print(ahead.render())
         return GO
+    budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
-    if args.source:
-        check(args.source)
     own = ("principles", "limit", "source", "anchors", "no_judge", "held_out", "steps", "loss")
-    with open_session(args, *own) as session:
+    with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)
-        budget = Budget.of(args.budget, run, ahead.dollars_per_example)
-
         dollars = ahead.dollars_of("instructions")
         rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
         loop = Loop(
@@ -83,8 +82,6 @@ def main() -> int:
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
         publish(run)
 
-        if not is_finished(run.checkpoints):
-            budget.step("training and evaluation", ahead.dollars_of("training", "evaluation"))
         train_adapter(session, pairs, Settings.of(session.spec, args.steps, seed, loss=args.loss))
         summaries = measure(session, records, pairs, SUITES)
         status = decide(run, m2(run, summaries))

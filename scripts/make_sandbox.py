@@ -18,7 +18,7 @@ import shutil
 import time
 from pathlib import Path
 
-from cai.core.cli import cli, parser
+from cai.core.cli import WHOLE, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.models import registry
@@ -34,14 +34,12 @@ def main() -> None:
     flags = parser(__doc__, "seed", "constitution", "fresh", "limit", "threads", seed=None)
     flags.add_argument(
         "--out",
-        type=Path,
-        default=ROOT / "models/sandbox",
+        default=str(ROOT / "models/sandbox"),
         help="the model's directory (default: models/sandbox)",
     )
     flags.add_argument(
         "--steps",
-        type=int,
-        default=None,
+        **WHOLE,
         help="training steps (default: the recipe's); fewer for a quick look",
     )
     flags.add_argument("--evaluate", action="store_true", help="measure the model in --out; nothing is built")
@@ -55,6 +53,7 @@ def main() -> None:
         "--record", action="store_true", help="with --evaluate: keep the result beside the weights, too"
     )
     args = flags.parse_args()
+    args.out = Path(args.out)
     if args.limit is not None and args.limit < 10:
         raise UserError(f"--limit {args.limit}: the table needs at least 10 instructions a row")
     principles = constitution.load(input_file(args.constitution, "--constitution"))

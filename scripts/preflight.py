@@ -38,32 +38,30 @@ from cai.preflight.random_weights import shape_of
 
 HUB_SECONDS = 5  # how long the model hub may take to answer
 SANDBOX_SECONDS = 900
+MOST_TOKENS = 4096
 CPU_PARAMETERS = 1e8  # the largest shape that is worth a CPU's time
 
 
 def main() -> int:
-    flags = cli.parser(__doc__, "model", "bits", "threads", "seed")
+    flags = cli.parser(__doc__, "model", "bits", "threads", "seed", "batch-sizes", batch_sizes=[1, 8, 32, 64])
     flags.add_argument("--shape", help="measure a random model of this shape (Qwen/Qwen2.5-32B, ..., tiny)")
-    flags.add_argument(
-        "--batch-sizes", default="1,8,32,64", help="generation is measured at these (1,8,32,64)"
-    )
-    flags.add_argument("--new-tokens", type=int, default=128, help="tokens generated a row (128)")
+    flags.add_argument("--new-tokens", **cli.WHOLE, default=128, help="tokens generated a row (128)")
     flags.add_argument("--skip-sandbox", action="store_true", help="leave Milestone 0 on the sandbox out")
     flags.add_argument("--scratch", help="where the random checkpoint goes (checkpoints/preflight)")
     flags.add_argument("--json", help="the report's path (logs/preflight-<time>.json)")
     args = flags.parse_args()
-    sizes = batch_sizes(args.batch_sizes)
     if args.shape and args.bits not in (None, 4):
         raise UserError(f"--shape with --bits {args.bits}: random models are built in 4 bits")
-    if args.new_tokens < 1:
-        raise UserError(f"--new-tokens {args.new_tokens}: must be at least 1")
+    if not 1 <= args.new_tokens <= MOST_TOKENS:
+        raise UserError(f"--new-tokens {args.new_tokens}: must be at least 1, and at most {MOST_TOKENS}")
     shape = shape_of(args.shape) if args.shape else None
+    spec = resolve(args.model) if args.model != "auto" else None
     device.settle_cache()
-    cuda, asked = device.this_device() != "cpu", args.model != "auto"
+    cuda = device.this_device() != "cpu"
 
     report = Report(gpus=[asdict(g) for g in device.gpus()[0]])
     report.head("machine")
-    report.add(*hardware.report(resolve(args.model) if asked else None, args.bits, must_fit=asked), hub_row())
+    report.add(*hardware.report(spec, args.bits, must_fit=spec is not None), hub_row())
     if cuda:
         report.check("torch", torch_row)
     report.head("Milestone 0 on the sandbox, in 4 bits")
@@ -81,19 +79,9 @@ def main() -> int:
         )
     else:
         scratch = Path(args.scratch) if args.scratch else files.directories("preflight")[1]
-        measure(report, args.shape, sizes, args.new_tokens, args.seed, scratch)
+        measure(report, args.shape, args.batch_sizes, args.new_tokens, args.seed, scratch)
     name = time.strftime("preflight-%Y%m%d-%H%M%S.json")
     return report.finish(Path(args.json) if args.json else files.directories("preflight")[2] / name)
-
-
-def batch_sizes(text: str) -> list[int]:
-    try:
-        sizes = [int(s) for s in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UserError(f"--batch-sizes {text!r}: numbers from 1 on, with commas between: 1,8,32")
-    return sizes
 
 
 def hub_row() -> Row:

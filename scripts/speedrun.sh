@@ -3,20 +3,48 @@
 # (M1) and a hundred (M2), each read, trained on and measured; ends with the three gates and the page to read.
 #
 #   bash scripts/speedrun.sh                    this machine's default model
-#   bash scripts/speedrun.sh --seed 3           --model, --bits, --set, --seed, --constitution, --hourly-rate, --fresh
+#   bash scripts/speedrun.sh --seed 3           also --model, --bits, --set, --constitution, --budget (of each
+#                                               milestone), --hourly-rate, --fresh
 #
 # A milestone that says NO-GO ends it, with what to look at. Killed at any moment, the same command goes on.
-# Exit status: 0 GO three times, 3 NO-GO, 2 when something is missing, with the reason.
+# Exit status: 0 GO three times, 3 NO-GO, 4 a budget is reached, 2 when something is missing, with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+fail() {
+  printf 'error: %q %s\n' "$1" "$2" >&2
+  exit 2
+}
+
+# Flags are checked before set-up, which may take minutes; their values by the milestones, once there is a Python.
 # Set-up checks disk and memory for the model that M0 is about to load.
-wanted=() previous=''
+known='--model --bits --set --seed --constitution --hourly-rate --budget --fresh'
+wanted=() flag='' given=''
 for argument in "$@"; do
-  case $argument in --model=* | --bits=*) wanted+=("${argument%%=*}" "${argument#*=}") ;; esac
-  case $previous in --model | --bits) wanted+=("$previous" "$argument") ;; esac
-  previous=$argument
+  case $argument in
+    -h | --help)
+      awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' scripts/speedrun.sh
+      exit 0
+      ;;
+    --*)
+      [ -z "$flag" ] || [ -n "$given" ] || fail "$flag" 'needs a value'
+      flag=${argument%%=*} given=''
+      case " $known " in *" $flag "*) ;; *) fail "$argument" "is no flag of speedrun.sh: it takes $known" ;; esac
+      case $argument in
+        --fresh) flag='' ;;
+        --fresh=*) fail "$argument" 'takes no value' ;;
+        *=*) given=${argument#*=} ;;
+      esac
+      ;;
+    *)
+      [ -n "$flag" ] && { [ -z "$given" ] || [ "$flag" = --set ]; } ||
+        fail "$argument" "belongs to no flag: speedrun.sh takes $known"
+      given=$argument
+      ;;
+  esac
+  case $flag in --model | --bits) [ -z "$given" ] || wanted+=("$flag" "$given") ;; esac
 done
+[ -z "$flag" ] || [ -n "$given" ] || fail "$flag" 'needs a value'
 bash setup_environment.sh ${wanted[@]+"${wanted[@]}"}
 
 status=0

@@ -7,7 +7,8 @@
 An answer that its critic finds nothing wrong with makes no preference pair, nor does a revision that the
 critic, asked again, finds fault with or misquotes; then the next generated instruction is tried, up to
 --tries. Such a try is a line here, and whole in the records. Writes data/<run>/{run.json,instructions.jsonl,
-records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad input.
+records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad
+input, 4 the budget is reached.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 
-from cai.core.cli import cli, parser
+from cai.core.cli import MOST, WHOLE, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path
 from cai.core.schema import PAIR_KEYS, TASK_TYPES
@@ -29,31 +30,51 @@ ANSWERS = 16  # in the bare training format, to see how they end before anything
 def main() -> int:
     flags = parser(
         __doc__,
-        *("run", "model", "bits", "threads", "instruct", "set", "seed", "constitution", "hourly-rate"),
-        "fresh",
+        *("run", "model", "bits", "threads", "instruct", "set", "seed", "constitution", "budget"),
+        *("hourly-rate", "fresh"),
         run="single",
+        loss="dpo",  # whatever the model's: it starts at ln 2
     )
     flags.add_argument("--instruction", help="use this instruction instead of a generated one")
     flags.add_argument("--task", choices=TASK_TYPES, help="generate an instruction of this type of task")
     flags.add_argument("--principle", help="the id of the principle (default: by the row's seed)")
-    flags.add_argument("--tries", type=int, default=32, help="instructions to try until one makes a pair")
+    flags.add_argument("--tries", **WHOLE, default=32, help="instructions to try until one makes a pair")
     args = flags.parse_args()
-    if args.tries < 1:
-        raise UserError(f"--tries {args.tries}: must be at least 1")
-    if args.instruction is not None and not args.instruction.strip():
-        raise UserError("--instruction is empty: give a text, or leave the flag out")
+    if not 1 <= args.tries <= MOST:
+        raise UserError(f"--tries {args.tries}: must be at least 1, and at most {MOST:,}")
 
     from cai.generation.instructions import few_instructions
     from cai.generation.loop import Loop
+    from cai.generation.prompt_sources import against
     from cai.models.session import open_session
 
-    with open_session(args, "instruction", "task", "principle", "tries") as session:
+    if args.instruction is not None and (reason := against(args.instruction.strip())):
+        raise UserError(f"--instruction cannot be used ({reason.replace('_', ' ')}): give another text")
+    own = ("instruction", "task", "principle", "tries", "loss")
+    with open_session(args, *own, budget=budget_of(args)) as session:
         loop = Loop(session.engine, session.prompter, session.constitution, session.seed, judged=False)
         measure_stop_rate(session)
         rows = few_instructions(session, args.tries, args.task, args.instruction)
         record = first_pair(session, loop, rows, args.principle)
         step = one_step(session, record) if record["kept"] else None
         return finish(session, record, step)
+
+
+def budget_of(args):
+    """By the forecast's rates. Each text is asked for by itself here, which takes longer than its share of a
+    full batch."""
+    from cai.costs.budget import Budget
+    from cai.costs.default_rates import ALONE
+    from cai.costs.forecast import PER_EXAMPLE, forecast
+    from cai.models.session import check_inputs
+
+    _, spec, _ = check_inputs(args)
+    units = dict.fromkeys(("loading", "instructions", *PER_EXAMPLE, "training"), 1.0)
+    ahead = forecast(spec, {args.bits or spec.bits: units}, examples=1, hourly_rate=args.hourly_rate)
+    budget = Budget.ahead(args.budget, ahead)
+    rates = {step: dollars * (ALONE if step in PER_EXAMPLE else 1) for step, dollars in budget.rates.items()}
+    budget.rates = rates | {"endings": ANSWERS * budget.rates["answer"], "second look": rates["critique"]}
+    return budget
 
 
 def measure_stop_rate(session) -> None:
@@ -169,7 +190,7 @@ def one_step(session, record: dict):
     from cai.training.settings import Settings
 
     run, model, engine = session.run, session.model, session.engine
-    pairs, settings = [revision_pair(record)], Settings.of(session.spec, steps=1, seed=session.seed)
+    pairs, settings = [revision_pair(record)], Settings.of(session.spec, 1, session.seed, loss="dpo")
     with run.step("training"):
         model.add_adapter(r=settings.lora_r, alpha=settings.lora_alpha, seed=settings.seed)
         before = preference(engine, pairs, settings.beta, "default")

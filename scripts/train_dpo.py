@@ -10,7 +10,8 @@ named. Held-out pairs are never trained on; they are measured along the way, and
 chosen texts lose too much likelihood or nothing gets better. Pairs whose revision a person has marked as no
 better (review.jsonl) are left out. Reads data/<run>/{pairs.jsonl,run.json,review.jsonl}. Writes
 checkpoints/<run>/ (adapter, tokenizer, training.json, training.jsonl, curves.png), logs/. Exit status: 0
-trained, 3 displaced (the chosen texts lost too much likelihood), 2 bad input.
+trained, 3 displaced (the chosen texts lost too much likelihood), 2 bad input, 4 the budget
+is reached.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cai.core.cli import GO, NO_GO, cli, parser
+from cai.core.cli import GO, NO_GO, WHOLE, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path
 from cai.core.run import Run, git_commit, read_manifest, versions
 from cai.training.losses import LOSSES
 from cai.training.trackers import TRACKERS, check
 
-COMMON = ("run", "model", "bits", "threads", "set", "seed", "hourly-rate", "fresh")
+COMMON = ("run", "model", "bits", "threads", "set", "seed", "forecast", "budget", "hourly-rate", "fresh")
 TRAINING = ("loss", "steps", "epochs", "lr", "beta", "lora-r")
 SHORT = {"lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set
 ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does not overwrite them
@@ -35,6 +36,7 @@ ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does 
 def main() -> int:
     args = read_flags()
 
+    from cai.costs.budget import Budget
     from cai.models.device import hourly_rate
     from cai.models.session import load_engine
     from cai.training.dpo import train
@@ -44,13 +46,20 @@ def main() -> int:
     pairs, held_out, disputed = agreed(directories(source)[0])
     start = directories(args.start)[1] if args.start else None
     spec, why = model_of(args, source)
+    bits, why_bits = bits_of(args, spec, source)
     settings = settings_of(args, spec, len(pairs), start)
+    ahead = forecast_of(args, spec, bits, len(pairs), settings.steps)
+    if args.forecast:
+        print(ahead.render())
+        return GO
+    budget = Budget.ahead(args.budget, ahead)
     with open_run(args.run, source) as run:
-        run.log(f"model: {spec.name} - {why}")
+        run.log(f"model: {spec.name} - {why}; {bits} bits, {why_bits}")
         if disputed:
             run.log(f"{disputed} pairs left out: a person does not prefer the revision (review.jsonl)")
         run.hourly_rate = hourly_rate(args.hourly_rate)
-        model, _ = load_engine(spec, args.bits, run)
+        budget.watch(run)
+        model, _ = load_engine(spec, bits, run)
         origin = f"the adapter of {args.start}" if start else "the base model"
         reference = (
             origin
@@ -62,7 +71,7 @@ def main() -> int:
             f"lr {settings.learning_rate}, beta {settings.beta}, "
             f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}; from {origin}; reference: {reference}"
         )
-        where = {"resume": not args.fresh, "start": start, "tracker": args.tracker}
+        where = {"resume": not args.fresh, "start": start, "tracker": args.tracker, "budget": budget}
         with run.step("training") as step:
             result = train(model, pairs, held_out, settings, run.checkpoints, log=run.log, **where)
             step.examples = result.taken
@@ -76,7 +85,7 @@ def read_flags():
     flags = parser(__doc__, *COMMON, *TRAINING, choices={"loss": LOSSES}, run="mvp", model=None)
     flags.add_argument("--data", metavar="RUN", help="train on this run's pairs (default: --run's own)")
     flags.add_argument("--from", dest="start", metavar="RUN", help="go on from this run's adapter")
-    flags.add_argument("--every", type=int, help="steps between measurements and checkpoints")
+    flags.add_argument("--every", **WHOLE, help="steps between measurements and checkpoints")
     flags.add_argument(
         "--tracker",
         default="none",
@@ -127,6 +136,31 @@ def model_of(args, source: str):
     if args.lora_r is not None and not any(text.startswith("lora_alpha=") for text in args.set):
         given.append(f"lora_alpha={max(1, args.lora_r * spec.lora_alpha // spec.lora_r)}")
     return with_values(spec, [*args.set, *given]), why
+
+
+def bits_of(args, spec, source: str) -> tuple[int, str]:
+    """(precision, why it): the one in which the same model has made the pairs, unless one is asked for."""
+    from cai.models.device import this_device
+    from cai.models.loader import check_bits
+
+    made = read_manifest(source) or {}
+    theirs = made.get("settings", {}).get("bits")
+    if args.bits is not None:
+        bits, why = args.bits, "asked for by --bits"
+    elif made.get("model") == spec.name and theirs in (4, 8, 16):
+        bits, why = theirs, f"in which it made the pairs of {source}"
+    else:
+        bits, why = spec.bits, "the model's own"
+    if not args.forecast:  # which may be for another machine
+        check_bits(bits, gpu=this_device() != "cpu")
+    return bits, why
+
+
+def forecast_of(args, spec, bits: int, pairs: int, steps: int):
+    from cai.costs.forecast import forecast
+
+    units = {bits: {"loading": 1, "training": steps}}
+    return forecast(spec, units, examples=pairs, of="pairs", hourly_rate=args.hourly_rate)
 
 
 def settings_of(args, spec, pairs: int, start: Path | None):

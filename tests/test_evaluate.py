@@ -107,6 +107,35 @@ def test_a_second_look_at_the_critiques_needs_no_model_and_fresh_moves_the_first
     (data / "evaluation~1").rename(data / "evaluation")
 
 
+def test_a_forecast_and_a_small_budget_load_nothing(evaluated, tmp_path):
+    _, output, pairs, _ = evaluated
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    ledger = (tmp_path / "logs/ledger.jsonl").read_text()
+    done = evaluate(tmp_path, "--run", "tiny", "--forecast")
+    assert done.returncode == 0 and f"forecast for {len(pairs)} pairs: sandbox in 16 bits" in done.stdout
+    assert "1 evaluation " in done.stdout and "model:" not in done.stdout, done.stderr
+    done = evaluate(tmp_path, "--run", "tiny", "--suite", "critique", "--forecast")
+    assert done.returncode == 0 and "nothing to pay" in done.stdout
+    done = evaluate(tmp_path, "--run", "tiny", "--fresh", "--hourly-rate", "1e9")
+    assert (
+        done.returncode == 2
+        and "above the $150" in done.stderr
+        and not (tmp_path / "data/tiny/evaluation~1").exists()
+    )
+    done = evaluate(tmp_path, "--run", "tiny", "--hourly-rate", "3600", "--budget", "0.001")
+    assert done.returncode == 4 and "loading would cost about" in done.stderr, done.stderr
+    assert (tmp_path / "logs/ledger.jsonl").read_text() == ledger
+    path = tmp_path / "data/tiny/run.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            manifest | {"settings": manifest["settings"] | {"model": "Qwen/Qwen2.5-0.5B"}, "model": None}
+        )
+    )
+    done = evaluate(tmp_path, "--run", "tiny", "--suite", "truth")
+    assert done.returncode == 2 and "the sandbox's invented world" in done.stderr, done.stderr
+
+
 TRAINED = {"argv": ["train_dpo.py"], "status": "finished", "steps": 10}
 
 

@@ -24,6 +24,7 @@ from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
 from cai.generation.pairs import make_pairs
 from cai.generation.records import make_records, read_instructions, read_records
+from cai.generation.self_instruct import Made, Wave
 from cai.generation.yield_stats import report_yield
 from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
@@ -142,6 +143,32 @@ def test_what_a_source_does_not_give_is_said_in_a_line_each(tmp_path, monkeypatc
     _, said, noted = made("wide", 2, wide)
     [line] = [line for line in said.splitlines() if "not read" in line]
     assert line.endswith("... and 79 more") and len(line) < 2000 and len(noted["unread"]) == 99
+
+
+def test_instructions_stop_between_waves_where_the_budget_ends_and_are_kept(tmp_path, monkeypatch):
+    """A wave costs a dollar, by the clock of a step that is under way."""
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    waves = []
+
+    def self_instruct(*args, want, known, on_wave, **more):
+        rows = list(known)
+        while len(rows) < want:
+            text = f"What is the thing number {len(rows)} made of?"
+            row = {"id": content_id(text), "instruction": text, "task": "math", "source": "self_instruct"}
+            waves.append(row)
+            rows.append(row)
+            on_wave(Wave(len(rows), [row], [], []))
+        return Made(rows)
+
+    monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
+    monkeypatch.setattr(Run, "under_way", property(lambda run: float(len(waves))))
+    engine = FakeEngine(answers)
+    with Run.open("a", {"seed": 0}) as run:
+        session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+        with pytest.raises(BudgetReached, match=r"one more piece of instructions would cost about .1.10"):
+            make_instructions(session, 9, budget=Budget.of(3.5, run))
+        assert len(waves) == 3 == len(read_instructions(run.data))
+        assert len(make_instructions(session, 9, budget=Budget.of(100.0, run))) == 9 == len(waves)
 
 
 def contents(data):

@@ -4,6 +4,7 @@ import json
 
 import processes
 import pytest
+from cai.core.files import ROOT
 from cai.core.jsonl import read
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS, is_held_out
 from cai.models.model import check_adapter
@@ -101,10 +102,47 @@ def test_a_forecast_counts_the_steps_that_were_asked_for(tmp_path):
     (["--steps", "0"], "at least one step"),
     (["--steps", "0", "--forecast"], "at least one step"),
     (["--limit", "-1", "--forecast"], "at least one"),
+    (["--run", "../x", "--forecast"], "--run '../x': use letters, digits"),
+    (["--after", "nosuch", "--forecast"], "--after nosuch: there is no such run"),
+    (["--after", "nosuch"], "--after nosuch: there is no such run"),
+    (["--constitution", "a b\n", "--forecast"], r"--constitution 'a b\n': there is no such file"),
+    (["--source", "none.csv", "--forecast"], "none.csv"),
+    (["--source", str(ROOT / "tests")], "tests"),
+    (["--principles", "99", "--forecast"], "15"),
+    (["--set", "max_seq_length=100000"], "sandbox reads at most 1024 tokens"),
+    (["--set", "heldout=README.md"], "README.md, line 1: not JSON"),
+    (["--bits", "8"], "--bits 8 needs a CUDA GPU"),
+    (["--model", str(ROOT / "tests")], "is no model directory"),
+    (["--model", "a" * 5000], "neither in the registry"),
+    (["--hourly-rate", "1e7"], "above the $150 that a command may cost: give --budget DOLLARS"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_status_2(tmp_path, args, said):
     done = script("test_batch.py", "--force", *args, output=tmp_path)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--guard", "nosuch"], "--guard 'nosuch' is neither"),
+    (["--guard", "nosuch", "--forecast"], "--guard 'nosuch' is neither"),
+    (["--shard", "3/2"], "--shard '3/2': write the part"),
+    (["--shard", "0/1"], "--shard '0/1': write the part"),
+    (["--shard", "1/" + "9" * 5000], "write the part and the number of parts (at most 999)"),
+    (["--after", "nosuch"], "--after nosuch: there is no such run"),
+    (["--source", "none.csv", "--forecast"], "none.csv"),
+])  # fmt: skip
+def test_m3_finds_bad_input_before_anything_is_written(tmp_path, args, said):
+    done = script("generate_full.py", "--force", *args, output=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["test_single.py", "test_batch.py", "generate_full.py"])
+def test_a_budget_covers_the_loading(name, tmp_path):
+    force = [] if name == "test_single.py" else ["--force"]
+    done = script(name, *force, "--hourly-rate", "3600", "--budget", "0.01", output=tmp_path)
+    assert done.returncode == 4 and "loading would cost about" in done.stderr, done.stderr
+    assert "larger --budget" in done.stderr and not list(tmp_path.glob("data/*/*.jsonl"))
 
 
 def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(tmp_path):

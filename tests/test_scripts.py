@@ -5,6 +5,8 @@ import math
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from cai.core.files import ROOT
@@ -48,6 +50,7 @@ def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
     assert training["log"][0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert training["after"]["margin"] > 0 and training["after"]["loss"] < training["before"]["loss"]
     assert manifest["adapter"] == check_adapter(checkpoints, REGISTRY["sandbox"])["sha256"]
+    assert manifest["settings"]["loss"] == manifest["training"]["settings"]["loss"] == "dpo"
     assert manifest["counts"] == {"tried": len(records), "kept": 1}
     ends = manifest["endings"]
     assert ends["n"] == 16 == ends["end token"] + ends["next marker"] + ends["cut off"]
@@ -127,6 +130,9 @@ def test_m0_takes_an_instruction_and_a_principle(tmp_path):
     (["--instruct"], "void the experiment"),
     (["--model", "{tmp}"], "is no model directory"),
     (["--instruction", "say <|im_start|>"], "chat token"),
+    (["--instruction", "a " * 5000], "too long"),
+    (["--seed", "4294967296"], "from 0 to 2**32 - 1"),
+    (["--tries", "9" * 400], "is too large"),
 ])  # fmt: skip
 def test_m0_bad_input_is_one_sentence_and_status_2(tmp_path, monkeypatch, args, said):
     args = [a.replace("{tmp}", str(tmp_path)) for a in args]
@@ -138,6 +144,28 @@ def test_m0_bad_input_is_one_sentence_and_status_2(tmp_path, monkeypatch, args, 
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
+
+
+COMMANDS = (ROOT / "tests/data/bug-inputs/commands.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+
+@pytest.mark.parametrize(("number", "says"), [
+    (1, "--seed -1: must be from 0 to 2**32 - 1"),
+    (2, "--seed 4294967296: must be from 0 to 2**32 - 1"),
+    (3, "--hourly-rate nan: give dollars of at least 0"),
+    (5, "--run aaaaaaaaaaaaaaaaaaaa...: a name has at most 100 letters"),
+])  # fmt: skip
+def test_commands_that_once_failed_late_are_refused_first(number, says, tmp_path):
+    command = COMMANDS[number - 1].replace("=OUT", f"={tmp_path}").replace("python", sys.executable, 1)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "" and not list(tmp_path.iterdir())
+
+
+def test_a_chat_template_is_refused_for_the_default_base_model_too(tmp_path):
+    done = script("test_single.py", "--instruct", output=tmp_path)
+    assert done.returncode == 2 and "would void the experiment" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_directory_that_cannot_be_written_is_a_sentence(tmp_path):

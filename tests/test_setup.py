@@ -1,8 +1,10 @@
 """The shell scripts: their syntax, and what they do with a Python of our own that only notes its calls."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from cai.core.files import ROOT
@@ -164,6 +166,23 @@ def test_a_python_without_venv_is_an_error_with_the_way_out(checkout):
     assert done.returncode == 2 and "python3-venv" in done.stderr
 
 
+@pytest.mark.parametrize("place", ["my tools/python3", "a*b/python3", "-x y/python3"])
+def test_a_python_with_a_space_in_its_path_is_used(checkout, place):
+    named = checkout.parent / place
+    named.parent.mkdir()
+    (checkout.parent / "bin/python3").rename(named)
+    done = run(checkout, "setup_environment.sh", "--check", PYTHON=str(named))
+    assert done.returncode == 0 and "table -m cai.preflight.hardware" in done.stdout, done.stderr
+    done = run(checkout, PYTHON=str(named))
+    assert done.returncode == 0 and f"making .venv with {named}" in done.stdout and done.notes == CPU_CALLS
+
+
+def test_a_python_that_is_not_there_is_named(checkout):
+    done = run(checkout, PYTHON="/a path/python3")
+    assert done.returncode == 2 and "PYTHON=/a path/python3 is no program that can be run" in done.stderr
+    assert done.notes == []
+
+
 def test_no_space_stops_before_anything_is_installed(checkout):
     done = run(checkout, FAKE_NO_SPACE="2")
     assert done.returncode == 2 and done.notes == []
@@ -200,6 +219,40 @@ def test_speedrun_goes_through_the_milestones_and_ends_with_their_gates(checkout
     scripts = ("test_single.py", "test_batch.py", "generate_mvp.py")
     gates = ["scripts/runs.py", "single", "batch", "mvp"]
     assert ran == [*([f"scripts/{s}", *flags] for s in scripts), gates]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--nosuch"], "--nosuch is no flag of speedrun.sh: it takes --model"),
+    (["--seed", "3", "--run", "x"], "--run is no flag"),
+    (["--forecast"], "--forecast is no flag"),
+    (["--mode", "x"], "--mode is no flag"),
+    (["sandbox"], "sandbox belongs to no flag"),
+    (["--fresh", "yes"], "yes belongs to no flag"),
+    (["--seed", "3", "4"], "4 belongs to no flag"),
+    (["--fresh=yes"], "--fresh=yes takes no value"),
+    (["--model"], "--model needs a value"),
+    (["--model", "--fresh"], "--model needs a value"),
+    (["--seed", ""], "--seed needs a value"),
+    (["-x\x1b[2J"], "belongs to no flag"),
+])  # fmt: skip
+def test_speedrun_refuses_what_no_milestone_takes_before_set_up_begins(checkout, arguments, says):
+    done = run(checkout, "scripts/speedrun.sh", *arguments)
+    assert done.returncode == 2 and says in done.stderr and "\x1b" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == "" and done.notes == []
+
+
+def test_speedrun_takes_the_flags_that_all_milestones_have(checkout):
+    flags = ["--set", "beta=0.2", "shots=0", "--seed=-1", "--budget", "5", "--hourly-rate", "-1"]
+    flags += ["--constitution", "my own.yaml", "--model", "a b", "--bits", "4", "--fresh"]
+    done = run(checkout, "scripts/speedrun.sh", *flags)
+    assert done.returncode == 0 and "table -m cai.preflight.hardware --model a b --bits 4" in done.stdout
+    known = re.search(r"known='(.*)'", (ROOT / "scripts/speedrun.sh").read_text())[1].split()
+    helped = run(checkout, "scripts/speedrun.sh", "--help")
+    assert helped.returncode == 0 and all(flag in helped.stdout for flag in known)
+    for script in ("test_single.py", "test_batch.py", "generate_mvp.py"):
+        command = [sys.executable, ROOT / "scripts" / script, "--help"]
+        shown = subprocess.run(command, capture_output=True, text=True).stdout
+        assert all(f"[{flag} " in shown or f"[{flag}]" in shown for flag in known), script
 
 
 def test_speedrun_stops_at_a_no_go_and_passes_its_status_on(checkout):

@@ -189,6 +189,42 @@ def test_bad_flags_are_one_sentence(args, said, monkeypatch, tmp_path):
     assert said in says(monkeypatch, tmp_path, *args)
 
 
+@pytest.mark.parametrize(("args", "made", "bits"), [
+    ([], {"model": "sandbox", "bits": 4}, (4, "in which it made the pairs of mine")),
+    (["--bits", "16"], {"model": "sandbox", "bits": 4}, (16, "asked for by --bits")),
+    ([], {"model": "another", "bits": 4}, (16, "the model's own")),
+    ([], {"model": "sandbox", "bits": None}, (16, "the model's own")),
+])  # fmt: skip
+def test_the_precision_is_that_of_the_data(args, made, bits, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    manifest = MANIFEST | {"model": made["model"], "settings": {"seed": 7, "bits": made["bits"]}}
+    write_run(tmp_path, manifest=manifest)
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--model", "sandbox", *args])
+    module = script()
+    assert module.bits_of(module.read_flags(), REGISTRY["sandbox"], "mine") == bits
+
+
+def test_a_forecast_says_what_it_takes_and_leaves_nothing_behind(monkeypatch, tmp_path, capsys):
+    write_run(tmp_path, manifest=MANIFEST)
+    there = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--run", "mine", "--steps", "6", "--forecast"])
+    assert script().main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("forecast for 12 pairs: sandbox in 16 bits on") and "6 steps" in said
+    assert "assumed" in said and "loading" in said and "all " in said
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_dear_training_asks_for_a_budget_and_a_small_budget_stops_before_loading(monkeypatch, tmp_path):
+    write_run(tmp_path, manifest=MANIFEST)
+    assert "above the $150 that a command may cost" in says(monkeypatch, tmp_path, "--hourly-rate", "1e7")
+    assert not (tmp_path / "checkpoints").exists()
+    done = run(tmp_path, *SETTINGS, "--hourly-rate", "3600", "--budget", "0.01")
+    assert done.returncode == 4 and "budget: loading would cost about" in done.stderr, done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_tracker_that_is_not_installed_names_the_command(monkeypatch, tmp_path):
     write_run(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -256,6 +256,39 @@ def test_fresh_moves_data_and_checkpoints_of_the_plan(main):
     assert settings["plan"] == "own" and settings.keys() == {"plan", "model", "constitution"}
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--run", "../own"], "--run '../own': use letters, digits"),
+        (["--constitution", "none.yaml"], "none.yaml"),
+        (["--seeds", "0", "4294967296"], "--seeds 0 4294967296: different numbers from 0 on are needed"),
+        (["--set", "heldout=README.md"], "README.md, line 1: not JSON"),
+    ],
+)
+def test_a_forecast_checks_what_the_run_would(main, output, args, says):
+    there = sorted(output.iterdir())
+    for also in ([], ["--forecast"]):
+        with pytest.raises(UserError, match=says):
+            main(*args, *also)
+    assert sorted(output.iterdir()) == there
+
+
+def test_a_dear_plan_asks_for_a_budget(main, output):
+    dear = ("--model", BIG.name, "--hourly-rate", 10, "--controls", "all", "--seeds", 0, 1, 2)
+    plan = plans.load("progressive")
+    found = forecast.dollars(plan, BIG, ALL, 3, 10)
+    rows = dict(table(plan, seeds=3, rate=10)[1])
+    assert found == pytest.approx(dollars(rows["3 seeds"]), abs=0.01) and found > 150
+    with pytest.raises(
+        UserError, match=rf"the forecast is \${found:,.2f}, above the \$150 .* --budget DOLLARS"
+    ):
+        main(*dear, plan="progressive")
+    assert [p.name for p in output.iterdir()] == ["own.yaml"]
+    assert main(*dear, "--forecast", plan="progressive") == GO
+    with pytest.raises(StopIteration):  # less than the forecast: it stops before
+        main(*dear, "--budget", 20, plan="progressive")
+
+
 def test_two_plans_cannot_share_a_run(main, output):
     (output / "other.yaml").write_text(OWN)
     with pytest.raises(StopIteration):

@@ -16,17 +16,19 @@ WRONG = {
     "bits": (["5", "0", "-4"], "choose 4, 8 or 16"),
     "threads": (["0", str((os.cpu_count() or 1) + 1)], FLAGS["threads"].says),
     "seed": (["-1", "4294967296"], "must be from 0 to 2**32 - 1"),
-    "limit": (["0", "-1"], "at least one example is needed"),
+    "seeds": (["-1", "4294967296"], "different numbers from 0 on are needed, up to 2**32 - 1"),
+    "limit": (["0", "-1", "1000001"], "at least one example is needed, and 1,000,000 are the most"),
     "principles": (["0"], "must be at least 1"),
     "anchors": (["-0.1", "4.1", "nan", "inf"], "a share from 0 (none) to 4 (four for each revision pair)"),
     "held-out": (["0", "0.51", "-1", "nan"], "a share above 0, and at most 0.5"),
-    "steps": (["0"], "at least one step is needed"),
-    "epochs": (["0", "inf", "nan"], "must be above 0"),
-    "lr": (["0", "-1e-5", "inf", "nan"], "must be above 0"),
-    "beta": (["0", "-0.1", "inf", "nan"], "must be above 0"),
-    "lora-r": (["0"], "must be at least 1"),
+    "steps": (["0", "1000001"], "at least one step is needed, and 1,000,000 are the most"),
+    "epochs": (["0", "inf", "nan", "1e300"], "must be above 0, and at most 1000"),
+    "lr": (["0", "-1e-5", "inf", "nan", "1e400", "1.1"], "must be above 0, and at most 1"),
+    "beta": (["0", "-0.1", "inf", "nan", "1e300"], "must be above 0, and at most 1000"),
+    "lora-r": (["0", "1025"], "must be at least 1, and at most 1024"),
     "budget": (["0", "-1", "inf", "nan"], "give dollars above 0, or leave the flag out"),
-    "hourly-rate": (["-1", "inf", "nan"], "give dollars of at least 0"),
+    "hourly-rate": (["-1", "inf", "nan", "1e400"], "give dollars of at least 0"),
+    "batch-sizes": (["0", "-1", "4097"], "numbers from 1 to 4096 are needed"),
 }
 RIGHT = {
     "bits": ["4", "8", "16"],
@@ -43,6 +45,8 @@ RIGHT = {
     "lora-r": ["1"],
     "budget": ["0.01"],
     "hourly-rate": ["0"],
+    "seeds": ["0", "4294967295"],
+    "batch-sizes": ["1"],
 }
 
 
@@ -62,6 +66,50 @@ def test_each_flags_check_and_sentence(name, monkeypatch):
 
 def test_every_flag_with_a_check_is_tested_above():
     assert {name for name, flag in FLAGS.items() if flag.says} == set(WRONG) == set(RIGHT)
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    (["--seeds", "0", "1", "0"], "--seeds 0 1 0: different numbers from 0 on"),
+    (["--batch-sizes", "1", "0"], "--batch-sizes 1 0: numbers from 1"),
+])  # fmt: skip
+def test_every_value_of_a_flag_with_several_is_checked(argv, says):
+    with pytest.raises(UserError, match=says):
+        parser("", argv[0][2:]).parse_args(argv)
+
+
+@pytest.mark.parametrize("name", ["run", "model", "source", "constitution", "after", "guard"])
+def test_an_empty_text_is_no_value(name):
+    for empty in ("", " ", "\n\t"):
+        with pytest.raises(UserError, match=f"^--{name} is empty: give a value, or leave the flag out$"):
+            parser("", name).parse_args([f"--{name}", empty])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a" * 260, "a name has at most 100 letters"),
+        ("plan/" + "a" * 101, "a name has at most 100 letters"),
+        ("a b", "use letters, digits"),
+        ("a\nb", "use letters, digits"),
+        ("a\x1b[2J", "use letters, digits"),
+        ("../a", "use letters, digits"),
+        ("a.part", "files in the making"),
+        ("prompts", "holds committed inputs"),
+    ],
+)
+def test_a_name_of_a_run_is_checked_with_the_flags_also_where_another_run_is_meant(name, says):
+    for flag in ("run", "after"):
+        with pytest.raises(UserError, match=f"^--{flag} .*{says}"):
+            parser("", flag).parse_args([f"--{flag}", name])
+    parser("", "run").parse_args(["--run", "plan/" + "a" * 100])
+
+
+def test_what_argparse_does_not_understand_is_one_line(capsys):
+    for argv in (["--limit"], ["--limit", "x"], ["--nosuch"], ["--limit=3", "\x1b[2J"]):
+        with pytest.raises(SystemExit, match="2"):
+            parser("", "limit").parse_args(argv)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and said.startswith("error: ") and "\x1b" not in said
 
 
 def test_a_wrong_default_is_found_too_and_a_flag_may_have_choices():
@@ -159,6 +207,9 @@ def test_values_of_several_set_flags_all_count():
         ("lora_r=-8", "must be above 0"),
         (f"lora_r={10**400}", "is too large"),
         (f"beta={10**400}", "must be above 0"),
+        ("lora_r=1025", "is too large, 1024 is the most"),
+        ("learning_rate=1.5", "is too large, 1 is the most"),
+        ("answer_tokens=1000001", "is too large"),
         ("max_seq_length=64", "leaves no room for its prompt in a context of 64"),
         ("answer_tokens=5000", "a text of 5000 tokens leaves no room"),
     ],

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from cai.core import jsonl, schema
-from cai.core.errors import UserError
+from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT, write_json
+from cai.core.ledger import read_ledger
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
 from cai.core.stats import share
+from cai.costs.budget import Budget
 from cai.evaluation.criteria import m3
 from cai.evaluation.model_pair import BARE, ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
@@ -250,6 +252,28 @@ def test_what_training_has_seen_is_not_evaluated_on(scripted):
     assert seen not in {p.instruction for p in prompts} and seen in more and seen not in near
     held = {r["instruction"] for r in pair.records if schema.is_held_out(r["id"])}
     assert held and held <= taken | set(near)
+
+
+def test_a_budget_stops_between_two_batches_and_a_larger_one_goes_on(scripted):
+    """A batch of answers or scores costs what the ledger has rows; the first one what was forecast."""
+    whole = evaluate(scripted(), ["preference"])["preference"]
+    pair = scripted()
+    (pair.run.data / "evaluation").rename(pair.run.data / "undisturbed")
+
+    def limited(dollars):
+        pair = scripted()
+        before = len(read_ledger())
+        budget = Budget(dollars, lambda: float(len(read_ledger()) - before), rates={"evaluation": 10.0})
+        budget.watch(pair.run)
+        return pair
+
+    pair = limited(3.0)
+    with pytest.raises(BudgetReached, match=r"evaluation: .* would cost about \$1.00, and \$3.00 of \$3.00"):
+        evaluate(pair, ["preference"])
+    made = len(jsonl.read(pair.run.data / "evaluation/preference.jsonl", {"id": str}))
+    assert made > 64 and not (pair.run.data / "evaluation/preference.json").exists()
+    again = evaluate(limited(100.0), ["preference"])["preference"]
+    assert again["metrics"] == whole["metrics"]
 
 
 def test_interrupted_anywhere_it_goes_on_and_ends_with_the_same_rows(scripted, tmp_path):

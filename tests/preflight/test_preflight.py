@@ -43,7 +43,7 @@ def in_process(preflight, monkeypatch, *flags):
 
 def test_the_whole_preflight_measures_a_tiny_shape_and_runs_milestone_0(offline, tmp_path):
     out = tmp_path / "report.json"
-    flags = ["--shape", "tiny", "--batch-sizes", "1,3", "--new-tokens", "8", "--json", out]
+    flags = ["--shape", "tiny", "--batch-sizes", "1", "3", "--new-tokens", "8", "--json", out]
     command = [sys.executable, SCRIPT, *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     report = json.loads(out.read_text())
@@ -88,8 +88,10 @@ def test_a_model_that_was_asked_for_and_does_not_fit_fails(preflight, offline, m
     "flags, sentence",
     [
         (["--shape", "Qwen/Nothing"], "--shape 'Qwen/Nothing' is not known: choose one of"),
-        (["--batch-sizes", "1,x"], "--batch-sizes '1,x'"),
-        (["--batch-sizes", "0"], "--batch-sizes '0'"),
+        (["--batch-sizes", "1", "0"], "--batch-sizes 1 0: numbers from 1 to 4096"),
+        (["--scratch", ""], "--scratch is empty"),
+        (["--json", " "], "--json is empty"),
+        (["--new-tokens", "5000"], "--new-tokens 5000: must be at least 1, and at most 4096"),
         (["--bits", "5"], "--bits 5: choose 4, 8 or 16"),
         (["--shape", "tiny", "--bits", "16"], "random models are built in 4 bits"),
         (["--new-tokens", "0"], "--new-tokens 0"),
@@ -100,6 +102,12 @@ def test_bad_input_is_a_sentence(preflight, offline, monkeypatch, flags, sentenc
     with pytest.raises(UserError) as error:
         in_process(preflight, monkeypatch, *flags)
     assert sentence in str(error.value)
+
+
+def test_sizes_have_one_spelling(preflight, offline, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        in_process(preflight, monkeypatch, "--batch-sizes", "1,8")
+    assert "'1,8' is no whole number; several stand with spaces between" in capsys.readouterr().err
 
 
 def test_what_a_library_says_does_not_command_the_terminal(offline, tmp_path, capsys):

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cai.core.errors import UserError
+from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
 from cai.core.run import Run, read_manifest
+from cai.costs.budget import Budget
 from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY
 from cai.prompts.training_format import training_prompt
-from cai.training import dpo, implicit_reward
+from cai.training import checkpoints, dpo, implicit_reward
+from cai.training.callbacks import Log
 from cai.training.likelihood_displacement import DISPLACED, FEW, STOPPED_EARLY
 from cai.training.settings import START_TOLERANCE, Settings
 from pairs_of_facts import swapped
@@ -265,6 +267,63 @@ def test_killed_after_the_last_step_it_only_finishes(settings, held, tmp_path, m
     once = dpo.train(new(), TRAIN, held, settings, tmp_path / "b", resume=True, log=lambda _: None)
     assert (result.status, result.step, result.steps) == (once.status, once.step, once.steps)
     assert result.adapter == once.adapter and result.after == once.after
+
+
+# ---- a budget ----
+
+
+class Costly:
+    """A run whose training costs a dollar a step."""
+
+    def __init__(self, output):
+        self.output = output
+
+    @property
+    def under_way(self):
+        log = self.output / "training.jsonl"
+        return float(log.exists() and sum(r["kind"] == "train" for r in rows_of(self.output)))
+
+
+def limited(dollars, output, rates=None):
+    budget = Budget(dollars, lambda: 0.0, rates=rates)
+    budget._run = Costly(output)
+    return budget
+
+
+def test_a_budget_stops_a_training_behind_a_checkpoint_and_a_larger_one_ends_it_as_if_undisturbed(
+    whole, tmp_path
+):
+    """Step 3 is no step that is measured: its checkpoint is there for the budget's sake alone."""
+    output, said = tmp_path / "run", []
+    with pytest.raises(BudgetReached, match=r"about \$1.10, and \$3.00 of \$3.50 are spent.*larger --budget"):
+        dpo.train(
+            new(), TRAIN, HELD, QUICK, output, resume=True, log=said.append, budget=limited(3.5, output)
+        )
+    assert checkpoints.steps(output) == [0, 2, 3] and rows_of(output)[-1]["step"] == 3
+    assert json.loads((output / "training.json").read_text())["status"] == "begun"
+    left = limited(100.0, output, {"training": 1.0})
+    result = dpo.train(new(), TRAIN, HELD, QUICK, output, resume=True, log=said.append, budget=left)
+    assert any("goes on from the checkpoint of step 3 of 4" in line for line in said)
+    once, undisturbed, *_ = whole
+    assert rows_of(output) == rows_of(undisturbed) and {p.name for p in output.iterdir()} == FILES
+    assert (result.adapter, result.step, result.after) == (once.adapter, once.step, once.after)
+    assert result.taken == 1
+
+
+def test_no_step_is_trained_where_those_that_lack_do_not_fit(tmp_path):
+    output, rates = tmp_path / "run", {"training": 1.0}
+    with pytest.raises(BudgetReached, match="4 training steps would cost about .4.00"):
+        dpo.train(new(), TRAIN, HELD, QUICK, output, resume=True, budget=limited(3.5, output, rates))
+    assert not (output / "training.jsonl").read_text()
+
+
+def test_a_step_whose_log_holds_no_number_stops_with_its_name(tmp_path):
+    row = {"loss": 0.5, "grad_norm": math.inf, "learning_rate": 1e-4}
+    with pytest.raises(UserError, match="grad norm is inf at step 2: lower the learning rate"):
+        Log(SANDBOX, tmp_path).step(2, row)
+    with pytest.raises(UserError, match="the dpo loss is nan at step 2"):
+        Log(SANDBOX, tmp_path).step(2, row | {"loss": math.nan, "grad_norm": 1.0})
+    assert not list(tmp_path.iterdir())
 
 
 # ---- as a step of a run ----

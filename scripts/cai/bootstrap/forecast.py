@@ -44,13 +44,7 @@ def bootstrap(
     it went to the judge. A large model on a machine without a GPU is forecast for an A100."""
     yields = {stage.name: _pairs_an_example(plan, stage, spec) for stage in plan.stages}
     parts = _parts(plan, spec, controls, yields)
-    units = add_units(u for p in parts * seeds for u in p.work)
-    f = forecast(
-        spec,
-        {bits: units[bits] for bits in sorted(units)},
-        examples=seeds * sum(p.examples for p in parts),
-        hourly_rate=hourly_rate,
-    )
+    f = _total(parts, spec, seeds, hourly_rate)
 
     def row(name: str, some: Sequence[_Part]) -> tuple[str, ...]:
         examples, pairs, steps = (sum(getattr(p, k) for p in some) for k in ("examples", "pairs", "steps"))
@@ -74,6 +68,24 @@ def bootstrap(
             *_known_from(f, yields),
             *_room(f, spec, len(parts) * seeds),
         )
+    )
+
+
+def dollars(
+    plan: Plan, spec: ModelSpec, controls: Sequence[str], seeds: int, hourly_rate: float | None
+) -> float:
+    """What all of it will cost, by the same reckoning."""
+    yields = {stage.name: _pairs_an_example(plan, stage, spec) for stage in plan.stages}
+    return _total(_parts(plan, spec, controls, yields), spec, seeds, hourly_rate).dollars
+
+
+def _total(parts: list[_Part], spec: ModelSpec, seeds: int, hourly_rate: float | None) -> Forecast:
+    units = add_units(u for p in parts * seeds for u in p.work)
+    return forecast(
+        spec,
+        {bits: units[bits] for bits in sorted(units)},
+        examples=seeds * sum(p.examples for p in parts),
+        hourly_rate=hourly_rate,
     )
 
 

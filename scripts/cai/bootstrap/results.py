@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from cai.bootstrap.controls import ARMS
 from cai.bootstrap.stage_gates import CARRIED, GO, MEASURED, NO_GO, STARVED
 from cai.core.errors import UserError
+from cai.core.files import from_json
 from cai.core.stats import Metric
 from cai.evaluation.gates import Criterion
 from cai.evaluation.guardrails import Finding
@@ -109,13 +109,15 @@ def read(directory: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
         Results.model_validate_json(text, strict=True)
-        results = json.loads(text)
+        results = from_json(text)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the plan first (python scripts/bootstrap.py)") from None
     except ValidationError as error:
         raise UserError(
             f"{path}{_mistake(error)}; run the plan's command again, it writes the file anew"
         ) from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; run the plan's command again, it writes the file anew") from None
     stages = {s["name"] for s in results["plan"]["stages"]}
     for number, row in enumerate(results["runs"], 1):
         if row["stage"] not in stages:

@@ -45,7 +45,8 @@ class Runner:
         self._dollars = {step: rate.seconds / 3600 * run.hourly_rate for step, rate in rates.items()}
         steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
         each = sum(self._dollars[step] for step in steps)
-        self.budget = budget.Budget(dollars, self._spent, each)
+        self.budget = budget.Budget(dollars, self._spent, each, self._dollars)
+        self.budget.watch(run)
         self.stopped: str | None = None
         self._ahead, self._done, self._began = 0, 0, time.monotonic()
 

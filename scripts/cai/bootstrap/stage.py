@@ -6,7 +6,6 @@ differs in one thing, and ends there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from cai.bootstrap.controls import MAIN, tokens
 from cai.bootstrap.plan import Stage
 from cai.bootstrap.stage_gates import CARRIED, MEASURED, STARVED, judged
 from cai.core import jsonl
-from cai.core.files import ROOT, directories, display_path, move_aside, sha256_file, write_whole
+from cai.core.files import ROOT, directories, display_path, move_aside, sha256_file, to_json, write_whole
 from cai.core.prompt_files import Seed, load_seeds
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, TASK_TYPES, row_seed
@@ -80,6 +79,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     }
     with Run.open(context.name, settings) as run:
         run.hourly_rate = context.hourly_rate
+        context.budget.watch(run)
         result = run.manifest.get("result")
         if result is not None and _stands(result, stage, run):
             return _judged(result, context, run)
@@ -196,7 +196,7 @@ class StageRun:
         the new."""
         path = self.run.data / "pairs.jsonl"
         if not path.exists() or jsonl.read(path, PAIR_KEYS) != pairs:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in pairs)
+            lines = (to_json(row, path) + "\n" for row in pairs)
             write_whole(path, "".join(lines).encode())
         return pairs
 
@@ -257,7 +257,15 @@ class StageRun:
         )
         with self.run.step("training") as step:
             result = train(
-                model, seen, held, settings, output, resume=True, start=start, log=self.run.log_only
+                model,
+                seen,
+                held,
+                settings,
+                output,
+                resume=True,
+                start=start,
+                log=self.run.log_only,
+                budget=c.budget,
             )
             step.examples = result.taken
         self.run.record(training={"settings": asdict(settings), "after": result.after})

@@ -8,13 +8,14 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from cai.core.errors import BudgetReached, UserError, explain_os_error
 from cai.core.files import check_output
@@ -108,13 +109,21 @@ def _whole(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+        several = "; several stand with spaces between" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number{several}") from None
     if abs(number) > sys.maxsize:
         raise argparse.ArgumentTypeError(f"{text[:20]}... is too large")
     return number
 
 
+MOST = 1_000_000  # examples, steps, instructions to try: more is a slip of the hand
+MOST_LORA_R, MOST_LEARNING_RATE, MOST_BETA = 1024, 1.0, 1000.0
+MOST_ROWS = 4096  # in a batch
+LONGEST_NAME = 100  # of a run: files and directories are called after it, with something before and behind
+SEEDS = range(2**32)  # those of torch and numpy
+
 WHOLE, NUMBER, SWITCH = {"type": _whole}, {"type": float}, {"action": "store_true"}
+NUMBERS = WHOLE | {"nargs": "+", "metavar": "N"}
 FLAGS: dict[str, Flag] = {
     # what is run
     "run": Flag("the run's name: data/<run>/, checkpoints/<run>/, logs/<run>.log"),
@@ -143,8 +152,14 @@ FLAGS: dict[str, Flag] = {
     "seed": Flag(
         "every random choice derives from this and from the row's own id",
         WHOLE | {"default": 0},
-        lambda n: 0 <= n < 2**32,
+        lambda n: n in SEEDS,
         "must be from 0 to 2**32 - 1",
+    ),
+    "seeds": Flag(
+        "the whole plan once for each",
+        NUMBERS | {"default": [0]},
+        lambda some: all(n in SEEDS for n in some) and len(set(some)) == len(some),
+        "different numbers from 0 on are needed, up to 2**32 - 1",
     ),
     "constitution": Flag("the principles, a YAML file", {"default": "constitution.yaml"}),
     "fresh": Flag("move an earlier run of this name aside and start anew", SWITCH),
@@ -154,14 +169,14 @@ FLAGS: dict[str, Flag] = {
     "limit": Flag(
         "how many examples (with --pairs: at most)",
         WHOLE,
-        lambda n: n >= 1,
-        "at least one example is needed",
+        lambda n: 1 <= n <= MOST,
+        f"at least one example is needed, and {MOST:,} are the most",
     ),
     "pairs": Flag(
         "generate until there are so many revision pairs to train on",
         WHOLE,
-        lambda n: n >= 1,
-        "at least one pair is needed",
+        lambda n: 1 <= n <= MOST,
+        f"at least one pair is needed, and {MOST:,} are the most",
     ),
     "source": Flag("prompts from a file or dataset, instead of generating them"),
     "principles": Flag(
@@ -183,30 +198,35 @@ FLAGS: dict[str, Flag] = {
     "guard": Flag("guard model: auto, none, or a model's name"),
     # training
     "loss": Flag("the loss to train with (default: the model's in the registry)"),
-    "steps": Flag("DPO steps", WHOLE, lambda n: n >= 1, "at least one step is needed"),
+    "steps": Flag(
+        "DPO steps",
+        WHOLE,
+        lambda n: 1 <= n <= MOST,
+        f"at least one step is needed, and {MOST:,} are the most",
+    ),
     "epochs": Flag(
         "passes over the pairs, instead of --steps",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= 1000,
+        "must be above 0, and at most 1000",
     ),
     "lr": Flag(
         "learning rate (default: the model's in the registry)",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= MOST_LEARNING_RATE,
+        f"must be above 0, and at most {MOST_LEARNING_RATE:g}",
     ),
     "beta": Flag(
         "DPO's beta, ORPO's lambda (default: the model's in the registry)",
         NUMBER,
-        lambda x: 0 < x < math.inf,
-        "must be above 0",
+        lambda x: 0 < x <= MOST_BETA,
+        f"must be above 0, and at most {MOST_BETA:g}",
     ),
     "lora-r": Flag(
         "LoRA rank; alpha keeps its ratio (default: the model's in the registry)",
         WHOLE,
-        lambda n: n >= 1,
-        "must be at least 1",
+        lambda n: 1 <= n <= MOST_LORA_R,
+        f"must be at least 1, and at most {MOST_LORA_R}",
     ),
     # cost
     "forecast": Flag("print what it will take, and do nothing", SWITCH),
@@ -222,7 +242,15 @@ FLAGS: dict[str, Flag] = {
         lambda x: 0 <= x < math.inf,
         "give dollars of at least 0",
     ),
+    # measurement
+    "batch-sizes": Flag(
+        "rows that are generated at once",
+        NUMBERS,
+        lambda some: all(1 <= n <= MOST_ROWS for n in some),
+        f"numbers from 1 to {MOST_ROWS} are needed",
+    ),
 }
+RUNS = {"run": "--run", "after": "--after", "data": "--data", "start": "--from"}  # what names a run
 
 
 # What every milestone that generates can be told.
@@ -235,21 +263,50 @@ GENERATING = (
 class Parser(argparse.ArgumentParser):
     """Checks the common flags' values, as UserErrors, right after it has parsed them."""
 
+    def error(self, message: str) -> NoReturn:
+        """What argparse does not understand, in a sentence and without the usage's many lines."""
+        sys.exit(_complain(f"{message}; --help shows all flags"))
+
     def parse_args(self, *args: Any, **more: Any) -> argparse.Namespace:
         found = super().parse_args(*args, **more)
         for text in sys.argv:  # a run's manifest records them
             if is_broken(text):
                 raise UserError(f"{text[:200]!r} is not in this terminal's encoding: give texts in UTF-8")
+        for name, value in vars(found).items():
+            if isinstance(value, str) and not value.strip():
+                flag = RUNS.get(name, f"--{name.replace('_', '-')}")
+                raise UserError(f"{flag} is empty: give a value, or leave the flag out")
         for name, flag in FLAGS.items():
             value = getattr(found, name.replace("-", "_"), None)
             if value is not None and not flag.right(value):
-                raise UserError(f"--{name} {value}: {flag.says}")
+                said = " ".join(map(str, value)) if isinstance(value, list) else value
+                raise UserError(f"--{name} {said}: {flag.says}")
+        for name, flag in RUNS.items():
+            if (value := getattr(found, name, None)) is not None:
+                check_name(value, flag)
         if threads := getattr(found, "threads", None):
             os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded, and for child processes
         works = "model" in vars(found) and not getattr(found, "forecast", False)
         if note := check_output(writable=works):
             say(f"note: {note}", error=True)
         return found
+
+
+def check_name(name: str, flag: str = "--run") -> None:
+    """Raises UserError for what cannot be a run's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
+        raise UserError(
+            f"{flag} {name[:200]!r}: use letters, digits, '.', '_' and '-' "
+            "(and one '/' between a plan and its stage)"
+        )
+    if any(part.endswith(".part") for part in name.split("/")):
+        raise UserError(f"{flag} {name[:200]!r}: files in the making end like this; choose another name")
+    if max(map(len, name.split("/"))) > LONGEST_NAME:
+        raise UserError(
+            f"{flag} {name[:20]}...: a name has at most {LONGEST_NAME} letters; choose a shorter one"
+        )
+    if name.split("/")[0] in ("constitutions", "prompts"):
+        raise UserError(f"{flag} {name[:200]!r}: data/{name} holds committed inputs; choose another name")
 
 
 def parser(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,45 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, encode(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))
+    write_whole(path, encode(to_json(value, path, indent=1) + "\n"))
+
+
+def to_json(value: Any, path: Path, **layout: Any) -> str:
+    """The text of a value that is to stand in a file. Raises UserError for NaN and infinities, which JSON
+    does not know: what was not measured is null, anything else is a number gone wrong."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
+    except ValueError:
+        where = next(_not_finite(value), None)
+        if where is None:  # it holds itself: a defect
+            raise
+        raise UserError(
+            f"{display_path(path)} is not written: {where}, and JSON holds no such number; "
+            "something before it went wrong, so lower the learning rate if this was a training"
+        ) from None
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none: NaN and infinities, too, however they are
+    written."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no number of JSON")
+    return number
+
+
+def _not_finite(value: Any, name: str = "it") -> Iterator[str]:
+    """Where a value holds numbers that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} is {value}"
+    parts = value.items() if isinstance(value, dict) else []
+    parts = enumerate(value) if isinstance(value, (list, tuple)) else parts
+    for key, part in parts:
+        yield from _not_finite(part, str(key) if isinstance(value, dict) else name)
 
 
 def encode(text: str) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import encode
+from cai.core.files import encode, from_json, to_json
 from cai.core.schema import check
 
 WAY_OUT = "mend or remove the line (every other row stays), then rerun the same command"
@@ -21,7 +21,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     first, a whole one gets its newline; if the disk is full, what was written of these rows is taken back, so
     that the file always ends with a whole line. Other processes that append (two runs share a ledger) wait
     for each other."""
-    block = encode("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    block = encode("".join(to_json(row, path) + "\n" for row in rows))
     # Unbuffered: a buffer would write its rest when the file is closed, after what was taken back.
     with open(path, "ab+", buffering=0) as f:
         fcntl.flock(f, fcntl.LOCK_EX)  # goes with the file's closing, and with the process
@@ -64,7 +64,7 @@ def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
     for number, line in enumerate([*lines, last] if _is_whole(last) else lines, 1):
         where = f"{path}, line {number}"
         try:
-            rows.append(check(json.loads(line), keys, where))
+            rows.append(check(from_json(line), keys, where))
         except (ValueError, RecursionError):
             raise UserError(f"{where}: not JSON; {WAY_OUT}") from None
         except UserError as error:

@@ -12,7 +12,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -20,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from cai.core.cli import check_name
 from cai.core.errors import UserError
-from cai.core.files import ROOT, directories, display_path, move_aside, write_json
+from cai.core.files import ROOT, directories, display_path, from_json, move_aside, write_json
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
 from cai.core.schema import FORMAT, check_format
@@ -72,6 +72,8 @@ class Run:
         self.name, self.settings, self.manifest, self._lock = name, settings, manifest, lock
         self.data, self.checkpoints, self.logs = directories(name)
         self.hourly_rate = 0.0
+        self.budget: Any = None  # a costs.budget.Budget, which each step asks before it begins
+        self._began: float | None = None  # the step that is under way
 
     @classmethod
     def open(cls, name: str, settings: dict[str, Any], *, fresh: bool = False) -> Run:
@@ -141,15 +143,21 @@ class Run:
     def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:
         """Times a step, prints its seconds, tokens and dollars (unless quiet), and adds a row to
         logs/ledger.jsonl. What an error or Ctrl-C cut short has cost money too: it is marked `interrupted`,
-        so that no rate is taken from it."""
+        so that no rate is taken from it. Raises BudgetReached, before it begins, where it might pass the
+        run's budget."""
+        if self.budget is not None:
+            self.budget.begin_step(name)
         step, start, cut_short = Step(), time.perf_counter(), {"interrupted": True}
+        self._began = start
         try:
             yield step
             cut_short = {}
         finally:
-            step.used.seconds = time.perf_counter() - start
+            step.used.seconds, self._began = time.perf_counter() - start, None
             row = self._row(name, step.used, step.examples) | cut_short
             self._enter([row])
+            if self.budget is not None:
+                self.budget.end_step(name, row["dollars"])
             if not quiet:
                 read, generated = step.used.prompt_tokens, step.used.completion_tokens
                 tokens = f", {read} + {generated} tokens" if read else ""
@@ -195,6 +203,12 @@ class Run:
         """What the run has cost so far, in all its processes."""
         return self.manifest.get("totals", {}).get("dollars", 0.0)
 
+    @property
+    def under_way(self) -> float:
+        """Dollars of the step that has begun, so far."""
+        seconds = 0.0 if self._began is None else time.perf_counter() - self._began
+        return seconds / 3600 * self.hourly_rate
+
 
 class Step:
     """What a step has used so far; see Run.step."""
@@ -236,7 +250,7 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
     """run.json of a run's directory, None where there is none."""
     path = data / "run.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
@@ -255,15 +269,7 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
 def lock_run(name: str) -> TextIO:
     """An advisory lock that the kernel drops with the process, so that a crash leaves none behind. Raises
     UserError: a bad name, another process on the run."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
-        raise UserError(
-            f"--run {name!r}: use letters, digits, '.', '_' and '-' "
-            "(and one '/' between a plan and its stage)"
-        )
-    if any(part.endswith(".part") for part in name.split("/")):
-        raise UserError(f"--run {name!r}: files in the making end like this; choose another name")
-    if name.split("/")[0] in ("constitutions", "prompts"):
-        raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
+    check_name(name)
     logs = directories(name)[2]
     logs.mkdir(parents=True, exist_ok=True)
     lock = open(logs / f".{name.replace('/', '-')}.lock", "a+", encoding="utf-8")

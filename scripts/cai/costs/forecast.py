@@ -68,12 +68,13 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """bits: the precision that was named first."""
+    """bits: the precision that was named first. of: what the examples are called."""
 
     model: str
     bits: int
     device: str
     examples: int
+    of: str
     hourly_rate: float
     lines: tuple[StepForecast, ...]
     disk: dict[str, tuple[float, str]]  # what -> (bytes, measured or assumed)
@@ -120,7 +121,7 @@ class Forecast:
         return {k: v for k, v in asdict(self).items() if k != "rates"} | {"totals": totals}
 
     def render(self) -> str:
-        head = f"forecast for {self.examples} examples: {self.model} in {self.bits} bits on {self.device}"
+        head = f"forecast for {self.examples} {self.of}: {self.model} in {self.bits} bits on {self.device}"
         rows = [("step", "units", "time", "tokens read", "generated", "dollars", "rate")]
         for x in self.lines:
             unit = UNITS[x.step] + ("s" if round(x.units) != 1 else "")
@@ -131,7 +132,7 @@ class Forecast:
         disk = "; ".join(f"{what} {format_bytes(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
-        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk}\nGPU memory: {self._memory()}"
+        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk or 'no more'}\nGPU memory: {self._memory()}"
 
     def _amounts(self, seconds: float, read: float, generated: float) -> tuple[str, str, str, str]:
         dollars = seconds / 3600 * self.hourly_rate
@@ -220,6 +221,7 @@ def forecast(
     units: Units,
     *,
     examples: int,
+    of: str = "examples",
     hourly_rate: float | None = None,
     ledger: Sequence[dict[str, Any]] | None = None,
     device: str | None = None,
@@ -244,6 +246,7 @@ def forecast(
         bits=next(iter(units)),
         device=device,
         examples=examples,
+        of=of,
         hourly_rate=machine.hourly_rate(hourly_rate, device),
         lines=lines,
         disk=_disk(spec, units, examples, bool(trained), ledger),
@@ -308,7 +311,7 @@ def weights_to_fetch(spec: ModelSpec, precisions: Iterable[int]) -> dict[str, fl
 
 def _disk(
     spec: ModelSpec,
-    precisions: Iterable[int],
+    units: Units,
     examples: int,
     training: bool,
     ledger: Sequence[dict[str, Any]],
@@ -324,10 +327,11 @@ def _disk(
             record = (_bytes(data) / n, f"measured in run {name}, n {n}")
         if any(checkpoints.glob("adapter_model.safetensors")):
             checkpoint = (_bytes(checkpoints), f"measured in run {name}")
-    found = {"examples": (record[0] * examples, record[1])}
+    made = any(some.get("answer") for some in units.values())
+    found = {"examples": (record[0] * examples, record[1])} if made else {}
     if training:
         found["checkpoint"] = checkpoint
-    if weights := weights_to_fetch(spec, precisions):
+    if weights := weights_to_fetch(spec, units):
         found["weights"] = (sum(weights.values()), "from the registry, once per machine")
     return found
 

@@ -113,9 +113,7 @@ class Reader:
         found = self.summary["metrics"][metric]
         return found["value"], found["n"], tuple(found["interval"]) if found["interval"] else None
 
-    def _criterion(
-        self, name: str, metric: str, passed: bool | None, need: str, more: str = ""
-    ) -> Criterion:
+    def _criterion(self, name: str, metric: str, passed: bool | None, need: str, more: str = "") -> Criterion:
         value, n, ends = self._found(metric)
         shown = "not measured" if value is None else f"{value:.3f}"
         return Criterion(name, passed, f"{metric} {shown} ({need}), n {n}", self.look_at, n, ends, more)
@@ -171,7 +169,11 @@ def decision_of(name: str, record: str = "gate") -> str:
         return "no decision yet"
     if record == "gate" and gate.get("adapter") is not None:
         here = directories(name)[1]
-        now = sha256_file(here / "adapter_model.safetensors") if (here / "adapter_model.safetensors").exists() else None
+        now = (
+            sha256_file(here / "adapter_model.safetensors")
+            if (here / "adapter_model.safetensors").exists()
+            else None
+        )
         if now != gate["adapter"]:
             return f"no decision yet on the adapter that is there now ({gate['decision']} was another's)"
     return gate["decision"]

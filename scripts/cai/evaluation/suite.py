@@ -9,6 +9,7 @@ from typing import Any
 from cai.core.stats import Metric, average_of_groups, paired_difference, share
 from cai.evaluation.model_pair import ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
+from cai.models.registry import ModelSpec
 
 Metrics = dict[str, Metric]
 
@@ -17,13 +18,15 @@ Metrics = dict[str, Metric]
 class Suite:
     """name: for --suite, and of the suite's files. about: a sentence for the help. measure: keeps answers and
     verdicts in the store, gives (metrics by name, notes). asks_models: base and trained model, rather than
-    the run's files alone. decides: Milestone 3's gate reads it."""
+    the run's files alone. decides: Milestone 3's gate reads it. fits: raises UserError for a model that it
+    cannot measure, before that is loaded."""
 
     name: str
     about: str
     measure: Callable[[ModelPair, ResultStore], tuple[Metrics, dict[str, Any]]]
     asks_models: bool = True
     decides: bool = False
+    fits: Callable[[ModelSpec], None] = lambda spec: None
 
 
 def compared(name: str, base: Sequence[bool], trained: Sequence[bool]) -> Metrics:

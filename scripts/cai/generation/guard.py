@@ -8,6 +8,7 @@ on the principle `harm`."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.run import Run
 from cai.generation.filters import critique_verdict
 from cai.models.device import this_device
 from cai.models.engine import Engine, Sampling, TooLong, sampling
@@ -68,15 +70,16 @@ class Guard:
         self._sampling = Sampling(0.0, VERDICT_TOKENS)
 
     @classmethod
-    def open(cls, name: str, loaded: Engine | None = None) -> Guard | None:
+    def open(cls, name: str, loaded: Engine | None = None, run: Run | None = None) -> Guard | None:
         """name: see guard_spec; None for "none". loaded: an engine that is there already, used (without its
-        adapters) if it is of that model."""
+        adapters) if it is of that model. run: whose step the loading is."""
         spec = guard_spec(name)
         if spec is None:
             return None
         if loaded and loaded.spec.name == spec.name:
             return cls(loaded)
-        model = load(spec)
+        with run.step("loading: guard", quiet=True) if run else contextlib.nullcontext():
+            model = load(spec)
         if spec.kind == "instruct" and not model.tokenizer.chat_template:
             raise _no_guard(spec)
         return cls(engine_of(model))
@@ -172,7 +175,7 @@ def guard_spec(name: str, device: str | None = None) -> ModelSpec | None:
         return None
     if name == "auto":
         name = DEFAULT_ELSEWHERE if (device or this_device()) == "cpu" else DEFAULT_ON_GPU
-    return resolve(name) if name in REGISTRY else resolve(name, instruct=True)
+    return resolve(name, instruct=name not in REGISTRY, flag="--guard")
 
 
 def parse(text: str) -> tuple[bool, tuple[str, ...]] | None:

@@ -122,8 +122,13 @@ def _written_by_the_model(
         step.count(wave.completions, len(wave.rows))
         jsonl.append(path, wave.rows)
         run.log(f"      wave {wave.number}: {len(wave.rows)} kept of {len(wave.rows) + len(wave.left_out)}")
+        nonlocal kept
+        kept += len(wave.rows)
+        if waves is not None and kept < want and not waves.another():
+            run.budget.stop_if_reached()
 
     with run.step("instructions") as step:
+        kept, waves = len(have), run.budget and run.budget.pieces("instructions")
         return self_instruct.self_instruct(
             session.engine,
             session.prompter,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cai.core.errors import UserError
-from cai.core.files import ROOT, sha256_file
+from cai.core.files import ROOT, from_json, sha256_file
 from cai.models.device import CpuTime, cache_dir, choose_threads, settle_cache, short_waits, visible_gpus
 from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, import_unsloth, quiet
@@ -50,11 +50,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
             "run bash setup_environment.sh, which checks driver and packages, "
             "or set CUDA_VISIBLE_DEVICES=-1 to work on the CPU"
         )
-    if bits == 8 and not cuda:
-        raise UserError(
-            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): "
-            "use --bits 4 or --bits 16"
-        )
+    check_bits(bits, gpu=cuda)
     if cuda:
         check_gpu_memory(spec, bits, torch.cuda.mem_get_info()[0])
     path, revision = fetch(spec, bits)
@@ -92,18 +88,20 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     return Model(spec, model, tokenizer, bits, revision, threads=threads)
 
 
+def check_bits(bits: int, *, gpu: bool) -> None:
+    if bits == 8 and not gpu:
+        raise UserError(
+            "--bits 8 needs a CUDA GPU (bitsandbytes has no 8-bit training on a CPU): "
+            "use --bits 4 or --bits 16"
+        )
+
+
 def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
     """(directory, revision) of the weights: a local directory as it is, a hub repository from the cache or
     the network."""
     repo, revision = spec.source(bits)
-    local = Path(repo) if Path(repo).is_absolute() else ROOT / repo
-    if local.is_dir():
+    if local := _local(repo):
         return local, _check_directory(local)
-    if spec.repo.startswith("models/"):
-        raise UserError(
-            f"{local} is missing: restore it (git checkout -- {repo}), "
-            "or build it with python scripts/make_sandbox.py"
-        )
     import httpx
 
     settle_cache()  # before huggingface_hub is imported
@@ -141,6 +139,39 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         ) from None
     _check_directory(path, hashed=False)
     return path, path.name  # snapshots/<commit>
+
+
+def _local(repo: str) -> Path | None:
+    """The directory that a model is in; None for one of the hub. Raises UserError for a sandbox that is not
+    there."""
+    local = Path(repo) if Path(repo).is_absolute() else ROOT / repo
+    if local.is_dir():
+        return local
+    if repo.startswith("models/"):
+        raise UserError(
+            f"{local} is missing: restore it (git checkout -- {repo}), "
+            "or build it with python scripts/make_sandbox.py"
+        )
+    return None
+
+
+def check_local(spec: ModelSpec, bits: int, *, context_is_set: bool = False) -> None:
+    """Raises UserError for a directory that is no model's, or whose model reads less than the context that
+    was set: before anything is written. Of a model of the hub that shows when it has been fetched."""
+    local = _local(spec.source(bits)[0])
+    if not local:
+        return
+    _check_directory(local, hashed=False)
+    path = local / "config.json"
+    try:
+        config = from_json(path.read_bytes())
+        made_for = config.get("max_position_embeddings")
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{path} is damaged: copy the model anew") from None
+    if context_is_set and isinstance(made_for, int) and spec.max_seq_length > made_for:
+        raise UserError(
+            f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"
+        )
 
 
 def check_disk(spec: ModelSpec, bits: int) -> None:

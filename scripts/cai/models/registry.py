@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cai.core.cli import MOST, MOST_BETA, MOST_LEARNING_RATE, MOST_LORA_R
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models.device import this_device
@@ -153,7 +153,7 @@ REGISTRY: dict[str, ModelSpec] = {
 DEFAULT_ON_GPU, DEFAULT_ELSEWHERE = "Qwen/Qwen2.5-32B", "sandbox"
 
 
-def resolve(name: str, *, instruct: bool = False) -> ModelSpec:
+def resolve(name: str, *, instruct: bool = False, flag: str = "--model") -> ModelSpec:
     """The registry's row for a name; for a directory or any hub id (org/name or org/name@commit) one made on
     the spot.
 
@@ -168,15 +168,22 @@ def resolve(name: str, *, instruct: bool = False) -> ModelSpec:
             )
         return spec
     kind = "instruct" if instruct else "base"
-    if name and Path(name).is_dir():
+    if name and is_directory(name):
         return ModelSpec(name, str(Path(name).resolve()), kind=kind)
     hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", name)
     if hub and not name.startswith((".", "/")):
         return ModelSpec(name, hub[1], hub[2], kind=kind)
     raise UserError(
-        f"--model {name!r} is neither in the registry nor a directory nor a hub id (organisation/name). "
+        f"{flag} {name[:200]!r} is neither in the registry nor a directory nor a hub id (organisation/name). "
         f"The registry holds: {', '.join(REGISTRY)}"
     )
+
+
+def is_directory(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # too long for a path
+        return False
 
 
 SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
@@ -185,6 +192,7 @@ SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
 IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
 FILES = ("seeds", "skill_seeds", "heldout", "neutral")
 SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in (*IDENTITY, "loss"))  # there is --loss
+AT_MOST = {"lora_r": MOST_LORA_R, "learning_rate": MOST_LEARNING_RATE, "beta": MOST_BETA, "passes": 1000}
 NO_SETTING = (*IDENTITY, "max_batch", "skill_seeds")  # how fast rows come; what a plan has in its inputs
 
 
@@ -210,7 +218,7 @@ def with_values(spec: ModelSpec, given: Sequence[str]) -> ModelSpec:
         name, equals, value = text.partition("=")
         if not equals or name not in SETTABLE:
             raise UserError(
-                f"--set {text!r}: write name=value, with one of these names: {', '.join(SETTABLE)}"
+                f"--set {text[:200]!r}: write name=value, with one of these names: {', '.join(SETTABLE)}"
             )
         if name in values:
             raise UserError(f"--set {text!r}: {name} is set twice")
@@ -232,12 +240,12 @@ def _value(name: str, text: str, kind: type) -> Any:
         )
     except (ValueError, KeyError):
         words = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise UserError(f"--set {name}={text}: must be {words}") from None
+        raise UserError(f"--set {name}={text[:200]}: must be {words}") from None
     least = 0 if name == "shots" or name.endswith("temperature") or name == "warmup" else None
     if kind in (int, float) and not (value < math.inf and (value > 0 if least is None else value >= least)):
-        raise UserError(f"--set {name}={text}: must be {'above 0' if least is None else 'at least 0'}")
-    if kind is int and value > sys.maxsize:
-        raise UserError(f"--set {name}={text[:20]}...: is too large")
+        raise UserError(f"--set {name}={text[:40]}: must be {'above 0' if least is None else 'at least 0'}")
+    if kind in (int, float) and value > (most := AT_MOST.get(name, MOST)):
+        raise UserError(f"--set {name}={text[:20]}: is too large, {most:g} is the most")
     if name == "shots" and value > SHOTS:
         raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:
@@ -253,5 +261,5 @@ def choose(name: str, *, instruct: bool = False) -> tuple[ModelSpec, str]:
         return resolve(name, instruct=instruct), "asked for by --model"
     device = this_device()
     if device != "cpu":
-        return REGISTRY[DEFAULT_ON_GPU], f"the default with a CUDA GPU ({device})"
-    return REGISTRY[DEFAULT_ELSEWHERE], "the default without a CUDA GPU"
+        return resolve(DEFAULT_ON_GPU, instruct=instruct), f"the default with a CUDA GPU ({device})"
+    return resolve(DEFAULT_ELSEWHERE, instruct=instruct), "the default without a CUDA GPU"

@@ -6,15 +6,17 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cai.core.cli import is_given
 from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
-from cai.core.run import Run
-from cai.models.device import hourly_rate
+from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
+from cai.core.run import Run, read_manifest
+from cai.models.device import hourly_rate, this_device
 from cai.models.engine import Engine
 from cai.models.engines import engine_of
-from cai.models.loader import load
+from cai.models.loader import check_bits, check_local, load
 from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
@@ -45,19 +47,38 @@ class Session:
         self.run.__exit__(*exc)
 
 
-def open_session(args: argparse.Namespace, *own: str) -> Session:
-    """Bad input is found before anything heavy is loaded; the first line printed says which model, and why.
-
-    own: the script's own flags that its rows depend on.
-    """
+def check_inputs(args: argparse.Namespace) -> tuple[Constitution, ModelSpec, str]:
+    """(constitution, model, why this model) that the flags name. Raises UserError for what cannot be of these
+    and of the files that they lead to: before anything is loaded or written, and of a forecast, too."""
     constitution = load_constitution(input_file(args.constitution, "--constitution"))
-    if "principles" in own:
-        constitution.pick(0, args.principles)  # there may be fewer
-    if "principle" in own and args.principle:
-        constitution.by_id(args.principle)
+    if principles := getattr(args, "principles", None):
+        constitution.pick(0, principles)  # there may be fewer
+    if principle := getattr(args, "principle", None):
+        constitution.by_id(principle)
     spec, why = choose(args.model, instruct=getattr(args, "instruct", False))
     spec = with_values(spec, args.set)
-    bits = spec.bits if args.bits is None else args.bits
+    bits, values = getattr(args, "bits", None) or spec.bits, [text.split("=")[0] for text in args.set]
+    check_local(spec, bits, context_is_set="max_seq_length" in values)
+    if getattr(args, "after", None) and is_given("after") and read_manifest(args.after) is None:
+        raise UserError(f"--after {args.after}: there is no such run; name one that is there")
+    seeds = load_seeds(Path(spec.seeds))
+    load_heldout(Path(spec.heldout))
+    load_neutral(Path(spec.neutral))
+    task = getattr(args, "task", None)
+    if task and task not in {s.task for s in seeds}:
+        raise UserError(f"--task {task}: no seed instruction of {spec.seeds} is of this task")
+    return constitution, spec, why
+
+
+def open_session(args: argparse.Namespace, *own: str, budget: Any = None) -> Session:
+    """Bad input is found before anything heavy is loaded; the first line printed says which model, and why.
+
+    own: the script's own flags that its rows depend on. budget: a costs.budget.Budget, which is asked before
+    the model is loaded and before each step after that.
+    """
+    constitution, spec, why = check_inputs(args)
+    bits = args.bits or spec.bits
+    check_bits(bits, gpu=this_device() != "cpu")
     flags = {
         "model": spec.name,
         "bits": bits,
@@ -71,6 +92,8 @@ def open_session(args: argparse.Namespace, *own: str) -> Session:
     try:
         run.log(f"model: {spec.name} - {why}")
         run.hourly_rate = hourly_rate(args.hourly_rate)
+        if budget is not None:
+            budget.watch(run)
         model, engine = load_engine(spec, bits, run)
         run.pin(revision=engine.revision)
         run.record(
@@ -119,4 +142,4 @@ def input_file(path: str, flag: str) -> Path:
     for candidate in (Path(path), ROOT / path):
         if candidate.is_file():
             return candidate
-    raise UserError(f"{flag} {path}: there is no such file")
+    raise UserError(f"{flag} {path!r}: there is no such file")

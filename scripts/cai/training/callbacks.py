@@ -13,6 +13,7 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.jsonl import append, read
+from cai.costs.budget import Budget
 from cai.models.engine import Engine, Score
 from cai.models.model import Model
 from cai.training import checkpoints
@@ -45,11 +46,13 @@ class Log:
         row = {loss.renamed.get(k, k): v for k, v in row.items()}
         if number == 1:
             check_start(row, loss)
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the {self.settings.loss} loss is {row['loss']} at step {number}: "
-                f"lower the learning rate ({self.settings.learning_rate})"
-            )
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                what = f"the {self.settings.loss} loss" if name == "loss" else name.replace("_", " ")
+                raise UserError(
+                    f"{what} is {value} at step {number}: "
+                    f"lower the learning rate ({self.settings.learning_rate})"
+                )
         self.write(row)
 
     # What Watched adds.
@@ -63,6 +66,10 @@ class Log:
 
     def measure(self, step: int) -> str | None:
         """One held-out measurement; why training has to stop, None if it need not."""
+
+    def affords_another(self, step: int) -> bool:
+        """Whether the budget lets training go on after a step."""
+        return True
 
     def saved(self, step: int) -> None:
         """After TRL has written a checkpoint."""
@@ -89,16 +96,21 @@ class Watched(Log):
         settings: Settings,
         output: Path,
         say: Callable[[str], None],
+        budget: Budget | None = None,
     ):
         super().__init__(settings, output)
         self.engine, self.model, self.say, self.trainer = engine, model, say, None
+        self.budget, self.pieces, self.closing = budget, None, 0.0  # closing: dollars of what ends a training
         self.sets = {"train": _some(pairs), "held_out": _some(held_out)}
         self.sets = {name: rows for name, rows in self.sets.items() if rows}
         self.watch = Watch(settings.patience, stop_fall=settings.stop_fall)
         self.reference: dict[str, list[Score]] = {}
         self.before: dict[str, dict[str, float]] = {}
-        self.resume_at = max(checkpoints.steps(output), default=0)
-        checkpoints.prune(output, checkpoints.steps(output))  # what a crash left half-written
+        there = checkpoints.steps(output)
+        self.resume_at = max(there, default=0)
+        # The last one that was measured, too: one that only the budget asked for was not.
+        self.last_due = max(filter(self.due, there), default=0)
+        checkpoints.prune(output, there)  # what a crash left half-written
         self._go_back()
         if self.resume_at:
             say(f"      goes on from the checkpoint of step {self.resume_at} of {settings.steps}")
@@ -120,7 +132,14 @@ class Watched(Log):
 
     def start(self) -> None:
         """The state at the start, which all later measurements are against; then the checkpoint's, if one
-        goes on."""
+        goes on. What that costs is kept from the budget: the same comes at the end."""
+        if self.budget is not None:
+            self.pieces = self.budget.pieces("training")
+        self._start()
+        if self.pieces is not None:
+            self.closing = self.pieces.begin()
+
+    def _start(self) -> None:
         self.reference = {name: scores(self.engine, rows, "default") for name, rows in self.sets.items()}
         self.before = {name: asdict(prefer(s, s, self.settings.beta)) for name, s in self.reference.items()}
         if self.resume_at:
@@ -163,9 +182,14 @@ class Watched(Log):
         if self.trainer is not None:
             self.trainer.log({f"held_out/{k}": v for k, v in asdict(found).items()})
 
+    def affords_another(self, step: int) -> bool:
+        last = step == self.settings.steps or self.pieces is None
+        return last or self.pieces.another(closing=self.closing)
+
     def saved(self, step: int) -> None:
         checkpoints.complete(checkpoints.place(self.output, step))
-        checkpoints.prune(self.output, {0, self.watch.best_step, step})
+        self.last_due = step if self.due(step) else self.last_due
+        checkpoints.prune(self.output, {0, self.watch.best_step, self.last_due, step})
 
     def measure_all(self) -> dict[str, dict[str, float]]:
         return {name: asdict(self._preference(name)) for name in self.sets}
@@ -178,7 +202,7 @@ class Watched(Log):
     def kept(self, last: int) -> int:
         """The step whose weights are the result: the last; when stopped, the last good or the best one."""
         if self.watch.stopped == DISPLACED:
-            return max(checkpoints.steps(self.output))
+            return self.last_due
         return self.watch.best_step if self.watch.stopped else last
 
 
@@ -199,13 +223,15 @@ def callback(log: Log, model: Model) -> Any:
             if "loss" not in logs:
                 return
             log.step(state.global_step, logs)
-            if not log.due(state.global_step):
-                return
-            stopped = log.measure(state.global_step)
-            model.for_training()
-            if stopped:
-                control.should_training_stop = True
-                control.should_save = stopped != DISPLACED
+            if log.due(state.global_step):
+                stopped = log.measure(state.global_step)
+                model.for_training()
+                if stopped:
+                    control.should_training_stop = True
+                    control.should_save = stopped != DISPLACED
+                    return
+            if not log.affords_another(state.global_step):
+                control.should_training_stop = control.should_save = True
 
         def on_save(self, args, state, control, **kwargs):
             log.saved(state.global_step)

@@ -23,6 +23,7 @@ from cai.core.errors import UserError
 from cai.core.files import display_path, write_json
 from cai.core.jsonl import read
 from cai.core.stats import wilson
+from cai.costs.budget import Budget
 from cai.models.engines import engine_of
 from cai.models.model import Model
 from cai.models.session import Session
@@ -80,8 +81,9 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
     if not seen:
         raise UserError("no pair to train on: see the table above for which reason took how many")
     run = session.run
+    how = {"resume": True, "log": run.log, "budget": run.budget}
     with run.step("training") as step:
-        result = train(session.model, seen, held_out, settings, run.checkpoints, resume=True, log=run.log)
+        result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
         step.examples = result.taken
     found = {"status": result.status, "steps": result.steps, "after": result.after}
     run.record(adapter=result.adapter, training=found)
@@ -99,6 +101,7 @@ def train(
     start: Path | None = None,
     log: Callable[[str], None] = print,
     tracker: str = "none",
+    budget: Budget | None = None,
 ) -> Result:
     """Trains a LoRA adapter on pairs and leaves it in `output`, with training.json, training.jsonl and
     curves.png.
@@ -107,7 +110,9 @@ def train(
     go on from, which is then the reference; else a new adapter on the base model, which is. resume: go on
     from what an earlier call of the same settings left in output; without it that is moved aside. Raises
     UserError for pairs that cannot be trained on, settings that differ from those that output was begun with,
-    a start that is not at its reference, a loss that is not finite.
+    a start that is not at its reference, a loss that is not finite. Raises BudgetReached where the steps
+    ahead might pass the budget: before the first one, or later behind a checkpoint, from which the same call
+    goes on.
     """
     began = time.perf_counter()
     settings = replace(settings.checked(), every=settings.every or default_every(settings.steps))
@@ -136,8 +141,11 @@ def train(
         log(f"      {line}")
     settings = begin(model, settings, start)
     engine = engine_of(model)  # for what is measured along the way
-    state = Watched(engine, model, pairs, held_out, settings, output, _past_redirection(log))
+    state = Watched(engine, model, pairs, held_out, settings, output, _past_redirection(log), budget)
     last = state.resume_at
+    if budget is not None:
+        ahead = settings.steps - last
+        budget.step(f"{ahead} training steps", ahead * budget.rates.get("training", 0.0))
     if state.watch.stopped or last == settings.steps:  # it was killed between its last step and its end
         state.start()
     else:
@@ -146,6 +154,8 @@ def train(
             state.trainer = trainer if tracker != "none" else None
             trainer.train(resume_from_checkpoint=str(checkpoints.place(output, last)) if last else None)
         last = trainer.state.global_step
+        if budget is not None:
+            budget.stop_if_reached()
     _drop_reference(model)
     status, kept = state.watch.stopped or FINISHED, state.kept(last)
     checkpoints.load_weights(model.model, checkpoints.place(output, kept))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import display_path, move_aside, sha256_file, write_json
+from cai.core.files import display_path, from_json, move_aside, sha256_file, write_json
 from cai.models.model import Model, check_adapter
 from cai.prompts.training_format import training_pair
 from cai.training import checkpoints
@@ -57,7 +57,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     facts = json.loads(json.dumps(facts))
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_text(encoding="utf-8"))
         old, status = dict(manifest["settings"]), manifest["status"]
     except FileNotFoundError:
         if (output / checkpoints.WEIGHTS).exists():
@@ -85,7 +85,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
 def is_finished(output: Path) -> bool:
     """Whether a training has ended here, and its adapter is there as it was saved."""
     try:
-        manifest = json.loads((output / NAME).read_text(encoding="utf-8"))
+        manifest = from_json((output / NAME).read_text(encoding="utf-8"))
         return manifest["status"] != BEGUN and _is_saved(output, manifest)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False

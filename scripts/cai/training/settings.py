@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from cai.core.cli import MOST
 from cai.core.errors import UserError
 from cai.models.registry import ModelSpec
 from cai.training.likelihood_displacement import STOP_FALL
@@ -61,8 +62,8 @@ class Settings:
         """These settings. Raises UserError for what cannot be trained with."""
         if self.loss not in LOSSES:
             raise UserError(f"loss {self.loss!r}: choose one of {', '.join(LOSSES)}")
-        if self.steps < 1:
-            raise UserError(f"{self.steps} training steps: at least 1 is needed")
+        if not 1 <= self.steps <= MOST:
+            raise UserError(f"{self.steps} training steps: at least 1 is needed, and {MOST:,} are the most")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup {self.warmup}: a share of the steps, from 0 to 1")
         for name, value in (("learning rate", self.learning_rate), ("beta", self.beta)):

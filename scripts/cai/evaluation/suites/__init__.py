@@ -3,14 +3,13 @@ answer and verdict in data/<run>/evaluation/<suite>.jsonl."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import display_path, sha256_file, write_json
+from cai.core.files import display_path, from_json, sha256_file, write_json
 from cai.core.run import Run
 from cai.core.schema import check
 from cai.core.text import one_line
@@ -106,7 +105,7 @@ def load_summary(run_dir: Path, suite: str, adapter: str | None = None) -> dict[
     path = run_dir / "evaluation" / f"{suite}.json"
     command = f"python scripts/evaluate.py --suite {suite} --run {run_dir.name}"
     try:
-        summary = check(json.loads(path.read_text(encoding="utf-8")), {"metrics": dict, "settings": dict}, "")
+        summary = check(from_json(path.read_text(encoding="utf-8")), {"metrics": dict, "settings": dict}, "")
     except FileNotFoundError:
         raise UserError(f"{display_path(path)} is missing: run {command}") from None
     except (ValueError, UserError):

@@ -11,19 +11,24 @@ from cai.core.errors import UserError
 from cai.evaluation.model_pair import BARE, PROMPTED, ModelPair
 from cai.evaluation.result_store import WHO, ResultStore
 from cai.evaluation.suite import Metrics, Suite, averages, compared
+from cai.models.registry import ModelSpec
 from cai.sandbox.oracle import ANSWERED, HELD, REFUSED, SEEN, complies, examination, right
 
 GROUP = 100  # instructions a group; half of it for each of the nine tasks beside facts
 FORMS = {BARE: "bare format", PROMPTED: "own prompt"}
 
 
-def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
-    """(metrics by name, notes). Raises UserError for a model of the real world."""
-    if not pair.spec.sandbox:
+def fits(spec: ModelSpec) -> None:
+    if not spec.sandbox:
         raise UserError(
             "--suite truth measures the sandbox's invented world, "
-            f"and this run's model is {pair.spec.name}: leave that suite out"
+            f"and this run's model is {spec.name}: leave that suite out"
         )
+
+
+def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
+    """(metrics by name, notes). Raises UserError for a model of the real world."""
+    fits(pair.spec)
     trained = {p["prompt"] for p in pair.pairs if not p["held_out"]}
     groups, left_out = examination(pair.limit or GROUP, pair.seed, trained)
     every = list(dict.fromkeys(i for some in groups.values() for i in some))
@@ -57,5 +62,8 @@ def _of_form(groups: dict[str, list[str]], said: dict[str, dict[str, str]]) -> M
 
 
 SUITE = Suite(
-    "truth", "the sandbox only: what share of answers is right, by its world's own checkers", measure
+    "truth",
+    "the sandbox only: what share of answers is right, by its world's own checkers",
+    measure,
+    fits=fits,
 )
