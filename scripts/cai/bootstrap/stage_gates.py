@@ -12,7 +12,7 @@ from cai.core.files import display_path
 from cai.core.run import Run
 from cai.core.schema import TASK_TYPES
 from cai.evaluation.criteria import MOST_REFUSALS
-from cai.evaluation.gates import Criterion, from_metric
+from cai.evaluation.gates import Criterion, Reader
 from cai.evaluation.guardrails import again
 
 GO, NO_GO = "GO", "NO-GO"
@@ -63,7 +63,7 @@ def asked(
     elif gate.success:
         rows = {"success on average": _mean(result, stage.tasks)}
     found = [
-        from_metric(name, {"metrics": {"success": row}}, "success", gate.success, here)
+        Reader({"metrics": {"success": row}}, here).target(name, "success", gate.success)
         for name, row in rows.items()
     ]
     if gate.safer:

@@ -1,7 +1,12 @@
-"""How many of a run's critiques mean something, by a rule, and by a person where one has marked them."""
+"""How many of a run's critiques mean something.
+
+By their form: by a rule, and by a person where one has marked them. And by what came of them: a critique that
+asks for a change is confirmed if the judge prefers the revision by that critique's principle, in both orders.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cai.core.stats import share
@@ -10,9 +15,10 @@ from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import ResultStore
 from cai.evaluation.suite import Metrics, Suite
 from cai.generation.filters import critique_verdict, is_exemplar, normal
+from cai.prompts.markers import CHANGE
 from cai.prompts.templates import hash_texts
 
-MEANINGFUL = "critiques meaningful"
+MEANINGFUL, CONFIRMED = "critiques meaningful", "critiques confirmed by the judge of their revision"
 MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
 
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
@@ -43,6 +49,20 @@ def meaningful(critique: str, instruction: str, answer: str) -> str | None:
     if not content & set(reason):
         return "it names nothing of the instruction or the answer"
     return None
+
+
+def confirmed(records: Sequence[dict[str, Any]]) -> list[bool]:
+    """For each critique that asked for a change, whether it is confirmed. A revision that something else
+    speaks against, such as one that changes nothing, is judged by nobody, and confirms nothing. [] where
+    nobody judged."""
+    found = []
+    for record in records:
+        said = (record["judgement"] or {}).get("principles", [])
+        won = {j["principle_id"] for j in said if j["winner"] == "second"}
+        asked = [c for c in record["critiques"] if critique_verdict(c["critique"]) == CHANGE]
+        found += [c["principle_id"] in won for c in asked]
+    judged = any(r["judgement"] for r in records)
+    return found if judged else []
 
 
 def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any]]:
@@ -77,6 +97,7 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
         "examples all of whose critiques are meaningful": share([all(x) for x in examples.values()]),
         "critiques meaningful by the rule alone": share([r["fault"] is None for r in found]),
     }
+    metrics[CONFIRMED] = share(confirmed(pair.records))
     if marked:
         metrics["rule agrees with the person"] = share([(r["fault"] is None) == r["person"] for r in marked])
     return metrics, {"critiques that a person marked": len(marked)}

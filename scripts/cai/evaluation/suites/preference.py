@@ -36,6 +36,7 @@ SIMILAR = 1.25  # answers are of similar length if the longer has at most this m
 ON_POLICY = "on-policy completions"
 # What gates read:
 HELD_OUT_ACCURACY = "held-out revision pairs: accuracy"
+TRAINED_ACCURACY = "training revision pairs: accuracy"
 WIN_RATE = f"{ON_POLICY}: win rate"
 MARKED = "revisions better, marked by a person"
 
@@ -51,7 +52,7 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
     for group in ("held-out", "training"):
         for kind in ("revision", "anchor"):
             some = [r for r in scored if r["held_out"] == (group == "held-out") and r["kind"] == kind]
-            if some or (group, kind) == ("held-out", "revision"):
+            if some or kind == "revision":
                 metrics |= {f"{group} {kind} pairs: {name}": m for name, m in rewards(some).items()}
     prompts, near = pair.heldout()
     for form, label in ((BARE, ON_POLICY), (PROMPTED, f"{ON_POLICY}, base in its own prompt")):
