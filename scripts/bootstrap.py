@@ -9,8 +9,10 @@ A stage makes its data, trains from its predecessor's adapter, is measured on he
 passes a gate before the next one begins. Controls branch off the main line at each stage and differ from it
 in one thing. Reads specs/plans/<plan>.yaml or a file of your own, and the constitution. Writes
 data/<plan>/<stage>[.seed<n>][.<control>]/, checkpoints/ alike, data/<plan>/results.json, report.html and
-report.md. Killed at any moment, the same command goes on; more seeds or controls can be added later. Exit
-status: 0 every stage passed, 3 a gate or a guardrail metric said NO-GO, 2 bad input, 4 the budget is reached.
+report.md. Killed at any moment, the same command goes on; more seeds or controls can be added later. A plan
+stops at NO-GO; what is UNDECIDED is said and passed by. Exit status: 0 every stage passed, 3 a gate or a
+guardrail metric said NO-GO, 5 a gate is UNDECIDED (too few cases to tell), 2 bad input, 4 the budget is
+reached.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 
 from cai.bootstrap.controls import CONTROLS
-from cai.core.cli import GO, NO_GO, cli, parser
+from cai.core.cli import GO, cli, parser
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.run import Run, check_name
@@ -94,7 +96,7 @@ def finish(run: Run, runner) -> int:
     for sentence in (*found.reasons, *found.caveats):
         run.log(f"  {sentence}")
     run.log(f"report: {display_path(page)}")
-    return GO if runner.passed else NO_GO
+    return runner.status
 
 
 if __name__ == "__main__":

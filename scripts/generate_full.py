@@ -9,8 +9,8 @@ data/<run>/, and the call that finds all of them there builds pairs.jsonl. Shard
 the other; on several machines they need the same data/<run>/instructions.jsonl. Training and evaluation come
 after it: train_dpo.py --run full, then evaluate.py --suite preference forgetting --gate --run full. Writes
 data/<run>/{instructions,records*,pairs}.jsonl, run.json, report.html, yields.png. Killed at any moment, the
-same command goes on. Exit status: 0 the data say GO, or other shards are missing; 3 NO-GO, 2 bad input, 4 the
-budget is reached.
+same command goes on. Exit status: 0 the data say GO, or other shards are missing; 3 NO-GO, 5 UNDECIDED
+(too few pairs to measure with), 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def main() -> int:
         run="full",
         after="mvp",
         guard="auto",
-        limit=EXAMPLES,
         principles=PRINCIPLES,
         anchors=0.6,
         held_out=0.1,
@@ -40,6 +39,12 @@ def main() -> int:
     flags.add_argument("--shard", default="1/1", help="this process's part of the instructions, as 2/8")
     args = flags.parse_args()
     shard = read_shard(args.shard)
+    if args.pairs and shard[1] > 1:
+        raise UserError(
+            f"--pairs with --shard {args.shard}: a shard does not know the others' pairs; use --limit"
+        )
+    if args.limit is None and args.pairs is None:
+        args.limit = EXAMPLES
 
     from cai.costs.budget import Budget
     from cai.costs.forecast import report_accuracy
@@ -52,6 +57,7 @@ def main() -> int:
     from cai.generation.pairs import make_pairs
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records, read_records
+    from cai.generation.targets import Side, Target, until_enough
     from cai.generation.yield_stats import report_yield
     from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
@@ -64,17 +70,16 @@ def main() -> int:
         print(f"{ahead.render()}\n{how}")
         return GO
     budget = Budget.ahead(args.budget, ahead)
+    target = Target(Side.of(args.pairs, args.limit), share=args.held_out)
     before = require(args.after, force=args.force)
     args.shards = shard[1]
-    own = ("principles", "limit", "shards", "source", "anchors", "no_judge", "held_out", "guard")
+    own = ("principles", "limit", "pairs", "shards", "source", "anchors", "no_judge", "held_out", "guard")
     with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)
         guard = Guard.open(args.guard, loaded=session.engine, run=run)
         run.pin(guard=guard and guard.engine.spec.name)  # what auto means depends on the machine
-        dollars = ahead.dollars_of("instructions")
-        rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
         loop = Loop(
             session.engine,
             session.prompter,
@@ -84,7 +89,11 @@ def main() -> int:
             judged=not args.no_judge,
             guard=guard,
         )
-        records = make_records(run, loop, examples_of(rows), budget=budget, shard=shard)
+        rows, records = until_enough(
+            target,
+            lambda n: make_instructions(session, n, args.source, budget=budget),
+            lambda rows: make_records(run, loop, examples_of(rows), budget=budget, shard=shard),
+        )
         report_yield(run, session.constitution, records)
         if shard[1] > 1:
             records = read_records(run.data)
@@ -99,10 +108,11 @@ def main() -> int:
         status = decide(run, data(run, principles, rows, records, pairs), record="data_gate")
         publish(run)
         report_accuracy(run)
-        run.log(
-            f"next: python scripts/train_dpo.py --run {args.run}, then\n"
-            f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
-        )
+        if status == GO:
+            run.log(
+                f"next: python scripts/train_dpo.py --run {args.run}, then\n"
+                f"python scripts/evaluate.py --suite preference forgetting --gate --run {args.run}"
+            )
     return status
 
 
@@ -121,31 +131,40 @@ def forecast(args: argparse.Namespace, measured_in: str):
     many as the yield of the run `measured_in` promises pairs for."""
     from cai.core.ledger import read_ledger
     from cai.core.run import read_manifest
-    from cai.costs.default_rates import PAIRS_AN_EXAMPLE
+    from cai.costs.default_rates import PAIRS_AN_EXAMPLE, REVISIONS_AN_EXAMPLE
     from cai.costs.forecast import device_of, milestone_forecast
     from cai.generation.guard import guard_spec
+    from cai.generation.targets import Side
     from cai.models.registry import choose, with_values
     from cai.training.settings import default_steps
 
     spec, made = with_values(choose(args.model)[0], args.set), read_manifest(measured_in) or {}
-    pairs, examples = made.get("pairs"), made.get("counts", {}).get("records")
+    pairs, records = made.get("pairs"), made.get("counts", {}).get("records")
     each, source = PAIRS_AN_EXAMPLE, "assumed"
-    if made.get("model") == spec.name and pairs and examples:
-        each = (pairs["count"] - pairs["held_out"]) / examples
-        source = f"measured in run {measured_in}, n {examples}"
-    expected = round(each * args.limit)
+    if made.get("model") == spec.name and pairs and records:
+        each = (pairs["count"] - pairs["held_out"]) / records
+        source = f"measured in run {measured_in}, n {records}"
+    examples = Side.of(args.pairs, args.limit).expected(REVISIONS_AN_EXAMPLE)
+    expected = round(each * examples)
     steps = default_steps(spec, expected)
     how = (
         f"training: {steps:,} steps, {spec.passes:g} passes over about {expected:,} pairs, "
         f"{each:.2f} an example ({source})"
     )
     guard = guard_spec(args.guard, device_of(spec, read_ledger()))
-    return milestone_forecast(args, steps, guard), how
+    return milestone_forecast(args, steps, examples, guard), how
 
 
 def next_milestone(args: argparse.Namespace) -> str:
     """What Milestone 3 would take with its defaults, once the run of Milestone 2 with these flags is done."""
-    own = {"limit": EXAMPLES, "principles": PRINCIPLES, "guard": "auto", "source": None, "no_judge": False}
+    own = {
+        "limit": EXAMPLES,
+        "pairs": None,
+        "principles": PRINCIPLES,
+        "guard": "auto",
+        "source": None,
+        "no_judge": False,
+    }
     ahead, how = forecast(argparse.Namespace(**vars(args) | own), args.run)
     return f"\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)\n{ahead.render()}\n{how}"
 

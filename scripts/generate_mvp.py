@@ -1,13 +1,14 @@
-"""Milestone 2: a hundred examples, a hundred DPO steps and more, evaluation on held-out pairs, GO or NO-GO.
+"""Milestone 2: a hundred examples to train on, others to measure with, 120 DPO steps, evaluation, a decision.
 
     python scripts/generate_mvp.py                          # after test_batch.py has said GO
     python scripts/generate_mvp.py --forecast               # what it will take
     python scripts/generate_mvp.py --limit 300 --budget 5   # more examples, and not more than five dollars
 
 Writes data/<run>/{instructions,records,pairs}.jsonl, run.json, report.html, yields.png and evaluation/;
-checkpoints/<run>/. Ends with how far the forecast was off, and what Milestone 3 will take. Killed at any
-moment, the same command goes on, and reads review.jsonl again. Exit status: 0 GO, 3 NO-GO, 2 bad input, 4 the
-budget is reached.
+checkpoints/<run>/. Held-out examples are made beside the hundred, until there are 20 revision pairs of them
+(or four times as many examples as to train on). Ends with how far the forecast was off, and what Milestone 3
+will take. Killed at any moment, the same command goes on, and reads review.jsonl again. Exit status: 0 GO,
+3 NO-GO, 5 UNDECIDED (too few cases to tell), 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 from cai.core.cli import GENERATING, GO, cli, parser
 from cai.training.losses import LOSSES
 
-HELD_OUT = 0.25  # a tenth of the few pairs that a hundred examples make would decide nothing
+EXAMPLES = 100  # to train on, unless --limit or --pairs says otherwise
+HELD_OUT = 0.4  # of the instructions: what 20 pairs to measure with take beside these
+MOST_HELD_OUT = 4  # held-out examples for each one to train on
 SUITES = ("critique", "preference", "forgetting")
 
 
@@ -28,14 +31,16 @@ def main() -> int:
         choices={"loss": LOSSES},
         run="mvp",
         after="batch",
-        limit=100,
         principles=2,
         anchors=0.6,
         held_out=HELD_OUT,
         steps=120,
     ).parse_args()
+    if args.limit is None and args.pairs is None:
+        args.limit = EXAMPLES
 
     from cai.costs.budget import Budget
+    from cai.costs.default_rates import REVISIONS_AN_EXAMPLE
     from cai.costs.forecast import milestone_forecast, report_accuracy
     from cai.evaluation.criteria import m2
     from cai.evaluation.gates import decide, require
@@ -46,6 +51,7 @@ def main() -> int:
     from cai.generation.pairs import make_pairs
     from cai.generation.prompt_sources import check
     from cai.generation.records import make_records
+    from cai.generation.targets import HELD_OUT_PAIRS, Side, Target, until_enough
     from cai.generation.yield_stats import report_yield
     from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
@@ -56,19 +62,19 @@ def main() -> int:
     check_inputs(args)
     if args.source:
         check(args.source)
-    ahead = milestone_forecast(args, args.steps)
+    train = Side.of(args.pairs, args.limit)
+    target = Target(train, Side(HELD_OUT_PAIRS, MOST_HELD_OUT * train.most), args.held_out)
+    ahead = milestone_forecast(args, args.steps, target.expected(REVISIONS_AN_EXAMPLE))
     if args.forecast:
         print(ahead.render())
         return GO
     budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
-    own = ("principles", "limit", "source", "anchors", "no_judge", "held_out", "steps", "loss")
+    own = ("principles", "limit", "pairs", "source", "anchors", "no_judge", "held_out", "steps", "loss")
     with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)
-        dollars = ahead.dollars_of("instructions")
-        rows = make_instructions(session, args.limit, args.source, budget=budget, dollars=dollars)
         loop = Loop(
             session.engine,
             session.prompter,
@@ -77,7 +83,11 @@ def main() -> int:
             principles=args.principles,
             judged=not args.no_judge,
         )
-        records = make_records(run, loop, examples_of(rows), budget=budget)
+        _, records = until_enough(
+            target,
+            lambda n: make_instructions(session, n, args.source, budget=budget),
+            lambda rows: make_records(run, loop, examples_of(rows), budget=budget),
+        )
         report_yield(run, session.constitution, records)
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
         publish(run)

@@ -27,7 +27,19 @@ from cai.core.run import Run, git_commit, read_manifest, versions
 from cai.training.losses import LOSSES
 from cai.training.trackers import TRACKERS, check
 
-COMMON = ("run", "model", "bits", "threads", "set", "seed", "forecast", "budget", "hourly-rate", "fresh")
+COMMON = (
+    "run",
+    "model",
+    "bits",
+    "threads",
+    "set",
+    "seed",
+    "forecast",
+    "budget",
+    "hourly-rate",
+    "fresh",
+    "force",
+)
 TRAINING = ("loss", "steps", "epochs", "lr", "beta", "lora-r")
 SHORT = {"lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set
 ORIGIN = ("argv", "commit", "versions", "python")  # of the data: training does not overwrite them
@@ -37,12 +49,15 @@ def main() -> int:
     args = read_flags()
 
     from cai.costs.budget import Budget
+    from cai.evaluation.gates import require
     from cai.models.device import hourly_rate
     from cai.models.session import load_engine
     from cai.training.dpo import train
     from cai.training.likelihood_displacement import DISPLACED
 
     source = args.data or args.run
+    if "data_gate" in (read_manifest(source) or {}):
+        require(source, force=args.force, record="data_gate")
     pairs, held_out, disputed = agreed(directories(source)[0])
     start = directories(args.start)[1] if args.start else None
     spec, why = model_of(args, source)

@@ -109,10 +109,11 @@ def test_instructions_say_how_many_lack_and_stop_at_the_budget(tmp_path, monkeyp
     engine = FakeEngine(answers)
     with Run.open("a", {"seed": 0}) as run:
         session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+        budget = Budget(1.0, lambda: 0.0, rates={"instructions": 0.1})
         with pytest.raises(BudgetReached, match="20 instructions would cost about .2.00"):
-            make_instructions(session, 20, budget=Budget.of(1.0, run), dollars=2.0)
+            make_instructions(session, 20, budget=budget)
         assert not engine.asked
-        assert len(make_instructions(session, 5, str(source), budget=Budget.of(1.0, run), dollars=2.0)) == 2
+        assert len(make_instructions(session, 5, str(source), budget=budget)) == 2
     assert "warning: 2 of 5 instructions were found" in capsys.readouterr().out
 
 

@@ -288,6 +288,8 @@ def _gates(results: dict[str, Any]) -> Table:
         for run in runs:
             for c in run["gate"]["criteria"]:
                 state = Cell("pass", "good") if c["passed"] else Cell(f"FAIL; look at {c['look_at']}", "bad")
+                if c["passed"] is None:
+                    state = Cell(f"too few cases to tell: {c['more']}")
                 rows.append((stage["name"], str(run["seed"]), c["name"], c["measured"], state))
     head = ("Stage", "Seed", "Criterion", "Measured", "")
     return Table("The gates' criteria, the predecessor's arm.", head, rows)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from cai.bootstrap.controls import ARMS
-from cai.bootstrap.stage_gates import CARRIED, GO, MEASURED, NO_GO, STARVED
+from cai.bootstrap.stage_gates import CARRIED, GO, MEASURED, NO_GO, STARVED, UNDECIDED
 from cai.core.errors import UserError
 from cai.core.files import from_json
 from cai.core.stats import Metric
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 class Gate(BaseModel):
-    decision: Literal[GO, NO_GO]
+    decision: Literal[GO, NO_GO, UNDECIDED]
     criteria: list[Criterion]
 
 

@@ -11,9 +11,9 @@ from cai.bootstrap.controls import ARMS, MAIN
 from cai.bootstrap.plan import Plan, Stage
 from cai.bootstrap.results import FORMAT
 from cai.bootstrap.stage import run_stage
-from cai.bootstrap.stage_gates import GO
+from cai.bootstrap.stage_gates import NO_GO, UNDECIDED
 from cai.bootstrap.stage_model import SharedModel
-from cai.core import ledger
+from cai.core import cli, ledger
 from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_duration
@@ -51,12 +51,15 @@ class Runner:
         self._ahead, self._done, self._began = 0, 0, time.monotonic()
 
     def follow(self, seed: int, controls: Sequence[str], *, force: bool) -> None:
-        """One seed, to its end or to the first gate that says NO-GO."""
+        """One seed, to its end or to the first gate that says NO-GO. What is UNDECIDED is passed by, and
+        said."""
         self._ahead = sum(1 + len(_possible(controls, n > 0)) for n in range(len(self.plan.stages)))
         before: tuple[dict[str, Any], ...] = ()
         for stage in self.plan.stages:
             main = self._one(stage, seed, before)
-            if main["gate"]["decision"] != GO and not main["rolled_back"] and not force:
+            if main["gate"]["decision"] == UNDECIDED:
+                self.run.log(f"   {main['run']} is passed by undecided: {_why(main)}")
+            if main["gate"]["decision"] == NO_GO and not main["rolled_back"] and not force:
                 self._stop(f"seed {seed}, stage {stage.name}: {_why(main)}")
                 return
             for control in _possible(controls, self._context(stage, seed, before).parent is not None):
@@ -116,9 +119,12 @@ class Runner:
         return sorted(found, key=lambda r: (r["seed"], stages.index(r["stage"]), arms.index(r["arm"])))
 
     @property
-    def passed(self) -> bool:
-        """Whether every gate of the main line said GO, for all seeds that were run."""
-        return not self.stopped and all(r["gate"]["decision"] == GO for r in self.rows() if r["arm"] == MAIN)
+    def status(self) -> int:
+        """The exit status: GO if every gate of the main line said so, for all seeds that were run."""
+        found = {r["gate"]["decision"] for r in self.rows() if r["arm"] == MAIN}
+        if self.stopped or NO_GO in found:
+            return cli.NO_GO
+        return cli.UNDECIDED if UNDECIDED in found else cli.GO
 
     def results(self) -> dict[str, Any]:
         """What the report is made of (cai.bootstrap.report)."""

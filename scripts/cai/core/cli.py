@@ -255,8 +255,9 @@ RUNS = {"run": "--run", "after": "--after", "data": "--data", "start": "--from"}
 
 # What every milestone that generates can be told.
 GENERATING = (
-    *("run", "model", "bits", "threads", "set", "seed", "constitution", "limit", "source", "principles"),
-    *("anchors", "held-out", "no-judge", "after", "forecast", "budget", "hourly-rate", "fresh", "force"),
+    *("run", "model", "bits", "threads", "set", "seed", "constitution", "limit", "pairs", "source"),
+    *("principles", "anchors", "held-out", "no-judge", "after"),
+    *("forecast", "budget", "hourly-rate", "fresh", "force"),
 )
 
 

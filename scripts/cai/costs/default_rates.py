@@ -8,6 +8,7 @@ from dataclasses import dataclass
 CPU_BILLIONS = 3.2  # parameters of the largest model that anybody would run on a CPU
 A100 = "one A100 80GB"  # what a larger one is forecast for where there is no GPU and it has run nowhere
 ALONE = 13  # times its share of a full batch that a row by itself takes: 15 tokens a second for 200
+REVISIONS_AN_EXAMPLE = 0.3  # revision pairs, for --pairs; the sandbox yields as many
 PAIRS_AN_EXAMPLE = 0.8  # to train on, revisions and anchors; assumed, on the high side, until measured
 
 

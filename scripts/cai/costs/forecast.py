@@ -277,11 +277,13 @@ def milestone_units(
     return units | {"judge": units["judge"] * judge, "guard": units["guard"] * guard}
 
 
-def milestone_forecast(args: argparse.Namespace, steps: int, guard: ModelSpec | None = None) -> Forecast:
+def milestone_forecast(
+    args: argparse.Namespace, steps: int, examples: int, guard: ModelSpec | None = None
+) -> Forecast:
     """What a milestone of these flags will take. steps: of training; guard: the model that guards."""
     spec = with_values(choose(args.model)[0], args.set)
     units = milestone_units(
-        args.limit,
+        examples,
         principles=args.principles,
         steps=steps,
         generated=not args.source,
@@ -289,7 +291,7 @@ def milestone_forecast(args: argparse.Namespace, steps: int, guard: ModelSpec | 
         guard=guard is not None,
     )
     by_bits = {args.bits or spec.bits: units}
-    return forecast(spec, by_bits, examples=args.limit, hourly_rate=args.hourly_rate, guard=guard)
+    return forecast(spec, by_bits, examples=examples, hourly_rate=args.hourly_rate, guard=guard)
 
 
 def add_units(parts: Iterable[Units]) -> dict[int, dict[str, float]]:

@@ -59,18 +59,26 @@ class Reader:
     more_by: str = "a larger --limit"
 
     def target(
-        self, name: str, metric: str, at_least: float, *, above: bool = False, least_n: int = 1
+        self,
+        name: str,
+        metric: str,
+        at_least: float,
+        *,
+        above: bool = False,
+        beyond: float | None = None,
+        least_n: int = 1,
     ) -> Criterion:
-        """Met by the point, at `at_least` or (above) beyond it, with a lower bound above one half where the
-        target is beyond it. Fewer than least_n cases decide nothing."""
+        """Met by the point, at `at_least` or (above) over it. beyond: chance, which the interval must be
+        above. Fewer than least_n cases decide nothing."""
         value, n, ends = self._found(metric)
         need = f"needs {'more than' if above else 'at least'} {at_least:g}"
         if n < least_n:
             need += f" of at least {least_n}"
             return self._criterion(name, metric, None, need, f"{least_n - n} more by {self.more_by}")
         passed = value is not None and (value > at_least if above else value >= at_least)
-        if above and at_least >= 0.5:
-            passed = passed and ends is not None and ends[0] > 0.5
+        if beyond is not None:
+            need += f", its interval above {beyond:g}"
+            passed = passed and ends is not None and ends[0] > beyond
         return self._criterion(name, metric, passed, need)
 
     def harmless(self, name: str, metric: str, at_most: float) -> Criterion:

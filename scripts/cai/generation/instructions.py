@@ -30,19 +30,18 @@ def make_instructions(
     adapter: str | None = None,
     barred: Sequence[str] = (),
     budget: Budget | None = None,
-    dollars: float = 0.0,
 ) -> list[dict[str, Any]]:
     """The rows of instructions.jsonl. What an earlier call left is gone on from.
 
     seeds: the model's own, if none are given. tasks: all that have seeds. adapter: who writes (None: the
-    base). barred: what no instruction may come near to, beside the evaluation prompts. dollars: what all of
-    them are expected to cost. Raises BudgetReached where those that lack might pass the budget.
+    base). barred: what no instruction may come near to, beside the evaluation prompts. Raises
+    BudgetReached where those that lack might pass the budget.
     """
     run, path = session.run, session.run.data / "instructions.jsonl"
     barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
     have, more = read_instructions(run.data), {}
     if source:
-        loaded = prompt_sources.load(source, want, barred, session.seed)
+        loaded = prompt_sources.load(source, max(want, len(have)), barred, session.seed)
         rows, left_out, short = [i.row() for i in loaded], loaded.left_out, None
         if len(rows) < loaded.usable:
             run.log(f"{source}: a sample of {len(rows)} of {loaded.usable} usable prompts, by the seed")
@@ -52,10 +51,11 @@ def make_instructions(
         if len(rows) < want:
             short = f"{len(rows)} of {want} instructions were found: {source} has no more that can be used"
         jsonl.complete(path, rows, INSTRUCTION_KEYS)
+        rows = rows[:want]
         by_task = dict(Counter(row["task"] for row in rows))
     else:
         if budget and (lack := want - len(have)) > 0:
-            budget.step(f"{lack} instructions", dollars * lack / want)
+            budget.step(f"{lack} instructions", budget.rates.get("instructions", 0.0) * lack)
         made = _written_by_the_model(session, want, have, seeds, tasks, adapter, barred)
         rows, left_out, by_task, short = made.rows, dict(made.left_out), made.by_task, made.short
     if short:

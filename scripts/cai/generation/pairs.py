@@ -42,15 +42,7 @@ def make_pairs(
     jsonl.complete(run.data / "pairs.jsonl", wanted, PAIR_KEYS)
     kinds, held = Counter(row["kind"] for row in wanted), sum(row["held_out"] for row in wanted)
     run.log(f"[3] {len(wanted)} pairs: {dict(kinds)}, {held} of them held out")
-    trained = sum(row["kind"] == REVISION and not row["held_out"] for row in wanted)
-    run.record(
-        pairs={
-            "count": len(wanted),
-            "kinds": dict(kinds),
-            "held_out": held,
-            "trained_revisions": trained,
-        }
-    )
+    run.record(pairs={"count": len(wanted), "kinds": dict(kinds), "held_out": held})
     return wanted
 
 

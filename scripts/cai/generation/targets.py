@@ -102,12 +102,13 @@ def until_enough(
     """(all instructions, the records of those that were made to examples), in rounds: each takes as many as
     the yield so far makes likely to be enough.
 
-    instructions: n -> the first n of the run, or fewer if there are no more. align: rows -> their records.
+    instructions: n -> the first n of the run, or fewer if there are no more. align: rows -> their records, or
+    those of a shard of them.
     What a round takes follows from the rows and records before it, so a run that was killed goes through the
     same rounds again, and ends alike."""
-    rows, records, short = instructions(target.instructions([], [])), [], False
-    while len(chosen := target.choose(rows, records)) > len(records):
-        records = align(chosen)
+    rows, chosen, records, short = instructions(target.instructions([], [])), [], [], False
+    while len(more := target.choose(rows, records)) > len(chosen):
+        chosen, records = more, align(more)
         want = target.instructions(rows, records)
         if want > len(rows) and not short:
             rows = instructions(want)
