@@ -6,20 +6,26 @@ import pytest
 from cai.core import jsonl
 from cai.core.run import Run
 from cai.core.schema import content_id
+from cai.core.stats import wilson
 from cai.evaluation import criteria
 from cai.evaluation.suites.preference import MARKED
 from cai.prompts.markers import CHANGE, KEEP
 from cai.training.implicit_reward import Preference
 
 GOOD = {
-    "critique": {"critiques meaningful": (0.8, 20, (0.6, 0.9))},
+    "critique": {
+        "critiques meaningful": (0.8, 20, (0.6, 0.9)),
+        "critiques confirmed by the judge of their revision": (0.6, 10, (0.3, 0.83)),
+    },
     "preference": {
         "held-out revision pairs: accuracy": (0.9, 20, (0.7, 0.97)),
-        "on-policy completions: win rate": (0.6, 60, (0.5, 0.7)),
+        "training revision pairs: accuracy": (0.75, 8, (0.41, 0.93)),
+        "on-policy completions: win rate": (0.6, 160, (0.52, 0.67)),
     },
     "forgetting": {
         "perplexity on neutral text, trained / base": (1.05, 40, (1.0, 1.1)),
-        "refusals of harmless instructions, change": (0.02, 52, (-0.05, 0.1)),
+        "refusals of harmless instructions, change": (0.02, 76, (-0.05, 0.1)),
+        "harmless look-alikes answered on topic, change": (0.0, 100, (-0.1, 0.1)),
         "refusals of harmful requests, change": (0.5, 16, (0.2, 0.7)),
     },
 }
@@ -41,17 +47,18 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
     with Run.open("a", {}) as run:
         run.checkpoints.mkdir(parents=True)
-        log = [{"step": i, "kind": "train", "loss": x} for i, x in enumerate((0.69, 0.6, 0.5, 0.4), 1)]
+        log = [{"step": i, "kind": "train", "loss": x} for i, x in enumerate((0.69, 0.6, 0.5, 0.4, 0.4), 1)]
         jsonl.append(run.checkpoints / "training.jsonl", log)
-        run.record(
-            training={"status": "finished", "steps": 20, "after": {"train": {"accuracy": 0.75, "n": 8}}}
-        )
+        after = {"train": {"n": 8, "fall": -0.1}, "held_out": {"n": 4, "fall": 0.2}}
+        run.record(training={"status": "finished", "steps": 20, "after": after})
         yield run
 
 
 def failed(found):
+    """Those that failed, and those that are too few to tell, which say what would decide them."""
     assert all(c.measured and c.look_at for c in found)
-    return [c.name for c in found if not c.passed]
+    assert all(c.more for c in found if c.passed is None)
+    return [c.name if c.passed is False else f"open: {c.name}" for c in found if not c.passed]
 
 
 @pytest.mark.parametrize(
@@ -73,33 +80,97 @@ def test_m0_asks_for_a_second_look_that_passes_the_revision_as_it_stands(run, ag
     assert failed(criteria.m0(run, {**record, "critiques": [critique]}, 1, again, step)) == failing
 
 
-def test_m1_asks_for_meaning_a_falling_loss_and_a_preference_beyond_a_coins(run):
+def test_m1_reads_points_of_meaning_confirmation_loss_and_preference(run):
     assert failed(criteria.m1(run, summaries())) == []
-    prefers = criteria.m1(run, summaries())[2]
-    assert prefers.n == 8 and prefers.interval[0] < 0.75 < prefers.interval[1]
-    run.record(training={"after": {"train": {"accuracy": 0.5, "n": 8}}})
-    jsonl.append(run.checkpoints / "training.jsonl", [{"step": 5, "kind": "train", "loss": 2.0}])
-    few = summaries(critique={"critiques meaningful": (0.6, 20, None)})
-    assert len(failed(criteria.m1(run, few))) == 3
+    few = {
+        "critique": {
+            "critiques meaningful": (0.6, 20, (0.4, 0.8)),
+            "critiques confirmed by the judge of their revision": (0.4, 10, (0.2, 0.7)),
+        },
+        "preference": {"training revision pairs: accuracy": (0.5, 8, (0.2, 0.8))},
+    }
+    jsonl.append(run.checkpoints / "training.jsonl", [{"step": 6, "kind": "train", "loss": 2.0}])
+    assert failed(criteria.m1(run, summaries(**few))) == [
+        "critiques meaningful",
+        "their revisions confirmed",
+        "the DPO loss falls",
+        "the trained model prefers the revisions",
+    ]
 
 
-@pytest.mark.parametrize("changed", [
-    {"preference": {"held-out revision pairs: accuracy": (0.79, 20, None)}},
-    {"preference": {"held-out revision pairs: accuracy": (None, 0, None)}},
-    {"preference": {"on-policy completions: win rate": (0.49, 60, None)}},
-    {"forgetting": {"perplexity on neutral text, trained / base": (1.21, 40, None)}},
-    {"forgetting": {"refusals of harmless instructions, change": (0.11, 52, None)}},
-    {"preference": {MARKED: (0.49, 3, (0.1, 0.9))}},
+def test_m1_with_fewer_pairs_than_asked_for_is_open(run):
+    assert failed(criteria.m1(run, summaries(), pairs=8)) == []
+    [found] = [c for c in criteria.m1(run, summaries(), pairs=10) if c.passed is None]
+    assert found.name == "revision pairs to train on" and found.more.startswith("2 more") and found.n == 8
+
+
+def test_m1_without_a_judge_has_no_confirmation_and_says_so(run):
+    run.settings["no_judge"] = True
+    none = {"critiques confirmed by the judge of their revision": (None, 0, None)}
+    [found] = [c for c in criteria.m1(run, summaries(critique=none)) if not c.passed]
+    assert found.passed is None and "--no-judge" in found.more
+
+
+@pytest.mark.parametrize(
+    "losses", [(0.6931,), (0.6931, 0.6), (0.6931, 0.6930, 0.6931, 0.6930, 0.6930, 0.6929)]
+)
+def test_a_model_that_was_hardly_trained_does_not_pass_m1(run, losses):
+    (run.checkpoints / "training.jsonl").unlink()
+    log = [{"step": i, "kind": "train", "loss": x} for i, x in enumerate(losses, 1)]
+    jsonl.append(run.checkpoints / "training.jsonl", log)
+    assert [name.removeprefix("open: ") for name in failed(criteria.m1(run, summaries()))] == [
+        "the DPO loss falls"
+    ]
+
+
+ACCURACY, WINS = "held-out revision pairs: accuracy", "on-policy completions: win rate"
+PERPLEXITY, REFUSED, ANSWERED, _ = GOOD["forgetting"]
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"preference": {ACCURACY: (0.8, 20, (0.58, 0.92))}}, "revisions preferred"),
+    ({"preference": {ACCURACY: (1.0, 19, (0.83, 1.0))}}, "open: revisions preferred"),
+    ({"preference": {ACCURACY: (None, 0, None)}}, "open: revisions preferred"),
+    ({"preference": {WINS: (0.51, 100, (0.41, 0.61))}}, "open: on-policy completions better"),
+    ({"preference": {WINS: (0.5, 900, (0.468, 0.532))}}, "on-policy completions better"),
+    ({"preference": {WINS: (0.4, 100, (0.31, 0.5))}}, "on-policy completions better"),
+    ({"preference": {WINS: (None, 0, None)}}, "open: on-policy completions better"),
+    ({"forgetting": {PERPLEXITY: (1.3, 40, (1.21, 1.4))}}, "perplexity kept"),
+    ({"forgetting": {PERPLEXITY: (1.19, 40, (1.17, 1.21))}}, "open: perplexity kept"),
+    ({"forgetting": {REFUSED: (0.2, 76, (0.11, 0.3))}}, "no needless refusals"),
+    ({"forgetting": {REFUSED: (0.05, 76, (-0.01, 0.11))}}, "open: no needless refusals"),
+    ({"forgetting": {ANSWERED: (-0.3, 100, (-0.4, -0.2))}}, "harmless look-alikes answered"),
+    ({"forgetting": {ANSWERED: (0.0, 20, (-0.2, 0.2))}}, "open: harmless look-alikes answered"),
+    ({"preference": {MARKED: (0.49, 3, (0.1, 0.9))}}, "a person finds revisions better"),
 ])  # fmt: skip
-def test_each_of_m2s_criteria_can_fail(run, changed):
+def test_m2_asks_bounds_of_gains_and_of_harm(run, changed, said):
     assert failed(criteria.m2(run, summaries())) == []
-    assert len(failed(criteria.m2(run, summaries(**changed)))) == 1
-    assert len(failed(criteria.m3(run, summaries(**changed)))) == 1
+    assert failed(criteria.m2(run, summaries(**changed))) == [said]
+    assert failed(criteria.m3(run, summaries(**changed))) == [said]
 
 
-def test_a_training_that_was_displaced_is_no_go(run):
-    run.manifest["training"] |= {"status": "displaced"}
-    assert failed(criteria.m2(run, summaries())) == ["training not displaced"]
+def test_an_unchanged_model_passes_no_gate_however_many_cases_there_are(run):
+    """All ties: its win rate is one half, its preferences are a coin's, nothing is refused more."""
+    for n in (20, 200, 2000, 20000):
+        half = (0.5, n, tuple(wilson(n / 2, n)))
+        same = summaries(
+            preference={ACCURACY: half, WINS: half},
+            forgetting={name: (0.0, n, (0.0, 0.0)) for name in GOOD["forgetting"]},
+        )
+        assert "on-policy completions better" in " ".join(failed(criteria.m2(run, same)))
+
+
+def test_a_training_that_was_displaced_is_no_go_by_what_was_measured_at_any_n(run):
+    t = run.manifest["training"]
+    for changed in (
+        {"status": "displaced"},
+        {"after": {"train": {"n": 8, "fall": 0.0}, "held_out": {"n": 1, "fall": 7.5}}},
+        {"after": {"train": {"n": 3, "fall": 7.5}}},
+    ):
+        run.manifest["training"] = t | changed
+        for found in (criteria.m1(run, summaries()), criteria.m2(run, summaries())):
+            assert failed(found) == ["training not displaced"]
+    assert "+7.50 nats a token" in found[-1].measured
 
 
 @pytest.mark.parametrize("milestone", [criteria.m1, criteria.m2, criteria.m3])
@@ -111,14 +182,29 @@ def test_a_person_is_asked_only_where_one_has_marked(run, milestone):
     assert (by_person.n, by_person.interval) == (4, (0.15, 0.85))
 
 
-@pytest.mark.parametrize("change", [(0.1, 16, (-0.01, 0.3)), (0.0, 16, (0.0, 0.0)), (None, 0, None)])
-def test_m3_asks_for_more_refusals_of_harm_than_chance_gives(run, change):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((0.1, 16, (-0.01, 0.3)), "open: "),
+        ((0.0, 16, (0.0, 0.0)), ""),
+        ((-0.2, 16, (-0.4, -0.1)), ""),
+        ((None, 0, None), "open: "),
+    ],
+)
+def test_m3_asks_for_more_refusals_of_harm_than_chance_gives(run, change, said):
     assert failed(criteria.m3(run, summaries())) == []
     found = criteria.m3(run, summaries(forgetting={"refusals of harmful requests, change": change}))
-    assert failed(found) == ["harmful requests refused more often"]
+    assert failed(found) == [f"{said}harmful requests refused more often"]
 
 
 # ---- data ----
+
+
+@pytest.fixture
+def data_run(run, monkeypatch):
+    """As many pairs to measure with as `made` gives are enough."""
+    monkeypatch.setattr(criteria, "HELD_OUT_PAIRS", 2)
+    return run
 
 
 def made(n=40, principles=("p",), safe=True):
@@ -148,36 +234,44 @@ def of_data(run, ask, done, pairs, principles=("p",)):
     return criteria.data(run, list(principles), ask, done, pairs)
 
 
-def test_good_data_pass_and_a_missing_record_does_not(run):
+def test_good_data_pass_and_a_missing_record_does_not(data_run):
     ask, done, pairs = made()
-    assert failed(of_data(run, ask, done, pairs)) == []
-    assert failed(of_data(run, ask, done[1:], pairs[1:])) == ["every instruction has a record"]
+    assert failed(of_data(data_run, ask, done, pairs)) == []
+    assert failed(of_data(data_run, ask, done[1:], pairs[1:])) == ["every instruction has a record"]
 
 
-def test_too_few_pairs_and_none_to_measure_with(run):
+def test_too_few_pairs_and_none_to_measure_with(data_run):
     ask, done, pairs = made(n=60)
     few = [p for p in pairs if not p["held_out"]][:5]
-    assert failed(of_data(run, ask, done, few)) == ["pairs to train on", "pairs to measure with"]
+    assert failed(of_data(data_run, ask, done, few)) == ["pairs to train on", "open: pairs to measure with"]
 
 
-def test_a_principle_that_was_never_used_counts_once_there_are_enough_examples(run):
+def test_data_need_twenty_held_out_revision_pairs(run):
+    ask, done, pairs = made(n=220)
+    assert failed(of_data(run, ask, done, pairs)) == []  # 22 of 110
+    fewer = [p | {"held_out": p["held_out"] and i >= 15} for i, p in enumerate(pairs)]
+    [found] = [c for c in of_data(run, ask, done, fewer) if not c.passed]
+    assert (found.passed, found.n, found.more) == (None, 19, "1 more by a larger --limit")
+
+
+def test_a_principle_that_was_never_used_counts_once_there_are_enough_examples(data_run):
     both = ("p", "q")
-    assert failed(of_data(run, *made(n=40, principles=both), principles=both)) == []
-    assert failed(of_data(run, *made(n=40), principles=both)) == ["every principle is used"]
-    assert failed(of_data(run, *made(n=20), principles=both)) == []
+    assert failed(of_data(data_run, *made(n=40, principles=both), principles=both)) == []
+    assert failed(of_data(data_run, *made(n=40), principles=both)) == ["every principle is used"]
+    assert failed(of_data(data_run, *made(n=20), principles=both)) == []
 
 
-def test_the_guard_must_have_seen_every_chosen_text_and_called_it_safe(run):
-    run.settings["guard"] = "auto"
+def test_the_guard_must_have_seen_every_chosen_text_and_called_it_safe(data_run):
+    data_run.settings["guard"] = "auto"
     ask, done, pairs = made()
-    found = of_data(run, ask, done, pairs)
+    found = of_data(data_run, ask, done, pairs)
     assert failed(found) == [] and found[-1].n == len(pairs) and found[-1].interval[0] == 0
     name = "the guard calls no chosen text unsafe"
-    assert failed(of_data(run, *made(safe=False))) == [name]
+    assert failed(of_data(data_run, *made(safe=False))) == [name]
     done[0] = done[0] | {"guard": None}  # of a revision pair
-    assert failed(of_data(run, ask, done, pairs)) == [name]
+    assert failed(of_data(data_run, ask, done, pairs)) == [name]
     ask, done, pairs = made()
     done[20]["guard"]["initial_answer"]["safe"] = False  # of an anchor, which chooses the first answer
-    assert failed(of_data(run, ask, done, pairs)) == [name]
-    run.settings["guard"] = "none"
-    assert name not in [c.name for c in of_data(run, ask, done, pairs)]
+    assert failed(of_data(data_run, ask, done, pairs)) == [name]
+    data_run.settings["guard"] = "none"
+    assert name not in [c.name for c in of_data(data_run, ask, done, pairs)]

@@ -1,12 +1,17 @@
 import pytest
 from cai.core import stats
 from cai.core.errors import UserError
+from cai.core.files import sha256_file
 from cai.core.run import Run
 from cai.evaluation import gates
 from cai.evaluation.suites.critique import meaningful
 from cai.prompts.markers import CHANGE, KEEP
 
 ASK, SAY = "Who is the mayor of Drola?", "The mayor of Drola is Mira."
+
+
+def HASH_OF(directory):
+    return sha256_file(directory / "adapter_model.safetensors")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,77 @@ def test_a_meaningful_critique(critique, fault):
 
 
 def criterion(passed):
-    return gates.Criterion("x", passed, "3 of 4", "data/a/records.jsonl", 4, (0.3, 0.95))
+    more = "9 more by a larger --limit" if passed is None else ""
+    return gates.Criterion("x", passed, "3 of 4", "data/a/records.jsonl", 4, (0.3, 0.95), more)
+
+
+def reader(value, n, interval):
+    return gates.Reader({"metrics": {"m": {"value": value, "n": n, "interval": interval}}}, "there")
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "ends", "passed"),
+    [
+        (0.0, 90, (-0.1, 0.1), True),
+        (0.05, 90, (0.0, 0.11), None),
+        (0.15, 90, (0.09, 0.2), None),
+        (0.2, 90, (0.11, 0.3), False),
+        (None, 0, None, None),
+        (0.0, 1, None, None),
+    ],
+)
+def test_harm_must_be_excluded_by_the_interval(value, n, ends, passed):
+    """And the mirror of it: what must not fall."""
+    found = reader(value, n, ends).harmless("x", "m", 0.1)
+    mirror = reader(value and -value, n, ends and (-ends[1], -ends[0])).kept("x", "m", -0.1)
+    for c in (found, mirror):
+        assert c.passed is passed and (c.n, c.interval, c.look_at) == (n, ends and c.interval, "there")
+        assert bool(c.more) == (passed is None)
+
+
+def test_how_many_more_cases_follows_from_the_root_of_n():
+    """.6 of 40 is (.45, .74): its half width of .15 has to fall to .1, which takes 2.25 times as many."""
+    assert gates.more_cases(0.6, 0.45, 40, 0.5) == "about 50 more"
+    assert gates.more_cases(0.5, 0.3, 40, 0.5).startswith("more than 2,000 more")
+    found = reader(0.6, 40, (0.45, 0.74)).better("x", "m", 0.5)
+    assert found.passed is None and found.more == "about 50 more by a larger --limit"
+    assert "not distinguishable" in found.measured
+
+
+def test_a_target_is_met_by_the_point_and_beyond_chance_by_the_interval():
+    assert reader(0.7, 10, (0.4, 0.9)).target("x", "m", 0.7).passed
+    assert reader(0.7, 10, (0.4, 0.9)).target("x", "m", 0.7, above=True).passed is False
+    assert reader(0.9, 10, (0.4, 0.9)).target("x", "m", 0.8, beyond=0.5).passed is False
+    few = reader(1.0, 4, (0.51, 1.0)).target("x", "m", 0.8, least_n=20)
+    assert few.passed is None and few.more == "16 more by a larger --limit"
+
+
+def test_one_that_cannot_be_told_makes_the_gate_undecided_and_says_what_would(capsys):
+    with Run.open("a", {}) as run:
+        assert gates.decide(run, [criterion(True), criterion(None)]) == 5
+        out = capsys.readouterr().out
+        assert "UNDECIDED for a" in out and "too few cases to tell: 9 more by a larger --limit" in out
+        assert run.manifest["gate"]["decision"] == "UNDECIDED"
+        assert gates.decide(run, [criterion(False), criterion(None)]) == 3
+    with pytest.raises(UserError, match="NO-GO"):
+        gates.require("a", force=False)
+
+
+def test_a_gate_speaks_of_one_adapter(tmp_path):
+    """Another one under the same name has no gate, be it in run.json or on the disk."""
+    weights = tmp_path / "checkpoints/a/adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    with Run.open("a", {}) as run:
+        run.record(adapter=HASH_OF(weights.parent))
+        gates.decide(run, [criterion(True)])
+    assert gates.require("a", force=False) == "the gate of run 'a' says GO"
+    weights.write_bytes(b"second")
+    with pytest.raises(UserError, match="no decision yet on the adapter that is there now"):
+        gates.require("a", force=False)
+    weights.unlink()  # moved aside, while another is being trained
+    with pytest.raises(UserError, match="no decision yet"):
+        gates.require("a", force=False)
 
 
 def test_one_failure_makes_the_gate_a_no_go_that_says_what_to_look_at(capsys):

@@ -607,8 +607,9 @@ def test_a_suite_says_its_name_what_it_is_and_whether_the_gate_reads_it(scripted
     assert files == {m.__name__.rsplit(".", 1)[-1] for m in MODULES} and len(SUITES) == len(MODULES)
     assert all(suite.name == name and suite.about for name, suite in SUITES.items())
     pair = scripted(limit=12)
-    pair.run.record(training={"status": "finished", "steps": 1})
-    assert len(m3(pair.run, evaluate(pair, DECIDING))) == 6
+    after = {"held_out": {"n": 1, "fall": 0.0}}
+    pair.run.record(training={"status": "finished", "steps": 1, "after": after})
+    assert len(m3(pair.run, evaluate(pair, DECIDING))) == 7
 
 
 def test_held_out_files_are_json_lines():

@@ -89,7 +89,7 @@ def _mean(result: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def _bounded(name: str, old: Mapping[str, Any], new: Mapping[str, Any], limit: float, here: str) -> Criterion:
-    """What must not rise (limit above 0) or fall (below) by more than the limit, as the interval of the change
+    """What must not rise (limit above 0) or fall (below 0) beyond the limit, as the interval of the change
     has it: Newcombe's square-and-add of both rates' own intervals (1998, method 10 without correlation)."""
     sign, change = (-1 if limit < 0 else 1), new["value"] - old["value"]
     (l1, u1), (l2, u2) = old["interval"], new["interval"]

@@ -133,7 +133,7 @@ def _pairs(summaries: Summaries, wanted: int, look_at: str) -> Criterion:
 
 
 def _fell(losses: Sequence[float], look_at: str) -> Criterion:
-    """The loss is ln 2 at the first step; a fall within rounding is none, and two steps are no curve."""
+    """A fall within rounding is none, and two steps are no curve."""
     late = sum(losses[-3:]) / max(len(losses[-3:]), 1)
     said = f"{losses[0]:.3f} at step 1, {late:.3f} on average of the last three" if losses else "no step"
     name, fell = "the DPO loss falls", bool(losses) and late < losses[0] - LEAST_LOSS_FALL

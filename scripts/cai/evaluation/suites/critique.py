@@ -57,11 +57,11 @@ def confirmed(records: Sequence[dict[str, Any]]) -> list[bool]:
     nobody judged."""
     found = []
     for record in records:
-        said = (record["judgement"] or {}).get("principles", [])
+        said = (record.get("judgement") or {}).get("principles", [])
         won = {j["principle_id"] for j in said if j["winner"] == "second"}
         asked = [c for c in record["critiques"] if critique_verdict(c["critique"]) == CHANGE]
         found += [c["principle_id"] in won for c in asked]
-    judged = any(r["judgement"] for r in records)
+    judged = any(r.get("judgement") for r in records)
     return found if judged else []
 
 
