@@ -172,7 +172,7 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
 
 def full(**flags):
     given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
-    given |= {"no_judge": False, "hourly_rate": None, "guard": "auto", "set": []}
+    given |= {"pairs": None, "no_judge": False, "hourly_rate": None, "guard": "auto", "set": []}
     return generate_full.forecast(argparse.Namespace(**given | flags), "mvp")
 
 
