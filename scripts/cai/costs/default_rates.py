@@ -31,7 +31,7 @@ class Assumed:
 # Four exemplars make each prompt about 700 tokens longer than its text; answers of 250 tokens and critiques
 # of 150 are half of the registry's longest. NF4 on an A100 is expected to read 1,500 and to generate 200
 # tokens a second in batches of 32. A comparison is two orders, each with a reason of 60 tokens, read once
-# more for the letter.
+# more for the letter. An evaluation is M2's: some 500 answers, 260 comparisons and 150 critiques.
 LARGE = Assumed(
     "Qwen2.5-32B in NF4 on one A100",
     32.76,
@@ -45,7 +45,7 @@ LARGE = Assumed(
         "judge": (2700, 120),
         "guard": (1800, 15),
     },
-    {"loading": 180, "training": 25, "evaluation": 600},
+    {"loading": 180, "training": 25, "evaluation": 1500},
     1.1e9,
     12_000,
 )
