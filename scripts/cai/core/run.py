@@ -24,9 +24,30 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, move_aside, write_json
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
-from cai.core.schema import FORMAT, check_format
+from cai.core.schema import FORMAT, check, check_format
 from cai.core.text import printable
 
+NUMBER, TEXT = (int, float), (str, type(None))
+ZERO = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
+# What run.json must have, and what must be of a kind where it stands there ("?").
+MANIFEST_KEYS = {
+    "run": str,
+    "settings": {
+        **{"seed?": int, "held_out?": NUMBER, "data?": str, "model?": str, "kind?": str},
+        **{"bits?": (int, type(None)), "principles?": (int, type(None))},
+    },
+    "totals?": dict.fromkeys(ZERO, NUMBER),
+    **dict.fromkeys(("model?", "adapter?", "revision?", "device?", "started?"), TEXT),
+    **dict.fromkeys(("gate?", "data_gate?"), {"decision?": str, "criteria?": [dict]}),
+    **dict.fromkeys(("counts?", "training?", "forecast?", "instructions?"), dict),
+    "bits?": (int, type(None)),
+    "pairs?": {"count?": int, "sha256?": str},
+}
+LONGEST_NAME = 200  # with what a lock, a log and a run that was moved aside add to it, below 255 bytes
+COMMITTED = ("constitutions", "prompts")  # in data/
+# What a run makes in data/<run>/ and checkpoints/<run>/: no run of its own can lie there.
+OWN_DIRECTORIES = ("evaluation", "steps", "tensorboard")
+OWN_FILES = (".json", ".jsonl", ".html", ".md", ".png", ".safetensors", ".jinja", ".txt", ".yaml")
 PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
@@ -128,7 +149,7 @@ class Run:
 
     def log_only(self, text: str) -> None:
         """To logs/<run>.log alone."""
-        with open(self.logs / f"{self.name.replace('/', '-')}.log", "a", encoding="utf-8") as f:
+        with open(self.logs / f"{file_name(self.name)}.log", "a", encoding="utf-8") as f:
             f.write(text + "\n")
 
     @contextlib.contextmanager
@@ -180,9 +201,8 @@ class Run:
         """Rows into the ledger, and into the run's totals."""
         if rows:
             append(self.logs / "ledger.jsonl", rows)
-            zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
-            totals = self.manifest.get("totals", zero)
-            self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in totals})
+            totals = self.manifest.get("totals", ZERO)
+            self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in ZERO})
 
     @property
     def dollars(self) -> float:
@@ -234,33 +254,59 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
-        manifest = None
-    if (
-        not isinstance(manifest, dict)
-        or not isinstance(manifest.get("run"), str)
-        or not isinstance(manifest.get("settings"), dict)
-        or not all(isinstance(manifest.get(key, {}), dict) for key in ("totals", "gate", "data_gate"))
-    ):
-        raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
+        manifest = None  # which is none: see below
+    way_out = "restore it, or use --fresh to move the run aside"
+    try:
+        check(manifest, MANIFEST_KEYS, f"{path} is not a run's manifest")
+    except UserError as error:
+        raise UserError(f"{error}; {way_out}") from None
+    share = manifest["settings"].get("held_out", 0.0)
+    if not 0 <= share <= 1:
+        raise UserError(f"{path} is not a run's manifest: 'held_out' is {share}, no share; {way_out}")
     check_format(manifest.get("format"), str(path), manifest["run"])
     return manifest
 
 
-def lock_run(name: str) -> TextIO:
-    """An advisory lock that the kernel drops with the process, so that a crash leaves none behind. Raises
-    UserError: a bad name, another process on the run."""
+def check_name(name: str) -> None:
+    """Raises UserError for what cannot be a run's name: no path, no place that another run writes to."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", name):
         raise UserError(
             f"--run {name!r}: use letters, digits, '.', '_' and '-' "
             "(and one '/' between a plan and its stage)"
         )
-    if any(part.endswith(".part") for part in name.split("/")):
+    if len(name) > LONGEST_NAME:
+        raise UserError(
+            f"--run {name[:20]}...: the name has {len(name)} letters, at most {LONGEST_NAME} make a file name"
+        )
+    first, _, second = name.lower().partition("/")  # some file systems do not tell A from a
+    if first.endswith(".part") or second.endswith(".part"):
         raise UserError(f"--run {name!r}: files in the making end like this; choose another name")
-    if name.split("/")[0] in ("constitutions", "prompts"):
-        raise UserError(f"--run {name!r}: data/{name} holds committed inputs; choose another name")
+    if first in COMMITTED:
+        raise UserError(f"--run {name!r}: data/{first} holds committed inputs; choose another name")
+    if second.endswith(OWN_FILES) or second in OWN_DIRECTORIES and not _is_plan(name.split("/")[0]):
+        raise UserError(
+            f"--run {name!r}: run {name.split('/')[0]!r} keeps files of its own there; "
+            "choose another second part"
+        )
+
+
+def _is_plan(name: str) -> bool:
+    """Whether a run has stages in its directories, and nothing of its own beside run.json and reports."""
+    return "plan" in (read_manifest(name) or {})
+
+
+def file_name(name: str) -> str:
+    """A run's name as that of one file. No name holds a "~", so no two runs share one."""
+    return name.replace("/", "~")
+
+
+def lock_run(name: str) -> TextIO:
+    """An advisory lock that the kernel drops with the process, so that a crash leaves none behind. Raises
+    UserError: a bad name, another process on the run."""
+    check_name(name)
     logs = directories(name)[2]
     logs.mkdir(parents=True, exist_ok=True)
-    lock = open(logs / f".{name.replace('/', '-')}.lock", "a+", encoding="utf-8")
+    lock = open(logs / f".{file_name(name)}.lock", "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
