@@ -18,7 +18,7 @@ from pathlib import Path
 from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path
-from cai.core.schema import PAIR_KEYS, TASK_TYPES
+from cai.core.schema import TASK_TYPES
 
 ANSWERS = 16  # in the bare training format, to see how they end before anything is trained
 
@@ -75,7 +75,7 @@ def measure_stop_rate(session) -> None:
 def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None) -> dict:
     """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record."""
     from cai.core import jsonl
-    from cai.generation.pairs import revision_pair
+    from cai.generation.pairs import keep_pairs, revision_pair
     from cai.generation.records import read_records
 
     run = session.run
@@ -94,7 +94,7 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
         run.log(f"      no pair: {', '.join(record['rejected_because'])}")
     if record["kept"]:
         pair = revision_pair(record)
-        jsonl.complete(run.data / "pairs.jsonl", [pair], PAIR_KEYS)
+        keep_pairs(run, [pair])
         texts = (f"\n      {k + ':':<10}{pair[k]!r}" for k in ("prompt", "chosen", "rejected"))
         run.log("[6/8] preference pair" + "".join(texts))
     return record

@@ -96,9 +96,14 @@ def lot_of(row_id: str) -> int:
     return int(row_id[:8], 16)
 
 
+def is_content_id(row_id: str) -> bool:
+    """Whether an id looks like one of content_id's."""
+    return bool(re.fullmatch("[0-9a-f]{16}", row_id))
+
+
 def is_foreign(row_id: str, instruction: str) -> bool:
-    """Whether an id looks like content_id's, and is that of another text."""
-    return bool(re.fullmatch("[0-9a-f]{16}", row_id)) and row_id != content_id(instruction)
+    """Whether an id is that of another text."""
+    return is_content_id(row_id) and row_id != content_id(instruction)
 
 
 def check_format(found: Any, where: str, run: str) -> None:

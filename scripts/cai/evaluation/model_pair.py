@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.core import jsonl, schema
+from cai.core import schema
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path
 from cai.core.prompt_files import Prompt, load_heldout
@@ -20,6 +20,8 @@ from cai.models.engine import Engine, complete_all, sampling
 from cai.models.registry import ModelSpec
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.prompts.training_format import training_prompt
+from cai.training.manifest import read_training
+from cai.training.pair_files import pair_rows, with_side
 
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
 
@@ -62,10 +64,11 @@ class ModelPair:
         limit: int | None = None,
     ) -> ModelPair:
         """Of the run's files; the engine carries the trained model as the adapter TRAINED."""
-        data, keys = source_of(run), schema.PAIR_KEYS | {"task": str, "held_out": bool}
-        pairs, records = jsonl.read(data / "pairs.jsonl", keys), read_records(data)
-        if not records:
-            raise UserError(f"{display_path(data)} holds no records: generate them first")
+        data, trained = source_of(run), read_training(run.checkpoints) or {}
+        pairs = with_side(pair_rows(data, trained_on=trained.get("pairs_file")), data)
+        records = read_records(data)
+        if not records and not pairs:
+            raise UserError(f"{display_path(data)} holds neither records nor pairs: generate them first")
         if engine is not None and not pairs:
             raise UserError(f"{display_path(data)}/pairs.jsonl holds no pairs: nothing was trained on them")
         return cls(run, pairs, records, engine, prompter, run.settings.get("seed", 0), limit=limit)
