@@ -36,7 +36,7 @@ MANIFEST_KEYS = {
         **{"seed?": int, "held_out?": NUMBER, "data?": str, "model?": str, "kind?": str},
         **{"bits?": (int, type(None)), "principles?": (int, type(None))},
     },
-    "totals?": dict.fromkeys(ZERO, NUMBER),
+    "totals?": {f"{key}?": NUMBER for key in ZERO},
     **dict.fromkeys(("model?", "adapter?", "revision?", "device?", "started?"), TEXT),
     **dict.fromkeys(("gate?", "data_gate?"), {"decision?": str, "criteria?": [dict]}),
     **dict.fromkeys(("counts?", "training?", "forecast?", "instructions?"), dict),
@@ -201,7 +201,7 @@ class Run:
         """Rows into the ledger, and into the run's totals."""
         if rows:
             append(self.logs / "ledger.jsonl", rows)
-            totals = self.manifest.get("totals", ZERO)
+            totals = ZERO | self.manifest.get("totals", {})
             self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in ZERO})
 
     @property

@@ -250,6 +250,13 @@ def saved_adapter(path: Path) -> dict[str, Any]:
     return fact
 
 
+def saved_hash(path: Path) -> str:
+    """An adapter's hash, also where it has lost its base.json and cannot be loaded any more."""
+    if not (path / "base.json").exists() and (path / WEIGHTS).exists():
+        return sha256_file(path / WEIGHTS)
+    return saved_adapter(path)["sha256"]
+
+
 def lora_of(path: Path) -> tuple[int, int]:
     """(rank, alpha) of a saved adapter. Raises UserError for a configuration that has none."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import display_path, move_aside, write_json
 from cai.core.schema import misfit
-from cai.models.model import Model, check_adapter, saved_adapter
+from cai.models.model import Model, check_adapter, saved_hash
 from cai.prompts.training_format import training_pair
 from cai.training import checkpoints
 from cai.training.implicit_reward import Preference
@@ -20,7 +20,7 @@ from cai.training.settings import Settings
 
 NAME, BEGUN = "training.json", "begun"
 NUMBER = (int, float)
-KEYS = {"settings": {"beta?": NUMBER, "loss?": str}, "status?": str, "pairs_file?": str}
+KEYS = {"settings?": {"beta?": NUMBER, "loss?": str}, "status?": str, "pairs_file?": str}
 _PREFERENCE = {field.name: NUMBER for field in fields(Preference)}
 RESULT_KEYS = {
     **dict.fromkeys(("status", "adapter"), str),
@@ -78,7 +78,7 @@ def claim(output: Path, facts: dict[str, Any], resume: bool, pairs_file: str | N
         manifest = {"settings": facts, "status": BEGUN} | ({"pairs_file": pairs_file} if pairs_file else {})
         write_json(path, manifest)
         return manifest
-    if wrong := misfit(manifest, {"status": str}):
+    if wrong := misfit(manifest, {"settings": dict, "status": str}):
         raise _damaged(output, wrong)
     old = manifest["settings"]
     changed = sorted(k for k in old.keys() | facts.keys() if old.get(k) != facts.get(k))
@@ -131,7 +131,7 @@ def _lost(output: Path, manifest: Mapping[str, Any]) -> str | None:
     if wrong := misfit(manifest, {"result": {"adapter": str}}):
         raise _damaged(output, wrong)
     try:
-        other = saved_adapter(output)["sha256"] != manifest["result"]["adapter"]
+        other = saved_hash(output) != manifest["result"]["adapter"]
     except UserError as error:
         return str(error)
     return "it is another one" if other else None

@@ -118,7 +118,7 @@ def reward_beta(pair: ModelPair) -> float:
     trained = read_training(pair.run.checkpoints)
     if trained is None:
         return pair.spec.beta
-    beta, loss = (trained["settings"].get(key) for key in ("beta", "loss"))
+    beta, loss = (trained.get("settings", {}).get(key) for key in ("beta", "loss"))
     if beta is None or loss not in LOSSES:
         raise UserError(
             f"{display_path(pair.run.checkpoints)}/training.json is damaged: "
