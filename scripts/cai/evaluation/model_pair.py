@@ -94,7 +94,9 @@ class ModelPair:
     def _setup(self, digest: str | None) -> str:
         facts = {"adapter": digest, "revision": self.revision, "seed": self.seed, "prompts": fingerprint()}
         if self.engine is not None:
-            facts |= {"bits": self.engine.bits} | {k: getattr(self.spec, k) for k in DRAWN_BY}
+            facts |= {"bits": self.engine.bits, "engine": self.engine.name}
+            facts["on"] = "cpu" if self.engine.device == "cpu" else "gpu"  # float32 or bfloat16
+            facts |= {k: getattr(self.spec, k) for k in DRAWN_BY}
             if self.spec.shots:
                 facts["exemplars"] = hash_texts(exemplar_texts())
         return hash_texts([json.dumps(facts, sort_keys=True)])
