@@ -125,7 +125,10 @@ class Model:
                 self.model = PeftModel.from_pretrained(
                     self.model, str(path), adapter_name=name, use_safetensors=True
                 )
-        except (KeyError, TypeError, ValueError) as error:  # an old one, whose configuration has no hash
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+                raise
+            # An old one, whose configuration has no hash.
             raise UserError(
                 f"the adapter {path} cannot be loaded by its {CONFIG} ({type(error).__name__}: "
                 f"{str(error).splitlines()[0]}): train it again"

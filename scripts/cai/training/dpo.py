@@ -123,8 +123,8 @@ def train(
     alike, pairs = same_tokens(model.tokenizer, pairs)
     if not pairs:
         raise UserError(
-            f"in all {len(alike)} pairs 'chosen' and 'rejected' are the same tokens "
-            "(the tokenizer writes é as one character, say): there is nothing to learn"
+            f"pairs.jsonl: 'chosen' and 'rejected' of every pair (n {len(alike)}) are the same tokens to "
+            "this model, if not the same characters: there is nothing to learn, write other texts"
         )
     held_out = same_tokens(model.tokenizer, held_out)[1]
     statistics, fits = pair_statistics(model.tokenizer, pairs, settings.max_length)

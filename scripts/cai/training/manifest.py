@@ -92,8 +92,10 @@ def claim(output: Path, facts: dict[str, Any], resume: bool, pairs_file: str | N
         raise UserError(
             f"{here} no longer holds the adapter that was saved ({lost}): --fresh trains it again"
         )
-    if manifest["status"] != BEGUN and (wrong := misfit(manifest, {"result": RESULT_KEYS})):
-        raise _damaged(output, wrong)
+    if manifest["status"] != BEGUN:
+        wrong, result = misfit(manifest, {"result": RESULT_KEYS}), manifest["result"]
+        if wrong or result["before"].keys() != result["after"].keys():
+            raise _damaged(output, wrong or "'before' and 'after' are not of the same pairs")
     return manifest
 
 

@@ -61,10 +61,10 @@ def pair_rows(
     rows, seen = read(path, PAIR_KEYS, growing=False), {}
     for number, row in enumerate(rows, 1):
         try:
+            _check(row)
             if texts:
                 _check_texts(row, data)
                 _check_side(row, share)
-            _check(row)
             for what, key in (("example and kind", (row["id"], row["kind"])), ("texts", _texts(row))):
                 if (line := seen.setdefault(key, number)) != number:
                     raise UserError(f"the {what} of line {line} once more: remove one of the two lines")
@@ -134,8 +134,6 @@ def _check_texts(row: dict[str, Any], data: Path) -> None:
     for key in TEXTS:
         if not row[key].strip():
             raise UserError(f"{key!r} is empty")
-        if is_broken(row[key]):
-            raise UserError(f"{key!r} is not UTF-8 (half of a surrogate pair)")
     if row["prompt"].startswith(f"{INSTRUCTION} ") and row["prompt"].endswith(f"\n{RESPONSE}"):
         raise UserError(
             "'prompt' is in the training format, as older files had it, and not the instruction alone: "
@@ -151,6 +149,9 @@ def _check_texts(row: dict[str, Any], data: Path) -> None:
 
 def _check(row: dict[str, Any]) -> None:
     """Raises UserError for a pair that is not what its id says, or of no known kind."""
+    for key in ("id", *TEXTS):
+        if is_broken(row[key]):
+            raise UserError(f"{key!r} is not UTF-8 (half of a surrogate pair)")
     if row["kind"] not in KINDS:
         raise UserError(f"'kind' is {row['kind']!r}: it can be {' or '.join(map(repr, KINDS))}")
     if not isinstance(row.get("task", ""), str):
