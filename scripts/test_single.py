@@ -21,7 +21,7 @@ from textwrap import shorten
 from cai.core.cli import MOST, WHOLE, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path
-from cai.core.schema import PAIR_KEYS, TASK_TYPES
+from cai.core.schema import TASK_TYPES
 from cai.core.text import one_line
 
 ANSWERS = 16  # in the bare training format, to see how they end before anything is trained
@@ -100,7 +100,7 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
     """Steps 1 to 6, for one instruction after the other until one makes a pair; the last one's record. A try
     that makes none is a line here; records.jsonl has it whole."""
     from cai.core import jsonl
-    from cai.generation.pairs import revision_pair
+    from cai.generation.pairs import keep_pairs, revision_pair
     from cai.generation.records import read_records
 
     run, tries = session.run, len(rows)
@@ -121,7 +121,7 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
             if not record["kept"]:
                 said.clear()
         if record["kept"]:
-            jsonl.complete(run.data / "pairs.jsonl", [revision_pair(record)], PAIR_KEYS)
+            keep_pairs(run, [revision_pair(record)])
             break
         why, text = ", ".join(record["rejected_because"]), " ".join(row["instruction"].split())
         run.log(f"      try {number}, {row['task']}, {row['source']}, {why}: {shorten(text, 70)}")

@@ -8,10 +8,11 @@
 The same command again goes on from the last checkpoint; other settings under the same name stop and are
 named. Held-out pairs are never trained on; they are measured along the way, and stop the training when the
 chosen texts lose too much likelihood or nothing gets better. Pairs whose revision a person has marked as no
-better (review.jsonl) are left out. Reads data/<run>/{pairs.jsonl,run.json,review.jsonl}. Writes
-checkpoints/<run>/ (adapter, tokenizer, training.json, training.jsonl, curves.png), logs/. Exit status: 0
-trained, 3 displaced (the chosen texts lost too much likelihood), 2 bad input, 4 the budget
-is reached.
+better (review.jsonl) are left out, and so are those whose prompts models are evaluated on. pairs.jsonl must
+be the one that its run wrote; --edited-pairs takes another. Data whose gate does not say GO are trained on
+only with --force. Reads data/<run>/{pairs.jsonl,run.json,review.jsonl}. Writes checkpoints/<run>/ (adapter,
+tokenizer, training.json, training.jsonl, curves.png), logs/. Exit status: 0 trained, 3 displaced (the chosen
+texts lost too much likelihood), 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from cai.core.cli import GO, NO_GO, WHOLE, cli, parser
 from cai.core.errors import UserError
-from cai.core.files import directories, display_path
+from cai.core.files import directories, display_path, sha256_file
 from cai.core.run import Run, git_commit, read_manifest, versions
 from cai.training.losses import LOSSES
 from cai.training.trackers import TRACKERS, check
@@ -58,20 +59,26 @@ def main() -> int:
     source = args.data or args.run
     if "data_gate" in (read_manifest(source) or {}):
         require(source, force=args.force, record="data_gate")
-    pairs, held_out, disputed = agreed(directories(source)[0])
+    data = directories(source)[0]
+    pairs, held_out, disputed = agreed(data, edited=args.edited_pairs)
     start = directories(args.start)[1] if args.start else None
     spec, why = model_of(args, source)
+    pairs, evaluated = apart_from_evaluation(pairs, spec)
     bits, why_bits = bits_of(args, spec, source)
     settings = settings_of(args, spec, len(pairs), start)
     ahead = forecast_of(args, spec, bits, len(pairs), settings.steps)
     if args.forecast:
         print(ahead.render())
         return GO
-    budget = Budget.ahead(args.budget, ahead)
+    budget, pairs_file = Budget.ahead(args.budget, ahead), sha256_file(data / "pairs.jsonl")
     with open_run(args.run, source) as run:
         run.log(f"model: {spec.name} - {why}; {bits} bits, {why_bits}")
+        if args.edited_pairs:
+            run.log(f"{display_path(data)}/pairs.jsonl is taken as it is (--edited-pairs)")
         if disputed:
             run.log(f"{disputed} pairs left out: a person does not prefer the revision (review.jsonl)")
+        if evaluated:
+            run.log(f"{evaluated} pairs left out: models are evaluated on these prompts ({spec.heldout})")
         run.hourly_rate = hourly_rate(args.hourly_rate)
         budget.watch(run)
         model, _ = load_engine(spec, bits, run)
@@ -87,10 +94,12 @@ def main() -> int:
             f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}; from {origin}; reference: {reference}"
         )
         where = {"resume": not args.fresh, "start": start, "tracker": args.tracker, "budget": budget}
+        where["pairs_file"] = pairs_file
         with run.step("training") as step:
             result = train(model, pairs, held_out, settings, run.checkpoints, log=run.log, **where)
             step.examples = result.taken
         how = {"argv": sys.argv, "commit": git_commit(), "versions": versions(), "data": source}
+        how |= {"pairs_file": pairs_file, "edited_pairs": args.edited_pairs}
         run.record(adapter=result.adapter, training=how | {"settings": asdict(settings), **asdict(result)})
         tell(run, result)
     return NO_GO if result.status == DISPLACED else GO
@@ -99,6 +108,9 @@ def main() -> int:
 def read_flags():
     flags = parser(__doc__, *COMMON, *TRAINING, choices={"loss": LOSSES}, run="mvp", model=None)
     flags.add_argument("--data", metavar="RUN", help="train on this run's pairs (default: --run's own)")
+    flags.add_argument(
+        "--edited-pairs", action="store_true", help="train on pairs.jsonl although the run wrote another one"
+    )
     flags.add_argument("--from", dest="start", metavar="RUN", help="go on from this run's adapter")
     flags.add_argument("--every", **WHOLE, help="steps between measurements and checkpoints")
     flags.add_argument(
@@ -120,14 +132,14 @@ def read_flags():
     return args
 
 
-def agreed(data: Path) -> tuple[list[dict], list[dict], int]:
+def agreed(data: Path, *, edited: bool = False) -> tuple[list[dict], list[dict], int]:
     """(pairs to train on, held-out pairs, how many a person's marks took): a revision that a person finds no
     better than the first answer is not to be learnt."""
     from cai.evaluation.marks import preferred
     from cai.training.pair_files import read_pairs
 
     disputed = {i for i, better in preferred(data).items() if better != "revision"}
-    both = read_pairs(data)
+    both = read_pairs(data, edited=edited)
     pairs, held_out = (
         [row for row in rows if row["kind"] != "revision" or row["id"] not in disputed] for rows in both
     )
@@ -136,6 +148,21 @@ def agreed(data: Path) -> tuple[list[dict], list[dict], int]:
             f"{display_path(data)}/review.jsonl prefers the first answer, or neither, in every pair"
         )
     return pairs, held_out, sum(map(len, both)) - len(pairs) - len(held_out)
+
+
+def apart_from_evaluation(pairs: list[dict], spec) -> tuple[list[dict], int]:
+    """(pairs to train on, how many were not since models are evaluated on their prompts). A run of ours has
+    none of these; other people's pairs may."""
+    from cai.core.prompt_files import load_heldout
+    from cai.training.pair_files import apart_from
+
+    rest, evaluated = apart_from(pairs, [p.instruction for p in load_heldout(Path(spec.heldout))])
+    if not rest:
+        raise UserError(
+            f"all {len(pairs)} pairs have prompts that models are evaluated on ({spec.heldout}): "
+            "train on other prompts"
+        )
+    return rest, len(evaluated)
 
 
 def model_of(args, source: str):
@@ -180,8 +207,7 @@ def forecast_of(args, spec, bits: int, pairs: int, steps: int):
 
 def settings_of(args, spec, pairs: int, start: Path | None):
     """Raises UserError for flags that make no sense."""
-    from cai.models.model import check_adapter
-    from cai.training.dpo import lora_of
+    from cai.models.model import check_adapter, lora_of
     from cai.training.settings import Settings, default_steps, steps_of
 
     own = {"every": args.every} if args.every else {}

@@ -14,7 +14,7 @@ from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
 from cai.core.jsonl import read
 from cai.core.run import Run, read_manifest
-from cai.core.schema import RECORD_KEYS, content_id
+from cai.core.schema import PAIR_KEYS, RECORD_KEYS, content_id
 from cai.costs.budget import Budget
 from cai.costs.forecast import rates
 from cai.evaluation.result_store import ResultStore
@@ -34,6 +34,7 @@ from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
 from cai.training import callbacks
 from cai.training.dpo import train_adapter
+from cai.training.pair_files import read_pairs
 from cai.training.settings import Settings
 from fakes import FakeEngine
 from pairs_of_facts import pairs_of_facts
@@ -351,6 +352,42 @@ def test_a_row_that_is_not_the_runs_is_refused(generate, name, facts, said):
     change(data / name, 2, **facts)
     with pytest.raises(UserError, match=said):
         generate("a")
+
+
+@pytest.mark.parametrize(("facts", "said"), [
+    ({"critiques": [5]}, "'critiques' has an item 1 that is of type int"),
+    ({"critiques": [{"principle": "p", "critique": "c"}]},
+     "'critiques' has an item 1 that does not fit: the key 'principle_id' is missing"),
+    ({"rejected_because": [None]}, "'rejected_because' has an item 1 that is of type NoneType"),
+    ({"preference_pair": {"prompt": "p"}}, "'preference_pair' does not fit: the key 'chosen' is missing"),
+    ({"tokens": {"prompt": "many"}}, "'tokens' does not fit: 'prompt' is of type str"),
+    ({"judgement": {}}, "'judgement' does not fit: the key 'passed' is missing"),
+    ({"guard": "g"}, "'guard' is of type str"),
+    ({"seed": True}, "'seed' is of type bool"),
+    ({"kept": None}, "'kept' is of type NoneType"),
+])  # fmt: skip
+def test_a_value_that_code_could_not_read_is_named_with_its_line(generate, facts, said):
+    data = generate("a")
+    change(data / "records.jsonl", 0, **facts)
+    with pytest.raises(UserError, match=rf"records.jsonl, line 1: {re.escape(said)}.*remove the line"):
+        read_records(data)
+
+
+def test_a_record_of_another_instruction_than_its_id_says_is_refused(generate):
+    data = generate("a")
+    change(data / "records.jsonl", 2, instruction="Another?")
+    with pytest.raises(UserError, match=r"records.jsonl, line 3: the id is not that of the instruction"):
+        read_records(data)
+
+
+def test_the_pairs_that_a_run_writes_are_recorded_with_their_hash(generate):
+    data = generate("a")
+    rows, found = read(data / "pairs.jsonl", PAIR_KEYS), read_manifest("a")["pairs"]
+    assert found["count"] == len(rows) and found["held_out"] == sum(r["held_out"] for r in rows) > 0
+    assert found["sha256"] == files.sha256_file(data / "pairs.jsonl")
+    change(data / "pairs.jsonl", 0, chosen="Mine.")
+    with pytest.raises(UserError, match=f"wrote .{len(rows)} pairs, now {len(rows)}.: restore it"):
+        read_pairs(data)
 
 
 @pytest.mark.parametrize("name", ["instructions.jsonl", "records.jsonl"])

@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
 from cai.core.errors import UserError
-from cai.core.files import ROOT
+from cai.core.files import ROOT, sha256_file
+from cai.core.prompt_files import load_heldout
+from cai.core.run import Run, read_manifest
 from cai.core.schema import FORMAT, RECORD_KEYS
+from cai.generation.pairs import keep_pairs
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
 from pairs_of_facts import pairs_of_facts
@@ -87,6 +92,8 @@ def test_killed_and_resumed_it_ends_with_the_same_adapter(undisturbed, tmp_path)
     assert log_of(tmp_path) == log_of(output)  # each step once, and with the same numbers
     files = [o / "checkpoints/mine/adapter_model.safetensors" for o in (tmp_path, output)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    hashes = {check_adapter(file.parent, REGISTRY["sandbox"])["sha256"] for file in files}
+    assert len(hashes) == 1  # of all its files
 
 
 def test_again_other_settings_and_fresh(undisturbed, tmp_path):
@@ -223,6 +230,63 @@ def test_a_dear_training_asks_for_a_budget_and_a_small_budget_stops_before_loadi
     done = run(tmp_path, *SETTINGS, "--hourly-rate", "3600", "--budget", "0.01")
     assert done.returncode == 4 and "budget: loading would cost about" in done.stderr, done.stderr
     assert not (tmp_path / "checkpoints").exists()
+
+
+def written_run(output, rows):
+    """A run whose pairs the pipeline has written."""
+    with Run.open("mine", {}) as made:
+        keep_pairs(made, rows)
+    return made.data / "pairs.jsonl"
+
+
+def test_pairs_that_were_edited_are_refused_before_anything_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    rows = pairs_of_facts(4)
+    path = written_run(tmp_path, rows)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows[1:]))
+    monkeypatch.setattr("cai.models.session.load_engine", lambda *args: pytest.fail("it was loaded"))
+    for more in ((), ("--run", "other", "--data", "mine")):
+        said = says(monkeypatch, tmp_path, *more)
+        assert "is not the one that run 'mine' wrote (4 pairs, now 3)" in said and "--edited-pairs" in said
+
+
+def test_edited_pairs_are_taken_on_purpose_and_the_run_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    rows = pairs_of_facts(4)
+    path = written_run(tmp_path, rows)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows[1:]))
+    seen = {}
+
+    def train(model, pairs, held_out, *args, pairs_file, **more):
+        seen.update(pairs=pairs, file=pairs_file)
+        return SimpleNamespace(taken=1, status="finished", adapter="x", table=str)
+
+    monkeypatch.setattr("cai.models.session.load_engine", lambda *args: (None, None))
+    monkeypatch.setattr("cai.training.dpo.train", train)
+    monkeypatch.setattr(sys, "argv", ["train_dpo.py", "--run", "mine", "--edited-pairs", "--steps", "1"])
+    module = script()
+    monkeypatch.setattr(module, "asdict", lambda found: {})
+    assert module.main() == 0
+    assert seen == {"pairs": rows[1:], "file": sha256_file(path)}
+    found = read_manifest("mine")["training"]
+    assert found["edited_pairs"] is True and found["pairs_file"] == sha256_file(path)
+    assert "is taken as it is (--edited-pairs)" in capsys.readouterr().out
+
+
+def test_pairs_on_evaluation_prompts_are_left_out_and_counted(tmp_path, monkeypatch):
+    asked = [p.instruction for p in load_heldout(Path(REGISTRY["sandbox"].heldout))]
+    apart, rows = script().apart_from_evaluation, pairs_of_facts(3)
+    bad = rows[0] | {"prompt": f"Answer this: {asked[0]}"}
+    assert apart([bad, *rows[1:]], REGISTRY["sandbox"]) == (rows[1:], 1)
+    with pytest.raises(UserError, match="all 1 pairs have prompts that models are evaluated on"):
+        apart([bad], REGISTRY["sandbox"])
+
+
+@pytest.mark.parametrize("args", [["--run", "a" * 260], ["--data", "../x"], ["--from", "a b"]])
+def test_names_of_runs_are_checked_before_anything_is_read(args, monkeypatch, tmp_path):
+    said = says(monkeypatch, tmp_path, *args)
+    assert "use letters, digits" in said or "a name has at most 100 letters" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_is_not_installed_names_the_command(monkeypatch, tmp_path):

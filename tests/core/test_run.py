@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 from cai.core import cli, errors, files
+from cai.core.cli import LONGEST_NAME
 from cai.core.errors import BudgetReached, UserError
 from cai.core.run import Run, read_manifest
 from cai.core.schema import FORMAT
@@ -64,7 +66,8 @@ def test_fresh_moves_the_old_run_aside_and_keeps_it(output):
 @pytest.mark.parametrize(
     "name",
     ["", "..", "../x", "a/b/c", "a b", ".hidden", "a;b", "prompts", "constitutions/x", "a/../b"]
-    + ["a.part", "a.part/b", "a/b.part"],  # what a conversion or a training clears away
+    + ["a.part", "a.part/b", "a/b.part", "a.PART"]  # what a conversion or a training clears away
+    + ["Prompts", "CONSTITUTIONS/x"],  # the same on some file systems
 )
 def test_a_run_name_is_no_path(name):
     with pytest.raises(UserError):
@@ -96,7 +99,10 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(output):
 @pytest.mark.parametrize(
     "text",
     ['{"settings": {"mo', "null", "[" * 100_000]
-    + [f'{{"run": "a", "settings": {{}}, "format": 2, "{key}": 3}}' for key in ("totals", "gate")],
+    + [f'{{"run": "a", "settings": {{}}, "format": 2, "{key}": 3}}' for key in ("totals", "gate")]
+    + [f'{{"run": "a", "format": 2, "settings": {text}}}' for text in ('{"seed": "x"}', '{"held_out": NaN}')]
+    + ['{"run": "a", "format": 2, "settings": {}, "totals": {"seconds": null}}']
+    + ['{"run": "a", "format": 2, "settings": {}, "pairs": {"count": "all"}}'],
 )
 def test_a_damaged_manifest_is_an_error_with_the_way_out(output, text):
     Run.open("a", SETTINGS).__exit__()
@@ -230,6 +236,40 @@ def test_a_commit_that_git_does_not_tell_is_said(monkeypatch, capsys, output):
     monkeypatch.setenv("PATH", "")
     with Run.open("b", SETTINGS):
         assert "commit: unknown ([Errno 2] No such file or directory: 'git')" in capsys.readouterr().out
+
+
+def test_every_file_name_that_is_made_of_a_runs_name_fits(output):
+    longest = "a" * LONGEST_NAME + "/" + "b" * LONGEST_NAME
+    with Run.open(longest, SETTINGS) as run:
+        run.log("it fits")
+    for fresh in (True, True):
+        Run.open("c" * LONGEST_NAME, SETTINGS, fresh=fresh).__exit__()
+    for name in ("a" * 260, "a/" + "b" * 260, longest + "b"):
+        with pytest.raises(UserError, match=f"has at most {LONGEST_NAME} letters"):
+            Run.open(name, SETTINGS)
+
+
+def test_no_two_runs_share_a_lock_or_a_log(output):
+    names = ("a/b", "a-b", "a.b", "a_b")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(Run.open(name, SETTINGS)).log(name)
+    logs = {path.read_text() for path in (output / "logs").glob("*.log")}
+    assert logs == {f"{name}\n" for name in names}
+
+
+@pytest.mark.parametrize("second", ["evaluation", "steps", "Evaluation", "run.json", "pairs.jsonl", "x.png"])
+def test_no_run_lies_where_another_keeps_its_files(output, second):
+    with pytest.raises(UserError, match="run 'a' keeps files of its own there"):
+        Run.open(f"a/{second}", SETTINGS)
+    assert not (output / "data").exists()
+
+
+def test_a_stage_of_a_plan_may_be_called_evaluation(output):
+    """As in six-stage: the plan's own run measures nothing."""
+    with Run.open("plan", SETTINGS) as run:
+        run.record(plan="hash")
+        Run.open("plan/evaluation", SETTINGS).__exit__()
 
 
 def test_write_json_is_whole_or_not_at_all(output, monkeypatch):

@@ -5,12 +5,13 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from cai.core import jsonl, schema
 from cai.core.errors import BudgetReached, UserError
-from cai.core.files import ROOT, write_json
+from cai.core.files import ROOT, sha256_file, write_json
 from cai.core.ledger import read_ledger
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run
@@ -564,6 +565,83 @@ def test_rows_from_before_are_counted_once_and_never_a_suites_own(tmp_path):
     for _ in range(2):
         again.fill([{"id": "a"}, {"id": "b"}, {"id": "c"}], blank)
     assert (first.found, other.found, again.found) == (0, 0, 2)
+
+
+def test_a_row_that_was_edited_or_comes_from_elsewhere_is_refused(scripted, tmp_path):
+    pair = scripted()
+    path = tmp_path / "data/tiny/evaluation/preference.jsonl"
+    evaluate(pair, ["preference"])
+    rows = jsonl.read(path, {"id": str})
+    kinds = {r["id"].split("/")[0]: n for n, r in enumerate(rows)}
+    changes = [
+        ("answer", {"instruction": "Another?"}, "the id is not that of its texts"),
+        ("answer", {"answer": None}, "'answer' is of type NoneType"),
+        ("answer", {"tokens": "many"}, "'tokens' is of type str"),
+        ("judgement", {"trained": "A better answer."}, "the id is not that of its texts"),
+        ("judgement", {"score": math.nan}, "'score' is no finite number"),
+        ("pair", {"margin": "large"}, "'margin' is of type str"),
+    ]
+    for kind, change, said in changes:
+        n = kinds[kind]
+        changed = [*rows[:n], rows[n] | change, *rows[n + 1 :]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        with pytest.raises(UserError, match=rf"preference.jsonl, line {n + 1}: {said}"):
+            evaluate(pair, ["preference"])
+    n = kinds["pair"]
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows[:n], rows[n] | {"beta": 9.0}, *rows[n + 1 :]])
+    )
+    with pytest.raises(UserError, match=f"{rows[n]['id']} has another beta than is asked for now"):
+        evaluate(pair, ["preference"])
+    other = [row | {"setup": "other", "answer": 3} for row in rows]  # which nobody looks at
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*other, *rows]))
+    evaluate(pair, ["preference"])
+
+
+def test_rows_hold_for_the_adapter_the_engine_and_the_precision(scripted):
+    pair = scripted()
+    setups = {pair.setup}
+    for key, value in {
+        "adapters": {"trained": "c" * 64},
+        "bits": 4,
+        "name": "server",
+        "device": "A100",
+    }.items():
+        engine = FakeEngine(adapters=pair.engine.adapters)
+        setattr(engine, key, value)
+        setups.add(dataclasses.replace(pair, engine=engine).setup)
+    assert len(setups) == 5
+
+
+def test_pairs_alone_are_measured_without_records_sides_and_tasks(scripted, tmp_path):
+    """As those of milestone 0, or of other people."""
+    scripted()
+    data = tmp_path / "data/mine"
+    data.mkdir()
+    shutil.copy(ROOT / "tests/data/bug-inputs/pairs-of-milestone-0.jsonl", data / "pairs.jsonl")
+    write_json(data / "run.json", OTHER | {"run": "mine", "settings": {"data": "mine"}})
+    with Run.reopen("mine") as run:
+        pair = ModelPair.open(run, Scripted(), PROMPTER)
+        found = evaluate(pair, ["preference", "critique"])
+    assert metric(found["preference"], "training revision pairs: accuracy")["n"] == 1
+    assert metric(found["critique"], MEANINGFUL)["n"] == 0
+
+
+def test_pairs_that_the_adapter_was_not_trained_on_are_refused(scripted, tmp_path):
+    pair = scripted()
+    digest = sha256_file(tmp_path / "data/tiny/pairs.jsonl")
+    pair.run.checkpoints.mkdir(parents=True)
+    training = {"settings": {"loss": "dpo", "beta": 0.1}, "status": "finished", "pairs_file": digest}
+    write_json(pair.run.checkpoints / "training.json", training)
+    assert ModelPair.open(pair.run).pairs == pair.pairs
+    with open(tmp_path / "data/tiny/pairs.jsonl", "a") as f:
+        f.write("\n")
+    with pytest.raises(UserError, match="not JSON"):
+        ModelPair.open(pair.run)
+    write_json(pair.run.checkpoints / "training.json", training | {"pairs_file": "0" * 64})
+    (tmp_path / "data/tiny/pairs.jsonl").write_text(json.dumps(pair.pairs[0]) + "\n")
+    with pytest.raises(UserError, match="is not the one that the adapter was trained on: restore it"):
+        ModelPair.open(pair.run)
 
 
 def test_the_same_seeds_draw_for_base_and_trained(scripted, tmp_path):

@@ -318,3 +318,112 @@ def test_no_code_from_a_hub_and_no_pickles():
         text = path.read_text()
         assert "trust_remote_code=True" not in text and "torch.load(" not in text, path
     assert not any("bin" in p or p == "*" or p.endswith(".py") for p in loader.SAFE_FILES)
+
+
+# ---- the hash of an adapter ----
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with an adapter that does something."""
+    own = loader.load(SANDBOX)
+    own.add_adapter(r=4, alpha=8, seed=0)
+    shake(own, "default", 0.05)
+    own.save_adapter(tmp_path_factory.mktemp("saved") / "a")
+    return next(tmp_path_factory.getbasetemp().glob("saved*")) / "a"
+
+
+def changed(file, **facts):
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("adapter_config.json", {"lora_alpha": 320}),
+        ("adapter_config.json", {"r": 8}),
+        ("adapter_config.json", {"target_modules": ["q_proj"]}),
+        ("adapter_config.json", {"use_rslora": True}),
+        ("tokenizer_config.json", {"eos_token": "x"}),
+        ("tokenizer.json", {"model": {}}),
+        ("chat_template.jinja", None),
+        ("special_tokens_map.json", None),  # a file that was not there
+    ],
+)
+def test_an_adapter_of_another_file_is_another_adapter(saved, tmp_path, name, facts):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    if facts is None:
+        (tmp_path / name).write_text("other")
+    else:
+        changed(tmp_path / name, **facts)
+    assert model.adapter_hash(tmp_path)["sha256"] != model.adapter_hash(saved)["sha256"]
+    with pytest.raises(UserError, match=f"{name} is not the file that was saved"):
+        model.check_adapter(tmp_path, SANDBOX)
+    with pytest.raises(UserError, match=f"{name} is not the file that was saved"):
+        loader.load(SANDBOX).load_adapter(tmp_path, "a")
+
+
+def test_where_and_by_which_version_an_adapter_was_written_makes_no_other(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    config = json.loads((saved / "adapter_config.json").read_text())
+    changed(
+        tmp_path / "adapter_config.json",
+        base_model_name_or_path="/elsewhere/models/sandbox",
+        peft_version="9",
+        target_modules=config["target_modules"][::-1],  # a set's order, another in each process
+    )
+    changed(tmp_path / "tokenizer_config.json", is_local=False)
+    (tmp_path / "README.md").write_text("mine")
+    assert model.check_adapter(tmp_path, SANDBOX) == model.check_adapter(saved, SANDBOX)
+
+
+def test_a_lost_file_of_an_adapter_is_named(saved, tmp_path):
+    for name in ("adapter_config.json", "tokenizer.json", "chat_template.jinja"):
+        shutil.copytree(saved, tmp_path / name)
+        (tmp_path / name / name).unlink()
+        with pytest.raises(UserError, match=f"{name}"):
+            model.check_adapter(tmp_path / name, SANDBOX)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", "{", "[" * 100_000]
+    + [json.dumps({"r": 4, "lora_alpha": 8} | bad) for bad in (
+        {"r": "4"}, {"r": 0}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": float("nan")},
+        {"peft_type": "IA3"}, {"peft_type": []},
+    )],
+)  # fmt: skip
+def test_a_damaged_configuration_is_a_sentence_also_of_an_adapter_without_its_hash(saved, tmp_path, text):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    fact = json.loads((tmp_path / "base.json").read_text())
+    del fact["files"]
+    fact["sha256"] = sha256_file(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "base.json").write_text(json.dumps(fact))
+    assert model.check_adapter(tmp_path, SANDBOX)["sha256"] == fact["sha256"]  # as older ones are known
+    (tmp_path / "adapter_config.json").write_text(text)
+    for ask in (model.lora_of, lambda path: model.check_adapter(path, SANDBOX)):
+        with pytest.raises(UserError, match="adapter_config.json is no configuration of a LoRA adapter"):
+            ask(tmp_path)
+
+
+def test_a_base_json_of_other_types_is_damaged(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    fact = json.loads((saved / "base.json").read_text())
+    for key, bad in (
+        ("sha256", 3),
+        ("files", []),
+        ("repo", []),
+        ("revision", {}),
+        ("bits", "4"),
+        ("model", 1),
+    ):
+        (tmp_path / "base.json").write_text(json.dumps(fact | {key: bad}))
+        with pytest.raises(UserError, match="base.json is damaged"):
+            model.check_adapter(tmp_path, SANDBOX)
+
+
+def test_saving_an_adapter_clears_nothing_beside_it_away(fresh, tmp_path):
+    (tmp_path / "a.part").mkdir()
+    (tmp_path / "a.part/mine").write_text("x")
+    fresh.add_adapter(r=4, alpha=8, seed=0)
+    fresh.save_adapter(tmp_path / "a")
+    assert (tmp_path / "a.part/mine").exists() and not (tmp_path / "a/.part").exists()

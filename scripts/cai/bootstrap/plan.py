@@ -29,6 +29,7 @@ from cai.training.settings import LEAST_STEPS, LOSSES
 PLANS = ROOT / "specs" / "plans"
 BASE, PREDECESSOR, BEST = "base", "predecessor", "best"
 EVERY, TESTS = "every", "tests"  # keys beside stage names in a scale
+PLOTS = "plots"  # a directory of the report's, beside those of stages
 ONCE = ("single", "batch", "mvp", "full", "prompts", "constitutions")  # directories that data/ has already
 NAME = re.compile(
     r"[a-z0-9][a-z0-9_-]{0,59}"
@@ -79,7 +80,7 @@ def _stage_name(name: Any, info: ValidationInfo) -> Any:
         raise ValueError(
             f"{name!r} must name a directory: a-z, 0-9, - and _ (no dot), beginning with a-z or 0-9"
         )
-    if name in (BASE, PREDECESSOR, BEST, EVERY, TESTS):
+    if name in (BASE, PREDECESSOR, BEST, EVERY, TESTS, PLOTS):
         raise ValueError(f"{name!r} means something else in a plan; choose another")
     if info.context is not None and name in info.context["earlier"]:
         raise ValueError(f"an earlier stage is called {name!r}, too; give each a name of its own")

@@ -30,7 +30,7 @@ from cai.generation.example import Example, Roles, examples_of
 from cai.generation.filters import critique_verdict, kept_ids
 from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
-from cai.generation.pairs import ANCHOR, REVISION, make_pairs
+from cai.generation.pairs import ANCHOR, REVISION, make_pairs, record_pairs
 from cai.generation.records import make_records, read_instructions, read_records
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
@@ -42,6 +42,7 @@ from cai.prompts.markers import CHANGE
 from cai.prompts.templates import hash_texts
 from cai.training.dpo import train
 from cai.training.manifest import is_finished
+from cai.training.pair_files import pair_rows
 from cai.training.settings import Settings
 
 BASE_ROWS = "base.jsonl"  # in the plan's directory: what the base said, asked once for all stages and arms
@@ -205,6 +206,7 @@ class StageRun:
     def result(self) -> dict[str, Any]:
         c, parent = self.context, self.context.parent
         done, pairs = self.data()
+        record_pairs(self.run, pairs)
         seen = [p for p in pairs if not p["held_out"]]
         own = self._facts(done, pairs)
         if len(seen) < c.stage.least_pairs:
@@ -333,7 +335,7 @@ def criticized(record: Mapping[str, Any], critic: Mapping[str, Any], constitutio
 
 
 def read_pairs(run: str) -> list[dict[str, Any]]:
-    return jsonl.read(directories(run)[0] / "pairs.jsonl", PAIR_KEYS | {"held_out": bool})
+    return pair_rows(directories(run)[0])
 
 
 def inputs(spec: ModelSpec) -> list[str | Path]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cai.core.errors import UserError
+from cai.core.files import display_path
 from cai.core.run import Run
 from cai.models.loader import load
 from cai.models.model import Model
@@ -36,6 +38,11 @@ class SharedModel:
         for digest, path in adapters.items():
             if names[digest] not in self.model.adapters:
                 self.model.load_adapter(path, names[digest])
+                if self.model.adapters[names[digest]] != digest:
+                    raise UserError(
+                        f"{display_path(path)} is not the adapter {digest[:12]} that the stage has recorded: "
+                        "put that one back, or move the stage's data and checkpoints aside to make it anew"
+                    )
         return names
 
     def _load(self, bits: int, run: Run) -> None:

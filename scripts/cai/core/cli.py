@@ -300,13 +300,13 @@ def check_name(name: str, flag: str = "--run") -> None:
             f"{flag} {name[:200]!r}: use letters, digits, '.', '_' and '-' "
             "(and one '/' between a plan and its stage)"
         )
-    if any(part.endswith(".part") for part in name.split("/")):
+    if any(part.lower().endswith(".part") for part in name.split("/")):
         raise UserError(f"{flag} {name[:200]!r}: files in the making end like this; choose another name")
     if max(map(len, name.split("/"))) > LONGEST_NAME:
         raise UserError(
             f"{flag} {name[:20]}...: a name has at most {LONGEST_NAME} letters; choose a shorter one"
         )
-    if name.split("/")[0] in ("constitutions", "prompts"):
+    if name.lower().split("/")[0] in ("constitutions", "prompts"):  # some file systems take A for a
         raise UserError(f"{flag} {name[:200]!r}: data/{name} holds committed inputs; choose another name")
 
 

@@ -52,16 +52,18 @@ def complete(path: Path, wanted: Sequence[dict[str, Any]], keys: dict[str, Any])
     append(path, wanted[len(have) :])
 
 
-def read(path: Path, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a file ([] if there is none). A half-written last line is a crash's and is left out; any
-    other line that does not fit the schema is a UserError with its number."""
+def read(path: Path, keys: dict[str, Any], *, growing: bool = True) -> list[dict[str, Any]]:
+    """The rows of a file ([] if there is none). In one that is still growing a half-written last line is a
+    crash's and is left out; any other line that does not fit the schema is a UserError with its number."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return []
     *lines, last = text.split(b"\n")
     rows = []
-    for number, line in enumerate([*lines, last] if _is_whole(last) else lines, 1):
+    if last and (_is_whole(last) or not growing):
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:
             rows.append(check(from_json(line), keys, where))

@@ -24,10 +24,29 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, from_json, move_aside, write_json
 from cai.core.jsonl import append
 from cai.core.ledger import Usage
-from cai.core.schema import FORMAT, check_format
+from cai.core.schema import FORMAT, check, check_format
 from cai.core.terminal import say
 from cai.core.text import one_line, printable
 
+NUMBER, TEXT = (int, float), (str, type(None))
+ZERO = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
+# What run.json must have, and what must be of a kind where it stands there ("?").
+MANIFEST_KEYS = {
+    "run": str,
+    "settings": {
+        **{"seed?": int, "held_out?": NUMBER, "data?": str, "model?": str, "kind?": str},
+        **{"bits?": (int, type(None)), "principles?": (int, type(None))},
+    },
+    "totals?": {f"{key}?": NUMBER for key in ZERO},
+    **dict.fromkeys(("model?", "adapter?", "revision?", "device?", "started?"), TEXT),
+    **dict.fromkeys(("gate?", "data_gate?"), {"decision?": str, "criteria?": [dict]}),
+    **dict.fromkeys(("counts?", "training?", "forecast?", "instructions?"), dict),
+    "bits?": (int, type(None)),
+    "pairs?": {"count?": int, "sha256?": str},
+}
+# What a run makes in data/<run>/ and checkpoints/<run>/: no run of its own can lie there.
+OWN_DIRECTORIES = ("evaluation", "steps", "tensorboard")
+OWN_FILES = (".json", ".jsonl", ".html", ".md", ".png", ".safetensors", ".jinja", ".txt", ".yaml")
 PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
@@ -136,7 +155,7 @@ class Run:
 
     def log_only(self, text: str) -> None:
         """To logs/<run>.log alone."""
-        with open(self.logs / f"{self.name.replace('/', '-')}.log", "a", encoding="utf-8") as f:
+        with open(self.logs / f"{file_name(self.name)}.log", "a", encoding="utf-8") as f:
             f.write(printable(text) + "\n")
 
     @contextlib.contextmanager
@@ -194,9 +213,8 @@ class Run:
         """Rows into the ledger, and into the run's totals."""
         if rows:
             append(self.logs / "ledger.jsonl", rows)
-            zero = {"seconds": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
-            totals = self.manifest.get("totals", zero)
-            self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in totals})
+            totals = ZERO | self.manifest.get("totals", {})
+            self.record(totals={k: round(totals[k] + sum(row[k] for row in rows), 6) for k in ZERO})
 
     @property
     def dollars(self) -> float:
@@ -254,25 +272,48 @@ def manifest_in(data: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
-        manifest = None
-    if (
-        not isinstance(manifest, dict)
-        or not isinstance(manifest.get("run"), str)
-        or not isinstance(manifest.get("settings"), dict)
-        or not all(isinstance(manifest.get(key, {}), dict) for key in ("totals", "gate", "data_gate"))
-    ):
-        raise UserError(f"{path} is not a run's manifest: restore it, or use --fresh to move the run aside")
+        manifest = None  # which is none: see below
+    way_out = "restore it, or use --fresh to move the run aside"
+    try:
+        check(manifest, MANIFEST_KEYS, f"{path} is not a run's manifest")
+    except UserError as error:
+        raise UserError(f"{error}; {way_out}") from None
+    share = manifest["settings"].get("held_out", 0.0)
+    if not 0 <= share <= 1:
+        raise UserError(f"{path} is not a run's manifest: 'held_out' is {share}, no share; {way_out}")
     check_format(manifest.get("format"), str(path), manifest["run"])
     return manifest
+
+
+def check_place(name: str) -> None:
+    """Raises UserError for a run that would lie where another keeps its own files. Stages of a plan may be
+    called as they like: its own run has none there."""
+    first, _, second = name.partition("/")
+    place = second.lower()  # some file systems do not tell A from a
+    if place.endswith(OWN_FILES) or (place in OWN_DIRECTORIES and not _is_plan(first)):
+        raise UserError(
+            f"--run {name!r}: run {first!r} keeps files of its own there; choose another second part"
+        )
+
+
+def _is_plan(name: str) -> bool:
+    """Whether a run has stages in its directories, and nothing of its own beside run.json and reports."""
+    return "plan" in (read_manifest(name) or {})
+
+
+def file_name(name: str) -> str:
+    """A run's name as that of one file. No name holds a "~", so no two runs share one."""
+    return name.replace("/", "~")
 
 
 def lock_run(name: str) -> TextIO:
     """An advisory lock that the kernel drops with the process, so that a crash leaves none behind. Raises
     UserError: a bad name, another process on the run."""
     check_name(name)
+    check_place(name)
     logs = directories(name)[2]
     logs.mkdir(parents=True, exist_ok=True)
-    lock = open(logs / f".{name.replace('/', '-')}.lock", "a+", encoding="utf-8")
+    lock = open(logs / f".{file_name(name)}.lock", "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from typing import Any
 
 from cai.core.errors import UserError
@@ -41,12 +43,36 @@ RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
     "tokens": dict,
 }
 
+# What code reads inside of a record's values.
+_VERDICT = (type(None), {"safe": bool})
+_COMPARED = {"prompt_tokens": int, "tokens": int}
+RECORD_PARTS: dict[str, Any] = {
+    "preference_pair": (type(None), {"prompt": str, "chosen": str, "rejected": str}),
+    "critiques": [{"principle_id": str, "principle": str, "critique": str}],
+    "rejected_because": [str],
+    "tokens": {str: int},
+    "finish_reasons?": [str],
+    "judgement?": (
+        type(None),
+        {
+            "passed": bool,
+            "principles?": [_COMPARED],
+            **dict.fromkeys(("helpfulness?", "against_refusal?"), _COMPARED),
+        },
+    ),
+    "guard?": (
+        type(None),
+        {"model": str, **dict.fromkeys(("instruction?", "initial_answer?", "revised_answer?"), _VERDICT)},
+    ),
+}
+
 PAIR_KEYS: dict[str, type] = {"id": str, "prompt": str, "chosen": str, "rejected": str, "kind": str}
 
 
 def content_id(instruction: str) -> str:
     """The identity of an example: 16 hex digits of its instruction's SHA-256, white space folded."""
-    return hashlib.sha256(" ".join(instruction.split()).encode()).hexdigest()[:16]
+    folded = " ".join(instruction.split())
+    return hashlib.sha256(folded.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def row_seed(run_seed: int, row_id: str, purpose: str) -> int:
@@ -60,7 +86,24 @@ HELD_OUT = 0.1  # of the examples, where nothing else is said
 
 def is_held_out(row_id: str, share: float = HELD_OUT) -> bool:
     """Whether an example is kept out of training to be measured on: by its content, so in every run alike."""
-    return int(row_id[:8], 16) % 1000 < 1000 * share
+    return lot_of(row_id) % 1000 < 1000 * share
+
+
+def lot_of(row_id: str) -> int:
+    """The number by which an example is assigned to a side or a shard: the first 8 digits of its id."""
+    if not re.match("[0-9a-f]{8}", row_id):
+        raise UserError(f"the id {row_id!r} is no content hash")
+    return int(row_id[:8], 16)
+
+
+def is_content_id(row_id: str) -> bool:
+    """Whether an id looks like one of content_id's."""
+    return bool(re.fullmatch("[0-9a-f]{16}", row_id))
+
+
+def is_foreign(row_id: str, instruction: str) -> bool:
+    """Whether an id is that of another text."""
+    return is_content_id(row_id) and row_id != content_id(instruction)
 
 
 def check_format(found: Any, where: str, run: str) -> None:
@@ -77,12 +120,44 @@ def check_format(found: Any, where: str, run: str) -> None:
 
 
 def check(row: Any, keys: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row itself, if it has the keys of the schema with their types; more keys may stand beside them."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    for key, kind in keys.items():
-        if key not in row:
-            raise UserError(f"{where}: the key {key!r} is missing")
-        if not isinstance(row[key], kind):
-            raise UserError(f"{where}: {key!r} is of type {type(row[key]).__name__}")
+    """The row itself, if it has the keys of the schema with their types; more keys may stand beside them.
+
+    A key that ends in "?" may be missing. A type is a type, several of which one must do, [type] (a list of
+    such), {str: type} (texts to such), or keys of an object again. True is no number, NaN neither."""
+    if wrong := misfit(row, keys):
+        raise UserError(f"{where}: {wrong}")
     return row
+
+
+def misfit(row: Any, keys: dict[str, Any]) -> str | None:
+    """What of a row does not fit, in words; see check."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    for name, kind in keys.items():
+        key = name.removesuffix("?")
+        if key not in row:
+            if key != name:
+                continue
+            return f"the key {key!r} is missing"
+        if wrong := _against(row[key], kind):
+            return f"{key!r} {wrong}"
+    return None
+
+
+def _against(value: Any, kind: Any) -> str | None:
+    if isinstance(kind, tuple):
+        found = [_against(value, one) for one in kind]
+        # Of several the one that says most: an object that lacks a key is meant to be one.
+        return None if None in found else max(found, key=len)
+    if isinstance(kind, list) and isinstance(value, list):
+        wrong = ((n, _against(item, kind[0])) for n, item in enumerate(value, 1))
+        return next((f"has an item {n} that {what}" for n, what in wrong if what), None)
+    if isinstance(kind, dict) and isinstance(value, dict):
+        if list(kind) == [str]:
+            kind = dict.fromkeys(value, kind[str])
+        inner = misfit(value, kind)
+        return inner and f"does not fit: {inner}"
+    plain = kind if isinstance(kind, type) else type(kind)
+    if not isinstance(value, plain) or isinstance(value, bool) and plain in (int, float):
+        return f"is of type {type(value).__name__}"
+    return "is no finite number" if isinstance(value, float) and not math.isfinite(value) else None

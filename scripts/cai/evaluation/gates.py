@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.core.cli import GO, NO_GO, UNDECIDED
 from cai.core.errors import UserError
-from cai.core.files import directories, sha256_file
+from cai.core.files import directories
 from cai.core.run import Run, read_manifest
 from cai.core.stats import wilson
 
@@ -177,11 +177,7 @@ def decision_of(name: str, record: str = "gate") -> str:
         return "no decision yet"
     if record == "gate" and gate.get("adapter") is not None:
         here = directories(name)[1]
-        now = (
-            sha256_file(here / "adapter_model.safetensors")
-            if (here / "adapter_model.safetensors").exists()
-            else None
-        )
+        now = saved_hash(here) if (here / WEIGHTS).exists() else None
         if now != gate["adapter"]:
             return f"no decision yet on the adapter that is there now ({gate['decision']} was another's)"
     return gate["decision"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.core import jsonl, schema
+from cai.core import schema
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path
 from cai.core.prompt_files import Prompt, load_heldout
@@ -21,6 +21,8 @@ from cai.models.engine import Engine, complete_all, sampling
 from cai.models.registry import ModelSpec
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.prompts.training_format import training_prompt
+from cai.training.manifest import read_training
+from cai.training.pair_files import pair_rows, with_side
 
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
 
@@ -65,10 +67,11 @@ class ModelPair:
         limit: int | None = None,
     ) -> ModelPair:
         """Of the run's files; the engine carries the trained model as the adapter TRAINED."""
-        data, keys = source_of(run), schema.PAIR_KEYS | {"task": str, "held_out": bool}
-        pairs, records = jsonl.read(data / "pairs.jsonl", keys), read_records(data)
-        if not records:
-            raise UserError(f"{display_path(data)} holds no records: generate them first")
+        data, trained = source_of(run), read_training(run.checkpoints) or {}
+        pairs = with_side(pair_rows(data, trained_on=trained.get("pairs_file")), data)
+        records = read_records(data)
+        if not records and not pairs:
+            raise UserError(f"{display_path(data)} holds neither records nor pairs: generate them first")
         if engine is not None and not pairs:
             raise UserError(f"{display_path(data)}/pairs.jsonl holds no pairs: nothing was trained on them")
         return cls(run, pairs, records, engine, prompter, run.settings.get("seed", 0), limit=limit)
@@ -94,7 +97,9 @@ class ModelPair:
     def _setup(self, digest: str | None) -> str:
         facts = {"adapter": digest, "revision": self.revision, "seed": self.seed, "prompts": fingerprint()}
         if self.engine is not None:
-            facts |= {"bits": self.engine.bits} | {k: getattr(self.spec, k) for k in DRAWN_BY}
+            facts |= {"bits": self.engine.bits, "engine": self.engine.name}
+            facts["on"] = "cpu" if self.engine.device == "cpu" else "gpu"  # float32 or bfloat16
+            facts |= {k: getattr(self.spec, k) for k in DRAWN_BY}
             if self.spec.shots:
                 facts["exemplars"] = hash_texts(exemplar_texts())
         return hash_texts([json.dumps(facts, sort_keys=True)])

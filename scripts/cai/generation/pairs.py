@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai.core import jsonl
+from cai.core.errors import UserError
+from cai.core.files import sha256_file
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, check, is_held_out, row_seed
 from cai.generation.filters import critique_verdict, is_cut_off, is_loop, is_meta_talk, kept_ids
@@ -22,7 +24,8 @@ from cai.generation.guard import may_be_chosen
 from cai.generation.refusals import is_refusal
 from cai.prompts.markers import KEEP
 
-REVISION, ANCHOR = "revision", "anchor"
+FILE = "pairs.jsonl"
+REVISION, ANCHOR = KINDS = "revision", "anchor"
 REFUSALS = 3  # every third anchor keeps a refusal that was passed, while there are any
 
 # A critic that calls the request harmless has not passed the refusal of it, only its principle did not
@@ -39,11 +42,23 @@ def make_pairs(
 ) -> list[dict[str, Any]]:
     """pairs.jsonl, built from the records once they are complete; see build."""
     wanted = build(records, anchors=anchors, seed=seed, held_out=held_out)
-    jsonl.complete(run.data / "pairs.jsonl", wanted, PAIR_KEYS)
+    keep_pairs(run, wanted)
     kinds, held = Counter(row["kind"] for row in wanted), sum(row["held_out"] for row in wanted)
     run.log(f"[3] {len(wanted)} pairs: {dict(kinds)}, {held} of them held out")
-    run.record(pairs={"count": len(wanted), "kinds": dict(kinds), "held_out": held})
     return wanted
+
+
+def keep_pairs(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    """pairs.jsonl of a run, as far as it is not there yet, and in run.json what it holds: training and
+    evaluation know by the hash that it is the one that was written."""
+    jsonl.complete(run.data / FILE, rows, PAIR_KEYS)
+    record_pairs(run, rows)
+
+
+def record_pairs(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    kinds, held = Counter(row["kind"] for row in rows), sum(row.get("held_out", False) for row in rows)
+    digest = sha256_file(run.data / FILE)
+    run.record(pairs={"count": len(rows), "kinds": dict(kinds), "held_out": held, "sha256": digest})
 
 
 def build(
@@ -122,6 +137,8 @@ def revision_pair(record: dict[str, Any]) -> dict[str, Any]:
     assert record["kept"], (
         f"record {record['id']} was rejected because {record['rejected_because']}: it makes no pair"
     )
+    if record["preference_pair"] is None:
+        raise UserError(f"record {record['id']} is kept and has no 'preference_pair': restore records.jsonl")
     return _row(record, record["preference_pair"], REVISION)
 
 

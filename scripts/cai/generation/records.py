@@ -33,7 +33,7 @@ def records_name(number: int, of: int) -> str:
 
 def in_shard(row_id: str, number: int, of: int) -> bool:
     """Whether an example is of the shard number/of (number from 1), by its content."""
-    return of == 1 or int(row_id[:8], 16) % of == number - 1
+    return of == 1 or schema.lot_of(row_id) % of == number - 1
 
 
 def read_instructions(directory: Path) -> list[dict[str, Any]]:
@@ -68,24 +68,30 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
                 "move those that are not of this run out of it"
             )
         for line, row in enumerate(jsonl.read(path, schema.RECORD_KEYS), 1):
-            schema.check_format(row.get("format"), f"{path}, line {line}", run_of(directory))
-            against = _foreign(row, rows, order, in_shard(row["id"], number, of))
+            where = f"{path}, line {line}"
+            schema.check_format(row.get("format"), where, run_of(directory))
+            try:
+                against = _foreign(row, rows, order, (number, of)) or schema.misfit(row, schema.RECORD_PARTS)
+            except UserError as error:
+                against = str(error)
             if against:
-                raise UserError(f"{path}, line {line}: {against}; {jsonl.WAY_OUT}")
+                raise UserError(f"{where}: {against}; {jsonl.WAY_OUT}")
             rows[row["id"]] = row
     return sorted(rows.values(), key=lambda r: order[r["id"]]) if order else list(rows.values())
 
 
 def _foreign(
-    row: dict[str, Any], before: dict[str, dict[str, Any]], order: dict[str, int], of_shard: bool
+    row: dict[str, Any], before: dict[str, dict[str, Any]], order: dict[str, int], shard: tuple[int, int]
 ) -> str | None:
     """What is wrong with a record in the place where it stands; None for one of the run's own."""
     if row["id"] in before:
         return "the record is there twice"
-    if not of_shard:
-        return "the record is of another shard"
     if order and row["id"] not in order:
         return "its instruction is not in instructions.jsonl"
+    if schema.is_foreign(row["id"], row["instruction"]):
+        return "the id is not that of the instruction"
+    if not in_shard(row["id"], *shard):
+        return "the record is of another shard"
     first = next(iter(before.values()), row)
     for name, value in _origin(row).items():
         if value != _origin(first)[name]:
@@ -95,7 +101,8 @@ def _foreign(
 
 def _origin(row: dict[str, Any]) -> dict[str, Any]:
     """What all records of a run have in common."""
-    guard = (row.get("guard") or {}).get("model")
+    guard = row.get("guard")
+    guard = guard.get("model") if isinstance(guard, dict) else guard
     return {"model": row["model"], "adapter": row["adapter"], "seed": row["seed"], "guard": guard}
 
 

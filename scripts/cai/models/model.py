@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -15,12 +16,32 @@ from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import sha256_file
+from cai.core.files import sha256_file, write_json
+from cai.core.schema import misfit
 from cai.core.terminal import say
 from cai.models.device import Threads
 from cai.models.registry import ModelSpec
 from cai.prompts.training_format import TRAINING_CHAT_TEMPLATE
 
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TOKENIZER = (
+    "tokenizer",
+    "special_tokens_map.",
+    "added_tokens.",
+    "vocab.",
+    "merges.",
+    "spiece.",
+)  # names begin so
+NOT_HASHED = ("base_model_name_or_path", "peft_version", "name_or_path", "is_local", "local_files_only")
+TEXT, LORA = (str, type(None)), "LORA"
+BASE_KEYS = {
+    "sha256": str,
+    "bits": int,
+    "files?": {str: str},
+    "model?": TEXT,
+    "repo?": TEXT,
+    "revision?": TEXT,
+}
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -98,12 +119,22 @@ class Model:
             raise UserError(f"an adapter named {name!r} is loaded already: {', '.join(self.adapters)}")
         from peft import PeftModel
 
-        if self.adapters:
-            self.model.load_adapter(str(path), adapter_name=name, use_safetensors=True)
-        else:
-            self.model = PeftModel.from_pretrained(
-                self.model, str(path), adapter_name=name, use_safetensors=True
-            )
+        lora_of(path)
+        try:
+            if self.adapters:
+                self.model.load_adapter(str(path), adapter_name=name, use_safetensors=True)
+            else:
+                self.model = PeftModel.from_pretrained(
+                    self.model, str(path), adapter_name=name, use_safetensors=True
+                )
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "size mismatch" not in str(error):
+                raise
+            # An old one, whose configuration has no hash.
+            raise UserError(
+                f"the adapter {path} cannot be loaded by its {CONFIG} ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}): train it again"
+            ) from None
         self.adapters[name] = fact["sha256"]
 
     @contextlib.contextmanager
@@ -132,7 +163,7 @@ class Model:
         base.json; its hash."""
         from safetensors import SafetensorError
 
-        scratch = path.with_name(path.name + ".part")
+        scratch = path / ".part"  # inside, where no other run can be meant
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         config = self.model.peft_config["default"]
@@ -146,19 +177,13 @@ class Model:
         if self.spec.kind == "base":
             self.tokenizer.chat_template = TRAINING_CHAT_TEMPLATE
         self.tokenizer.save_pretrained(str(scratch))
-        repo, revision = self.source
-        fact = {
-            "model": self.spec.name,
-            "repo": repo,
-            "revision": revision,
-            "bits": self.bits,
-            "sha256": sha256_file(scratch / "adapter_model.safetensors"),
-        }
-        (scratch / "base.json").write_text(json.dumps(fact, indent=1) + "\n", encoding="utf-8")
-        path.mkdir(parents=True, exist_ok=True)
         for file in scratch.iterdir():
             os.replace(file, path / file.name)
         scratch.rmdir()
+        repo, revision = self.source
+        fact = {"model": self.spec.name, "repo": repo, "revision": revision, "bits": self.bits}
+        fact |= adapter_hash(path)
+        write_json(path / "base.json", fact)  # last: what was saved in part is known by it
         self.adapters["default"] = fact["sha256"]
         return fact["sha256"]
 
@@ -174,6 +199,88 @@ class Model:
         self.tokenizer.save_pretrained(str(path))
 
 
+# ---- a saved adapter ----
+
+
+def adapter_hash(path: Path) -> dict[str, Any]:
+    """{"files": hashes of all files that an adapter is made of, "sha256": theirs together}: its weights, its
+    configuration, the tokenizer, the chat template. Another alpha is another adapter.
+
+    Left out is what says where or with which version files were written (NOT_HASHED), and the order of the
+    layers' names, which is a set's."""
+    found = {file.name: _hash(file) for file in path.iterdir() if _is_part(file.name)}
+    files = dict(sorted(found.items()))
+    return {"files": files, "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
+
+
+def _is_part(name: str) -> bool:
+    return name in (WEIGHTS, CONFIG) or name.startswith(TOKENIZER) or name.endswith(".jinja")
+
+
+def _hash(file: Path) -> str:
+    if file.name not in (CONFIG, "tokenizer_config.json"):
+        return sha256_file(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in content.items() if k not in NOT_HASHED}
+    except (ValueError, AttributeError, RecursionError):
+        return sha256_file(file)
+    if isinstance(layers := kept.get("target_modules"), list):
+        kept["target_modules"] = sorted(map(str, layers))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def saved_adapter(path: Path) -> dict[str, Any]:
+    """The facts of a saved adapter (base.json), whose files are those that were saved. Raises UserError if it
+    is missing, damaged or changed. One saved before the other files had hashes is known by its weights."""
+    try:
+        fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
+        digest = sha256_file(path / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
+        ) from None
+    except (ValueError, RecursionError):
+        fact = None
+    if misfit(fact, BASE_KEYS):
+        raise UserError(f"{path / 'base.json'} is damaged: train the adapter again")
+    now = adapter_hash(path) if "files" in fact else {"files": {WEIGHTS: digest}, "sha256": digest}
+    if fact["sha256"] != now["sha256"]:
+        saved = fact.get("files", {})
+        changed = sorted(k for k in saved.keys() | now["files"].keys() if saved.get(k) != now["files"].get(k))
+        raise UserError(
+            f"{path / (changed or ['base.json'])[0]} is not the file that was saved (its hash differs): "
+            "restore it, or train the adapter again"
+        )
+    return fact
+
+
+def saved_hash(path: Path) -> str:
+    """An adapter's hash, also where it has lost its base.json and cannot be loaded any more."""
+    if not (path / "base.json").exists() and (path / WEIGHTS).exists():
+        return sha256_file(path / WEIGHTS)
+    return saved_adapter(path)["sha256"]
+
+
+def lora_of(path: Path) -> tuple[int, int]:
+    """(rank, alpha) of a saved adapter. Raises UserError for a configuration that has none."""
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path / CONFIG} is missing: restore it, or train the adapter again") from None
+    except (ValueError, RecursionError):
+        config = None
+    wrong = misfit(config, {"r": int, "lora_alpha": (int, float), "peft_type?": str})
+    if not wrong and (min(config["r"], config["lora_alpha"]) <= 0 or config.get("peft_type", LORA) != LORA):
+        wrong = f"r {config['r']}, lora_alpha {config['lora_alpha']}, {config.get('peft_type', LORA)}"
+    if wrong:
+        raise UserError(
+            f"{path / CONFIG} is no configuration of a LoRA adapter ({wrong}): "
+            "restore it, or train the adapter again"
+        )
+    return config["r"], config["lora_alpha"]
+
+
 def check_adapter(
     path: Path, spec: ModelSpec, source: tuple[str, str | None] | None = None
 ) -> dict[str, Any]:
@@ -183,22 +290,9 @@ def check_adapter(
     source: (repository, revision) of the weights that it is to be used on, if they are known: the revision
     must be the one it was trained on. Only a model's ready 4-bit and its 16-bit repository have commits that
     say nothing about each other; between these two an adapter is accepted, with a note."""
-    weights = path / "adapter_model.safetensors"
-    try:
-        fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
-        if not isinstance(fact, dict):
-            raise ValueError
-        digest = sha256_file(weights)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
-        ) from None
-    except ValueError:
-        raise UserError(f"{path / 'base.json'} is damaged: train the adapter again") from None
-    if fact.get("sha256") != digest:
-        raise UserError(
-            f"{weights} is not the file that was saved (its hash differs): train the adapter again"
-        )
+    fact = saved_adapter(path)
+    if (path / CONFIG).exists():
+        lora_of(path)
     trained, used = (fact.get("repo"), fact.get("revision")), source or (spec.repo, None)
     other_precision = trained[0] != used[0] and {trained[0], used[0]} == {spec.repo, spec.repo_4bit}
     same_weights = source is None or other_precision or trained[1] == used[1]

@@ -216,4 +216,4 @@ def fingerprint() -> str:
 
 def hash_texts(texts: Sequence[str]) -> str:
     """16 hex digits that stand for a list of texts."""
-    return hashlib.sha256("\x1e".join(texts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\x1e".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

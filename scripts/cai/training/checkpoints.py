@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import sha256_file, write_json
+from cai.models.model import WEIGHTS
 
-WEIGHTS, COMPLETE = "adapter_model.safetensors", "complete.json"
+COMPLETE = "complete.json"
 DIRECTORY = "steps"
 
 
@@ -67,14 +68,14 @@ def is_complete(path: Path) -> bool:
     try:
         files = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
         return all(sha256_file(path / name) == digest for name, digest in files.items())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def steps(output: Path) -> list[int]:
     """Steps of the whole checkpoints, ascending."""
-    found = (output / DIRECTORY).glob("checkpoint-*")
-    return sorted(int(p.name.removeprefix("checkpoint-")) for p in found if is_complete(p))
+    numbers = (p.name.removeprefix("checkpoint-") for p in (output / DIRECTORY).glob("checkpoint-*"))
+    return sorted(int(n) for n in numbers if n.isdecimal() and is_complete(place(output, int(n))))
 
 
 def prune(output: Path, keep: Iterable[int]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 import sys
 import time
@@ -25,11 +24,12 @@ from cai.core.jsonl import read
 from cai.core.stats import wilson
 from cai.costs.budget import Budget
 from cai.models.engines import engine_of
-from cai.models.model import Model
+from cai.models.model import Model, lora_of
 from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
 from cai.training.callbacks import LOG_KEYS, Log, Watched
 from cai.training.likelihood_displacement import DISPLACED, WAY_OUT, displaced, pair_statistics
+from cai.training.pair_files import refuse_special_tokens, same_tokens
 from cai.training.settings import FINISHED, Settings, default_every
 from cai.training.trainer import build
 
@@ -82,6 +82,7 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
         raise UserError("no pair to train on: see the table above for which reason took how many")
     run = session.run
     how = {"resume": True, "log": run.log, "budget": run.budget}
+    how["pairs_file"] = run.manifest.get("pairs", {}).get("sha256")
     with run.step("training") as step:
         result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
         step.examples = result.taken
@@ -102,17 +103,18 @@ def train(
     log: Callable[[str], None] = print,
     tracker: str = "none",
     budget: Budget | None = None,
+    pairs_file: str | None = None,
 ) -> Result:
     """Trains a LoRA adapter on pairs and leaves it in `output`, with training.json, training.jsonl and
     curves.png.
 
     model: without adapters yet; it carries the trained one as "default" afterwards. start: a saved adapter to
     go on from, which is then the reference; else a new adapter on the base model, which is. resume: go on
-    from what an earlier call of the same settings left in output; without it that is moved aside. Raises
-    UserError for pairs that cannot be trained on, settings that differ from those that output was begun with,
-    a start that is not at its reference, a loss that is not finite. Raises BudgetReached where the steps
-    ahead might pass the budget: before the first one, or later behind a checkpoint, from which the same call
-    goes on.
+    from what an earlier call of the same settings left in output; without it that is moved aside. pairs_file:
+    the hash of pairs.jsonl, for training.json. Raises UserError for pairs that cannot be trained on, settings
+    that differ from those that output was begun with, a start that is not at its reference, a loss that is
+    not finite. Raises BudgetReached where the steps ahead might pass the budget: before the first one, or
+    later behind a checkpoint, from which the same call goes on.
     """
     began = time.perf_counter()
     settings = replace(settings.checked(), every=settings.every or default_every(settings.steps))
@@ -121,6 +123,14 @@ def train(
             "there is no pair to train on: " + ("all are held out" if held_out else "pairs.jsonl is empty")
         )
     trackers.check(tracker)
+    refuse_special_tokens(model.tokenizer, [*pairs, *held_out])
+    alike, pairs = same_tokens(model.tokenizer, pairs)
+    if not pairs:
+        raise UserError(
+            f"pairs.jsonl: 'chosen' and 'rejected' of every pair (n {len(alike)}) are the same tokens to "
+            "this model, if not the same characters: there is nothing to learn, write other texts"
+        )
+    held_out = same_tokens(model.tokenizer, held_out)[1]
     statistics, fits = pair_statistics(model.tokenizer, pairs, settings.max_length)
     pairs = [p for p, fit in zip(pairs, fits, strict=True) if fit]
     held_fits = pair_statistics(model.tokenizer, held_out, settings.max_length)[1] if held_out else []
@@ -131,12 +141,14 @@ def train(
             "use a model of longer context"
         )
     facts = manifest.facts_of(model, pairs, held_out, settings, start)
-    earlier = manifest.claim(output, facts, resume)
+    earlier = manifest.claim(output, facts, resume, pairs_file)
     if earlier["status"] != manifest.BEGUN:
         log(f"this training was done earlier ({earlier['status']}): {display_path(output)}")
         shutil.rmtree(output / checkpoints.DIRECTORY, ignore_errors=True)
         model.load_adapter(output, "default")
-        return Result(**earlier["result"] | {"taken": 0})
+        return Result(**{k: earlier["result"][k] for k in manifest.RESULT_KEYS})
+    if alike:
+        log(f"      ! {len(alike)} pairs left out: 'chosen' and 'rejected' are the same tokens")
     for line in statistics.lines():
         log(f"      {line}")
     settings = begin(model, settings, start)
@@ -198,6 +210,8 @@ def train_dpo(
             "see rejected_because in records.jsonl for what took them"
         )
     settings.checked()
+    if same_tokens(model.tokenizer, pairs)[0]:
+        raise UserError("'chosen' and 'rejected' of a pair are the same tokens: there is nothing to learn")
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.jsonl").unlink(missing_ok=True)  # this training starts at step 0
     log = Log(settings, output)
@@ -218,12 +232,6 @@ def begin(model: Model, settings: Settings, start: Path | None) -> Settings:
     if start is not None:  # into an adapter that Unsloth has made, so that both ways take the same kernels
         checkpoints.load_weights(model.model, start)
     return settings
-
-
-def lora_of(adapter: Path) -> tuple[int, int]:
-    """(rank, alpha) of a saved adapter."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return config["r"], config["lora_alpha"]
 
 
 def _drop_reference(model: Model) -> None:

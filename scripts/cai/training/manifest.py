@@ -5,18 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import display_path, from_json, move_aside, sha256_file, write_json
-from cai.models.model import Model, check_adapter
+from cai.core.files import display_path, move_aside, write_json
+from cai.core.schema import misfit
+from cai.models.model import Model, check_adapter, saved_hash
 from cai.prompts.training_format import training_pair
 from cai.training import checkpoints
+from cai.training.implicit_reward import Preference
 from cai.training.settings import Settings
 
 NAME, BEGUN = "training.json", "begun"
+NUMBER = (int, float)
+KEYS = {"settings?": {"beta?": NUMBER, "loss?": str}, "status?": str, "pairs_file?": str}
+_PREFERENCE = {field.name: NUMBER for field in fields(Preference)}
+RESULT_KEYS = {
+    **dict.fromkeys(("status", "adapter"), str),
+    **dict.fromkeys(("step", "steps", "trained_on", "held_out", "seconds"), NUMBER),
+    **dict.fromkeys(("before", "after"), {"train": _PREFERENCE, "held_out?": _PREFERENCE}),
+    "forecast": {str: NUMBER},
+}
 
 
 def facts_of(
@@ -48,28 +59,28 @@ def facts_of(
     }
 
 
-def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """The manifest of the training that goes on here, or a new one. Raises UserError for one that was begun
-    with other facts, is damaged, or has lost its adapter."""
+def claim(output: Path, facts: dict[str, Any], resume: bool, pairs_file: str | None = None) -> dict[str, Any]:
+    """The manifest of the training that goes on here, or a new one. pairs_file: the hash of the file that the
+    pairs come from, which evaluation compares. Raises UserError for one that was begun with other facts, is
+    damaged, or has lost its adapter."""
     path, here = output / NAME, display_path(output)
     if not resume:
         move_aside(output)
     output.mkdir(parents=True, exist_ok=True)
     facts = json.loads(json.dumps(facts))
-    try:
-        manifest = from_json(path.read_text(encoding="utf-8"))
-        old, status = dict(manifest["settings"]), manifest["status"]
-    except FileNotFoundError:
+    manifest = read_training(output)
+    if manifest is None:
         if (output / checkpoints.WEIGHTS).exists():
             raise UserError(
                 f"{here} holds an adapter of another making: "
                 "--fresh moves it aside, --run another-name keeps it"
-            ) from None
-        manifest = {"settings": facts, "status": BEGUN}
+            )
+        manifest = {"settings": facts, "status": BEGUN} | ({"pairs_file": pairs_file} if pairs_file else {})
         write_json(path, manifest)
         return manifest
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{display_path(path)} is damaged: --fresh moves {here} aside") from None
+    if wrong := misfit(manifest, {"settings": dict, "status": str}):
+        raise _damaged(output, wrong)
+    old = manifest["settings"]
     changed = sorted(k for k in old.keys() | facts.keys() if old.get(k) != facts.get(k))
     if changed:
         what = "; ".join(f"{k} was {old.get(k)!r}, now {facts.get(k)!r}" for k in changed)
@@ -77,20 +88,52 @@ def claim(output: Path, facts: dict[str, Any], resume: bool) -> dict[str, Any]:
             f"{here} was trained with other settings: {what}. "
             "Give the old ones to resume, or --fresh to move it aside (the data stay)"
         )
-    if status != BEGUN and not _is_saved(output, manifest):
-        raise UserError(f"{here} no longer holds the adapter that was saved: --fresh trains it again")
+    if manifest["status"] != BEGUN and (lost := _lost(output, manifest)):
+        raise UserError(
+            f"{here} no longer holds the adapter that was saved ({lost}): --fresh trains it again"
+        )
+    if manifest["status"] != BEGUN:
+        wrong, result = misfit(manifest, {"result": RESULT_KEYS}), manifest["result"]
+        if wrong or result["before"].keys() != result["after"].keys():
+            raise _damaged(output, wrong or "'before' and 'after' are not of the same pairs")
+    return manifest
+
+
+def read_training(output: Path) -> dict[str, Any] | None:
+    """training.json beside an adapter, None where there is none. Raises UserError if it is damaged."""
+    try:
+        manifest = json.loads((output / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        manifest = None
+    if wrong := misfit(manifest, KEYS):
+        raise _damaged(output, wrong)
     return manifest
 
 
 def is_finished(output: Path) -> bool:
     """Whether a training has ended here, and its adapter is there as it was saved."""
     try:
-        manifest = from_json((output / NAME).read_text(encoding="utf-8"))
-        return manifest["status"] != BEGUN and _is_saved(output, manifest)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        manifest = read_training(output)
+        return manifest is not None and manifest.get("status", BEGUN) != BEGUN and not _lost(output, manifest)
+    except UserError:
         return False
 
 
-def _is_saved(output: Path, manifest: Mapping[str, Any]) -> bool:
-    weights = output / checkpoints.WEIGHTS
-    return weights.exists() and sha256_file(weights) == manifest["result"]["adapter"]
+def _damaged(output: Path, wrong: str) -> UserError:
+    return UserError(
+        f"{display_path(output / NAME)} is damaged: --fresh moves {display_path(output)} aside, "
+        f"unless it is restored ({wrong})"
+    )
+
+
+def _lost(output: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Why this is not the adapter that the training has saved."""
+    if wrong := misfit(manifest, {"result": {"adapter": str}}):
+        raise _damaged(output, wrong)
+    try:
+        other = saved_hash(output) != manifest["result"]["adapter"]
+    except UserError as error:
+        return str(error)
+    return "it is another one" if other else None

@@ -12,7 +12,6 @@ is no truth to measure with, so its pair is left out.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from cai.generation.filters import kept_ids
 from cai.generation.judge import HELPFUL, Case, Judgement, compare_all
 from cai.training.implicit_reward import scores
 from cai.training.losses import LOSSES
+from cai.training.manifest import read_training
 
 SIMILAR = 1.25  # answers are of similar length if the longer has at most this many times the other's words
 ON_POLICY = "on-policy completions"
@@ -116,16 +116,16 @@ def implicit(pair: ModelPair, store: ResultStore) -> list[dict[str, Any]]:
 
 def reward_beta(pair: ModelPair) -> float:
     """The beta of the adapter's own training where it is that of a margin, else the registry's."""
-    path = pair.run.checkpoints / "training.json"
-    if not path.exists():
+    trained = read_training(pair.run.checkpoints)
+    if trained is None:
         return pair.spec.beta
-    try:
-        trained = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return trained["beta"] if LOSSES[trained["loss"]].has_reference else pair.spec.beta
-    except (ValueError, KeyError, TypeError):
+    beta, loss = (trained.get("settings", {}).get(key) for key in ("beta", "loss"))
+    if beta is None or loss not in LOSSES:
         raise UserError(
-            f"{display_path(path)} is damaged: restore it, or train the adapter again with --fresh"
-        ) from None
+            f"{display_path(pair.run.checkpoints)}/training.json is damaged: "
+            "restore it, or train the adapter again with --fresh"
+        )
+    return beta if LOSSES[loss].has_reference else pair.spec.beta
 
 
 def margins(row: dict[str, float], beta: float) -> dict[str, float]:
