@@ -117,7 +117,7 @@ def spend(run, dollars):
         ("loading", 180 / 3600 * 1.74),
         ("loading: guard", 180 / 3600 * 1.74),
         ("training", 25 / 3600 * 1.74),  # a step of it
-        ("evaluation: answers", 600 / 3600 * 1.74 / 10),  # a batch of it
+        ("evaluation: answers", 1500 / 3600 * 1.74 / 10),  # a batch of it
     ],
 )
 def test_each_step_of_a_run_asks_before_it_begins(step, dollars):

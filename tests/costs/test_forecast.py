@@ -160,13 +160,13 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
         run.record(started="2026-01-02T00:00:00+0000")
     ledger = [
         row("answer", 9999.0, 100, time="2026-01-01T00:00:00+0000"),
-        row("answer", 150.0, 50), row("answer", 150.0, 50), row("evaluation: judge", 300.0),
+        row("answer", 150.0, 50), row("answer", 150.0, 50), row("evaluation: judge", 2100.0),
         row("evaluation: answers", 900.0), row("endings", 5.0), row("answer", 77.0, run="other"),
     ]  # fmt: skip
     factors, table = accuracy(stored, "mvp", ledger)
     assert factors["answer"] == 3.0 and factors["evaluation"] == 2.0 and "training" not in factors
     expected = {line["step"]: line["seconds"] for line in stored["lines"]}
-    assert factors["all"] == pytest.approx(1505 / (expected["answer"] + expected["evaluation"]))
+    assert factors["all"] == pytest.approx(3305 / (expected["answer"] + expected["evaluation"]))
     assert any(line.split()[0] == "endings" for line in table.splitlines())
 
 

@@ -578,7 +578,7 @@ def test_a_row_that_was_edited_or_comes_from_elsewhere_is_refused(scripted, tmp_
         ("answer", {"answer": None}, "'answer' is of type NoneType"),
         ("answer", {"tokens": "many"}, "'tokens' is of type str"),
         ("judgement", {"trained": "A better answer."}, "the id is not that of its texts"),
-        ("judgement", {"score": math.nan}, "'score' is no finite number"),
+        ("judgement", {"score": math.nan}, "not JSON"),
         ("pair", {"margin": "large"}, "'margin' is of type str"),
     ]
     for kind, change, said in changes:

@@ -16,6 +16,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories
 from cai.core.run import Run, read_manifest
 from cai.core.stats import wilson
+from cai.models.model import WEIGHTS, saved_hash
 
 DECISIONS = {GO: "GO", NO_GO: "NO-GO", UNDECIDED: "UNDECIDED"}  # exit status -> decision
 SMALLEST_GAIN = 0.05  # of a win rate above one half; a gain that is surely smaller is none
