@@ -17,7 +17,6 @@ are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from cai.core import ledger
@@ -32,7 +31,7 @@ from cai.evaluation.result_store import TRAINED
 from cai.evaluation.suites import DECIDING, SUITES, evaluate, load_summary, marks_hash
 from cai.models.device import hourly_rate
 from cai.models.model import check_adapter
-from cai.models.registry import SETTABLE, resolve
+from cai.models.registry import SETTABLE, resolve, with_values
 from cai.models.session import load_engine, prompter_of
 
 ABOUT = "\n".join(f"  {suite.name:12}{suite.about}" for suite in SUITES.values())
@@ -75,16 +74,22 @@ def earlier_summaries(run: Run, args: argparse.Namespace) -> dict[str, dict[str,
 
 def open_pair(run: Run, args: argparse.Namespace) -> ModelPair:
     """The run's pairs and records, and its two models unless only texts are looked at."""
+    texts = ModelPair.open(run, limit=args.limit)  # before gigabytes are loaded
     if not any(SUITES[name].asks_models for name in args.suite):
-        return ModelPair.open(run, limit=args.limit)
+        return texts
     made = read_manifest(run.settings["data"]) or {} if "data" in run.settings else run.manifest
     settings = made.get("settings", {})
     name = run.manifest.get("model") or made.get("model") or run.settings.get("model")
     if not name:
         raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
     spec = resolve(name, instruct=settings.get("kind") == "instruct")
-    spec = replace(spec, **{k: settings[k] for k in SETTABLE if k in settings})  # --set, when it was made
-    fact = check_adapter(run.checkpoints, spec)  # before gigabytes are loaded
+    try:  # --set, when it was made
+        spec = with_values(spec, [f"{key}={settings[key]}" for key in SETTABLE if key in settings])
+    except UserError as error:
+        raise UserError(
+            f"the settings in run.json of {run.name!r} were edited ({error}): restore it"
+        ) from None
+    fact = check_adapter(run.checkpoints, spec)
     if run.manifest.get("adapter") not in (None, fact["sha256"]):
         raise UserError(
             f"{display_path(run.checkpoints)} is not the adapter that run {run.name!r} has recorded: "
