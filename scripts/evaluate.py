@@ -18,7 +18,6 @@ is reached.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from cai.core import ledger
@@ -34,7 +33,7 @@ from cai.evaluation.result_store import TRAINED
 from cai.evaluation.suites import DECIDING, SUITES, evaluate, load_summary, marks_hash
 from cai.models.device import hourly_rate
 from cai.models.model import check_adapter
-from cai.models.registry import SETTABLE, ModelSpec, resolve
+from cai.models.registry import SETTABLE, ModelSpec, resolve, with_values
 from cai.models.session import load_engine, prompter_of
 
 COMMON = ("run", "limit", "threads", "forecast", "budget", "hourly-rate")
@@ -96,7 +95,12 @@ def models_of(run: Run, args: argparse.Namespace, files: ModelPair) -> tuple[Mod
     if not name:
         raise UserError(f"run {run.name!r} names no model: train it first (python scripts/train_dpo.py)")
     spec = resolve(name, instruct=settings.get("kind") == "instruct")
-    spec = replace(spec, **{k: settings[k] for k in SETTABLE if k in settings})  # --set, when it was made
+    try:  # --set, when it was made
+        spec = with_values(spec, [f"{key}={settings[key]}" for key in SETTABLE if key in settings])
+    except UserError as error:
+        raise UserError(
+            f"the settings in run.json of {run.name!r} were edited ({error}): restore it"
+        ) from None
     for suite in suites:
         suite.fits(spec)
     fact = check_adapter(run.checkpoints, spec)

@@ -1,11 +1,13 @@
 """scripts/evaluate.py on the sandbox: a small run that was really trained, measured whole; and bad input."""
 
 import json
+import re
 import shutil
 
 import pytest
 from cai.core import jsonl
 from cai.core.errors import UserError
+from cai.core.files import ROOT
 from cai.core.run import Run
 from cai.models.model import check_adapter
 from cai.models.registry import REGISTRY
@@ -208,7 +210,7 @@ def test_bad_input_is_a_sentence(tmp_path, monkeypatch):
             '{"id": "x", "prompt": "p", "chosen": "c", "rejected": "r", "kind": "revision", "task": "t"}\n'
         )
     done = evaluate(tmp_path, "--run", "untrained", "--suite", "critique")
-    assert done.returncode == 2 and "line 9: the key 'held_out' is missing" in done.stderr
+    assert done.returncode == 2 and "line 9: 'id' is no content hash, so 'held_out'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -223,3 +225,32 @@ def test_a_run_is_reopened_with_its_settings_and_locked(tmp_path, monkeypatch):
     assert (tmp_path / "data/tiny/run.json").read_text() == before
     with pytest.raises(UserError, match="there is no run"):
         Run.reopen("other")
+
+
+@pytest.mark.slow
+def test_pairs_of_milestone_0_are_trained_on_and_the_printed_command_measures_them(tmp_path):
+    data = tmp_path / "data/mine"
+    data.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/data/bug-inputs/pairs-of-milestone-0.jsonl", data / "pairs.jsonl")
+    done = script("train_dpo.py", "--run", "mine", "--model", "sandbox", "--steps", "2", output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = re.search(r"python scripts/(evaluate.py) (.*)", done.stdout)
+    done = script(command[1], *command[2].split(), output=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training revision pairs: accuracy" in done.stdout
+
+
+def test_an_edited_configuration_and_edited_pairs_are_found_before_anything_is_loaded(evaluated, tmp_path):
+    shutil.copytree(evaluated[1], tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "checkpoints/tiny/adapter_config.json"
+    as_it_was = config.read_text()
+    config.write_text(as_it_was.replace('"lora_alpha": 16', '"lora_alpha": 160'))
+    assert config.read_text() != as_it_was
+    done = evaluate(tmp_path, "--run", "tiny")
+    assert done.returncode == 2 and "adapter_config.json is not the file that was saved" in done.stderr
+    config.write_text(as_it_was)
+    manifest = json.loads((tmp_path / "data/tiny/run.json").read_text())
+    (tmp_path / "data/tiny/run.json").write_text(json.dumps(manifest | {"pairs": {"count": 61}}))
+    done = evaluate(tmp_path, "--run", "tiny")
+    assert done.returncode == 2 and "run 'tiny' wrote (61 pairs, now 60)" in done.stderr
+    assert "model:" not in done.stdout and "Traceback" not in done.stderr
