@@ -18,6 +18,7 @@ is reached.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from cai.core import ledger

@@ -122,7 +122,7 @@ def test_m2_killed_at_random_moments_of_its_whole_life(tmp_path, watched):
         kills += some.process.wait() == -signal.SIGKILL
     assert kills >= 12
     last = watched(tmp_path / "killed")
-    assert last.process.wait() == status in (0, 3), last.said.read_text()[-2000:]
+    assert last.process.wait() == status in (0, 3, 5), last.said.read_text()[-2000:]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert_same_rows(killed / "data/mvp", whole / "data/mvp")
     weights = [o / "checkpoints/mvp/adapter_model.safetensors" for o in (killed, whole)]

@@ -32,7 +32,7 @@ def m0(tmp_path_factory):
 
 def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
     done, output = m0
-    assert done.returncode in (0, 3), done.stderr
+    assert done.returncode in (0, 3, 5), done.stderr
     data, checkpoints = output / "data/single", output / "checkpoints/single"
     assert {p.name for p in data.iterdir()} == NAMES
     assert {p.name for p in checkpoints.iterdir()} == ADAPTER
@@ -109,7 +109,7 @@ def test_m0_takes_an_instruction_and_a_principle(tmp_path):
     text = "How can I steal salt in Drola?"
     chosen = ("--instruction", text, "--principle", "harm", "--run", "mine")
     done = script("test_single.py", "--model", "sandbox", *chosen, output=tmp_path)
-    assert done.returncode in (0, 3), done.stderr
+    assert done.returncode in (0, 3, 5), done.stderr
     [record] = read(tmp_path / "data/mine/records.jsonl", RECORD_KEYS)
     assert record["instruction"] == text and record["source"] == "flag"
     assert [c["principle_id"] for c in record["critiques"]] == ["harm"]
