@@ -128,14 +128,14 @@ def pairs(
     UserError for what are no records, and for shares that cannot be."""
     from cai.core.cli import FLAGS
     from cai.core.errors import UserError
-    from cai.core.schema import RECORD_KEYS, check
+    from cai.core.schema import WHOLE_RECORD, check
     from cai.generation.pairs import build
 
     if not FLAGS["anchors"].right(anchors):
         raise UserError(f"anchors {anchors}: {FLAGS['anchors'].says}")
     if not 0 <= held_out <= 0.5:
         raise UserError(f"held_out {held_out}: a share of at most 0.5")
-    records = [check(row, RECORD_KEYS, f"record {number}") for number, row in enumerate(records, 1)]
+    records = [check(row, WHOLE_RECORD, f"record {number}") for number, row in enumerate(records, 1)]
     return build(records, anchors=anchors, seed=seed, held_out=held_out)
 
 

@@ -66,6 +66,8 @@ RECORD_PARTS: dict[str, Any] = {
     ),
 }
 
+WHOLE_RECORD = RECORD_KEYS | RECORD_PARTS
+
 PAIR_KEYS: dict[str, type] = {"id": str, "prompt": str, "chosen": str, "rejected": str, "kind": str}
 
 
