@@ -138,7 +138,12 @@ def test_a_forecast_and_a_small_budget_load_nothing(evaluated, tmp_path):
     assert done.returncode == 2 and "the sandbox's invented world" in done.stderr, done.stderr
 
 
-TRAINED = {"argv": ["train_dpo.py"], "status": "finished", "steps": 10, "after": {"held_out": {"n": 2, "fall": 0.1}}}
+TRAINED = {
+    "argv": ["train_dpo.py"],
+    "status": "finished",
+    "steps": 10,
+    "after": {"held_out": {"n": 2, "fall": 0.1}},
+}
 
 
 def gate(output, *args):
