@@ -183,7 +183,7 @@ def test_write_report_on_a_run(run_dir):
 def test_a_page_that_cannot_be_made_leaves_the_old_one(run_dir):
     before = write_report(run_dir).read_bytes()
     append(run_dir / "records.jsonl", [record("Another", critiques=[{"principle_id": "accuracy"}])])
-    with pytest.raises(UserError, match="critique 1: the key 'principle' is missing"):
+    with pytest.raises(UserError, match="item 1 that does not fit: the key 'principle' is missing"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_bytes() == before
 

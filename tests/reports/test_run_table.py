@@ -102,7 +102,7 @@ def test_what_is_damaged_is_a_line_and_hides_nothing(made, tmp_path):
     made("odder", gate={"decision": "GO"}, counts=[1, 2])
     lines = table().splitlines()
     assert len(lines) == 2 + 5 and cells(lines[1])[:2] == ["good", "GO"]
-    assert [line.split(":")[0] for line in lines[2:]] == ["list", "old", "torn", "odd", "odder"]
+    assert [line.split(":")[0] for line in lines[2:]] == ["list", "odd", "odder", "old", "torn"]
     assert all("run.json" in line or "--convert" in line for line in lines[2:])
 
 

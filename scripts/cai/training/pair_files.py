@@ -61,9 +61,10 @@ def pair_rows(
     rows, seen = read(path, PAIR_KEYS, growing=False), {}
     for number, row in enumerate(rows, 1):
         try:
-            _check(row)
             if texts:
                 _check_texts(row, data)
+            _check(row)
+            if texts:
                 _check_side(row, share)
             for what, key in (("example and kind", (row["id"], row["kind"])), ("texts", _texts(row))):
                 if (line := seen.setdefault(key, number)) != number:
