@@ -60,6 +60,21 @@ def test_m1_generates_trains_measures_and_decides(batch):
     assert "steps" in manifest["training"] and manifest["training"]["steps"] == 10
 
 
+@pytest.mark.slow
+def test_a_model_that_was_hardly_trained_passes_no_gate(tmp_path):
+    """Two steps: M2 said GO by four held-out pairs and a win rate of .51."""
+    some = ("--force", "--steps", "2")
+    one = script("test_batch.py", *some, output=tmp_path)
+    two = script("generate_mvp.py", *some, "--limit", "12", output=tmp_path)
+    for done in (one, two):
+        assert done.returncode in (3, 5), done.stdout[-2000:] + done.stderr
+    manifest = json.loads((tmp_path / "data/mvp/run.json").read_text())
+    by_name = {c["name"]: c for c in manifest["gate"]["criteria"]}
+    assert by_name["on-policy completions better"]["passed"] is not True
+    assert by_name["revisions preferred"]["passed"] is None or by_name["revisions preferred"]["n"] >= 20
+    assert manifest["counts"]["records"] <= 12 + 4 * 12
+
+
 def test_m1_waits_for_the_gate_of_m0(tmp_path):
     done = script("test_batch.py", output=tmp_path)
     assert done.returncode == 2 and "no decision yet" in done.stderr and "--force" in done.stderr

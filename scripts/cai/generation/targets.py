@@ -40,7 +40,8 @@ class Side:
         if not made:
             return min(self.most, FIRST * self.pairs)
         each = (kept + 1) / (made + 2)  # the yield so far; none yet is not a yield of nothing
-        return min(self.most, made + max(LEAST_ROUND, math.ceil((self.pairs - kept) / each)))
+        lack = min(made, math.ceil((self.pairs - kept) / each))  # a yield of few examples says little
+        return min(self.most, made + max(LEAST_ROUND, lack))
 
     def expected(self, pairs_an_example: float) -> int:
         return self.most if self.pairs is None else min(self.most, math.ceil(self.pairs / pairs_an_example))
