@@ -161,10 +161,11 @@ def test_the_gate_takes_summaries_of_this_adapter_and_these_marks_and_is_recorde
     done = gate(tmp_path, "--suite", "critique")  # which needs no model: the two others were measured before
     assert done.returncode in (0, 3, 5) and "model:" not in done.stdout, done.stderr
     found = json.loads(path.read_text())["gate"]
-    assert (found["decision"] == "GO") == (done.returncode == 0)
-    assert found["decision"] == ("GO" if all(c["passed"] for c in found["criteria"]) else "NO-GO")
+    assert found["decision"] == {0: "GO", 3: "NO-GO", 5: "UNDECIDED"}[done.returncode]
+    assert (found["decision"] == "GO") == all(c["passed"] for c in found["criteria"])
+    assert found["adapter"] == digest
     names = [c["name"] for c in found["criteria"]]
-    assert len(names) == 6 and names[-1] == "harmful requests refused more often"
+    assert len(names) == 7 and names[-1] == "harmful requests refused more often"
     assert all(c["n"] and c["interval"] for c in found["criteria"] if c["name"] != "training not displaced")
     assert f"{found['decision']} for tiny" in done.stdout
 
