@@ -324,9 +324,11 @@ function about() {
   const { gate, ...facts } = data.facts, t = tally();
   const share = (n, of) => of ? `${n} of ${of} (${Math.round((100 * n) / of)} %)` : "none yet";
   const criteria = (gate?.criteria ?? []).map((c) => el("tr", {},
-    el("td", {}, el("span", { class: c.passed ? "chip good" : "chip bad", text: c.passed ? "pass" : "FAIL" })),
+    el("td", {}, c.passed === null ? el("span", { class: "chip open", text: "too few" })
+      : el("span", { class: c.passed ? "chip good" : "chip bad", text: c.passed ? "pass" : "FAIL" })),
     el("th", { scope: "row", text: c.name }),
-    el("td", { text: c.measured + (c.interval ? `, 95 % interval ${c.interval.map((v) => v.toFixed(2)).join(" to ")}` : "") })));
+    el("td", { text: c.measured + (c.interval ? `, 95 % interval ${c.interval.map((v) => v.toFixed(2)).join(" to ")}` : "")
+      + (c.more ? `; to tell: ${c.more}` : "") })));
   $("about-text").replaceChildren(
     el("h3", { text: `Gate: ${gate?.decision ?? "none yet"}` }), el("table", {}, el("tbody", {}, ...criteria)),
     el("h3", { text: "Your marks" }), tree({
