@@ -3,7 +3,7 @@
     python scripts/evaluate.py --run mvp                                # suite preference
     python scripts/evaluate.py --suite preference critique forgetting --run mvp
     python scripts/evaluate.py --suite truth --run mvp --limit 200      # the sandbox against its ground truth
-    python scripts/evaluate.py --suite preference forgetting --gate --run full   # Milestone 3: GO or NO-GO
+    python scripts/evaluate.py --suite preference forgetting --gate --run full   # Milestone 3: its decision
 
 Reads data/<run>/{run.json,records*.jsonl,pairs.jsonl} and the adapter in checkpoints/<run>/; the base model
 is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and 95 % interval) and
@@ -11,7 +11,7 @@ is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and
 
 --gate decides about a run that train_dpo.py has trained, by the suites that it needs, from this call or an
 earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and MT-Bench
-are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 2 bad input, 4 the budget
+are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 5 UNDECIDED, 2 bad input, 4 the budget
 is reached.
 """
 
@@ -45,7 +45,7 @@ def main() -> int:
     flags = parser(f"{__doc__}\nsuites:\n{ABOUT}", *COMMON, run="mvp")
     flags.add_argument("--suite", nargs="+", choices=SUITES, default=["preference"], help="what to measure")
     flags.add_argument("--fresh", action="store_true", help="move the run's earlier evaluation aside")
-    flags.add_argument("--gate", action="store_true", help=f"say GO or NO-GO, by {' and '.join(DECIDING)}")
+    flags.add_argument("--gate", action="store_true", help=f"decide Milestone 3, by {' and '.join(DECIDING)}")
     args = flags.parse_args()
     with Run.reopen(args.run) as run:
         summaries = earlier_summaries(run, args) if args.gate else {}

@@ -6,19 +6,18 @@
 
 Writes data/<run>/{instructions,records,pairs}.jsonl, run.json, report.html, yields.png and evaluation/;
 checkpoints/<run>/. Held-out examples are made beside the hundred, until there are 20 revision pairs of them
-(or four times as many examples as to train on). Ends with how far the forecast was off, and what Milestone 3
+(at most 20 examples for each). Ends with how far the forecast was off, and what Milestone 3
 will take. Killed at any moment, the same command goes on, and reads review.jsonl again. Exit status: 0 GO,
 3 NO-GO, 5 UNDECIDED (too few cases to tell), 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
 
-from cai.core.cli import GENERATING, GO, cli, parser
+from cai.core.cli import GENERATING, GO, NO_GO, cli, parser
 from cai.training.losses import LOSSES
 
 EXAMPLES = 100  # to train on, unless --limit or --pairs says otherwise
 HELD_OUT = 0.4  # of the instructions: what 20 pairs to measure with take beside these
-MOST_HELD_OUT = 4  # held-out examples for each one to train on
 SUITES = ("critique", "preference", "forgetting")
 
 
@@ -26,6 +25,7 @@ def main() -> int:
     args = parser(
         __doc__,
         *GENERATING,
+        "held-out-pairs",
         "steps",
         "loss",
         choices={"loss": LOSSES},
@@ -62,15 +62,26 @@ def main() -> int:
     check_inputs(args)
     if args.source:
         check(args.source)
-    train = Side.of(args.pairs, args.limit)
-    target = Target(train, Side(HELD_OUT_PAIRS, MOST_HELD_OUT * train.most), args.held_out)
+    args.held_out_pairs = args.held_out_pairs or HELD_OUT_PAIRS
+    target = Target(Side.of(args.pairs, args.limit), Side.of(args.held_out_pairs, None), args.held_out)
     ahead = milestone_forecast(args, args.steps, target.expected(REVISIONS_AN_EXAMPLE))
     if args.forecast:
         print(ahead.render())
         return GO
     budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
-    own = ("principles", "limit", "pairs", "source", "anchors", "no_judge", "held_out", "steps", "loss")
+    own = (
+        "principles",
+        "limit",
+        "pairs",
+        "source",
+        "anchors",
+        "no_judge",
+        "held_out",
+        "held_out_pairs",
+        "steps",
+        "loss",
+    )
     with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
         run.log(before)
@@ -97,7 +108,8 @@ def main() -> int:
         status = decide(run, m2(run, summaries))
         publish(run)
         report_accuracy(run)
-        run.log(next_milestone(args))
+        if status != NO_GO:
+            run.log(next_milestone(args))
     return status
 
 

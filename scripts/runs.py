@@ -35,9 +35,8 @@ def main() -> int:
         kept = convert(name)
         print(f"{display_path(directories(name)[0])} is of this program's format; the old one: {kept}")
     page = None
-    for name, manifest in [
-        (name, manifest_of(name)) for name in args.runs
-    ]:  # all are there before one is told
+    manifests = {name: manifest_of(name) for name in args.runs}  # all are there before one is told
+    for name, manifest in manifests.items():
         for text in gates_of(name, manifest):
             print(printable(text, sys.stdout.encoding))
         found = directories(name)[0] / "report.html"
@@ -56,15 +55,14 @@ def manifest_of(name: str) -> dict[str, Any]:
 
 def gates_of(name: str, manifest: dict[str, Any]) -> Iterator[str]:
     """The gates of a run's data and of what it trained, with their criteria."""
-    from cai.evaluation.gates import lines
-    from cai.reports.run_table import of_another_adapter
+    from cai.evaluation.gates import lines, of_another_adapter
 
     gates = {f"{name}, its data": "data_gate", name: "gate"}
     found = {of: manifest[key] for of, key in gates.items() if key in manifest}
     try:
         for of, gate in (found or {name: {"decision": "no decision", "criteria": []}}).items():
-            if of_another_adapter(gate, manifest):
-                yield f"no decision for {of}: its gate, {gate['decision']}, is another adapter's"
+            if why := of_another_adapter(name, gate):
+                yield f"no decision for {of}: its gate said {gate['decision']}, but {why}"
             else:
                 yield "\n".join([f"{gate['decision']} for {of}", *lines(gate["criteria"])])
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -57,8 +57,6 @@ def main() -> int:
     from cai.training.likelihood_displacement import DISPLACED
 
     source = args.data or args.run
-    if "data_gate" in (read_manifest(source) or {}):
-        require(source, force=args.force, record="data_gate")
     data = directories(source)[0]
     pairs, held_out, disputed = agreed(data, edited=args.edited_pairs)
     start = directories(args.start)[1] if args.start else None
@@ -70,6 +68,8 @@ def main() -> int:
     if args.forecast:
         print(ahead.render())
         return GO
+    if "data_gate" in (read_manifest(source) or {}):
+        require(source, force=args.force, record="data_gate")
     budget, pairs_file = Budget.ahead(args.budget, ahead), sha256_file(data / "pairs.jsonl")
     with open_run(args.run, source) as run:
         run.log(f"model: {spec.name} - {why}; {bits} bits, {why_bits}")

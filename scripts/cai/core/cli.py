@@ -178,6 +178,12 @@ FLAGS: dict[str, Flag] = {
         lambda n: 1 <= n <= MOST,
         f"at least one pair is needed, and {MOST:,} are the most",
     ),
+    "held-out-pairs": Flag(
+        "generate until there are so many revision pairs to measure with, too (default: 20)",
+        WHOLE,
+        lambda n: 1 <= n <= MOST,
+        f"at least one pair is needed, and {MOST:,} are the most",
+    ),
     "source": Flag("prompts from a file or dataset, instead of generating them"),
     "principles": Flag(
         "principles that an answer is critiqued by", WHOLE, lambda n: n >= 1, "must be at least 1"

@@ -26,7 +26,7 @@ from cai.training.pair_files import pair_rows, with_side
 
 BARE, PROMPTED = "bare", "prompted"  # the training format; the prompt that first answers are generated with
 
-REQUESTS = 16  # look-alikes, and harmful requests, among all kinds: they are not to outweigh the tasks
+REQUESTS = 16  # look-alikes among all kinds: they are not to outweigh the tasks
 
 # What answers and verdicts depend on beside the prompts' texts.
 DRAWN_BY = (
@@ -151,7 +151,7 @@ class ModelPair:
         """Instructions to evaluate on, and those left out because training has seen them or something near.
 
         The run's own instructions that are held out by hash, kept or not, then the world's held-out file, of
-        which at most REQUESTS look-alikes and as many harmful requests.
+        which at most REQUESTS look-alikes.
         """
         share = held_out_share(self.run)
         own = [
@@ -162,7 +162,7 @@ class ModelPair:
         counts: Counter[str] = Counter()
         for prompt in load_heldout(Path(self.spec.heldout)):
             counts[prompt.kind] += 1
-            if prompt.kind == "task" or counts[prompt.kind] <= REQUESTS:
+            if prompt.kind != "benign" or counts[prompt.kind] <= REQUESTS:
                 own.append(prompt)
         clear, near = self._clear(own)
         return clear[: self.limit], near

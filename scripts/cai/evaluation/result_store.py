@@ -22,6 +22,10 @@ KEYS: dict[str, dict[str, Any]] = {
     "success": {"right": (bool, type(None))},
     "probe": {"right": (bool, type(None))},
     "critique": {"meaningful": bool},
+    "on topic": {
+        "silent": (str, type(None)),
+        **{"critique?": (str, type(None)), "gain?": (*NUMBER, type(None)), "loss?": (*NUMBER, type(None))},
+    },
     "mark": {"score": NUMBER},
     "pair": {
         **dict.fromkeys(("margin", "normalised_margin", "chosen_change"), NUMBER),

@@ -11,6 +11,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories, run_of
 from cai.core.run import manifest_in
 from cai.core.text import printable
+from cai.evaluation.gates import of_another_adapter
 
 NONE = "-"
 HEADING = ("run", "decision", "records/pairs", "loss", "parent", "engine", "model", "cost")
@@ -55,7 +56,7 @@ def row(name: str, manifest: Mapping[str, Any], adapters: Mapping[str, str]) -> 
     bits = manifest.get("bits")
     return (
         name,
-        decision(manifest),
+        decision(name, manifest),
         f"{NONE if records is None else int(records)}/{NONE if pairs is None else int(pairs)}",
         NONE if loss is None else f"{loss:.3f}",
         parent(name, manifest, adapters),
@@ -65,15 +66,10 @@ def row(name: str, manifest: Mapping[str, Any], adapters: Mapping[str, str]) -> 
     )
 
 
-def decision(manifest: Mapping[str, Any]) -> str:
+def decision(name: str, manifest: Mapping[str, Any]) -> str:
     """The gate's, or the data's where there is no other; NONE for a gate that speaks of another adapter."""
     gate = manifest.get("gate") or manifest.get("data_gate") or {}
-    return NONE if of_another_adapter(gate, manifest) else str(gate.get("decision", NONE))
-
-
-def of_another_adapter(gate: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-    """Whether a gate speaks of another adapter than the run has now. One without a hash speaks of any."""
-    return gate.get("adapter") is not None and gate["adapter"] != manifest.get("adapter")
+    return NONE if of_another_adapter(name, gate) else str(gate.get("decision", NONE))
 
 
 def last_loss(name: str, training: Mapping[str, Any]) -> float | None:

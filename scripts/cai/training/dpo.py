@@ -86,7 +86,8 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
     with run.step("training") as step:
         result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
         step.examples = result.taken
-    found = {"status": result.status, "steps": result.steps, "after": result.after}
+    facts = ("status", "steps", "before", "after")
+    found = {key: getattr(result, key) for key in facts}
     run.record(adapter=result.adapter, training=found)
     return result
 

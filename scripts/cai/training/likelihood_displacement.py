@@ -62,8 +62,8 @@ class PairStatistics:
             )
         if self.near >= MANY_NEAR:
             found.append(
-                "! chosen log-probabilities may fall: most pairs are nearly the same text; "
-                "--loss dpo+nll holds them up"
+                "! chosen log-probabilities may fall: half of the pairs or more are nearly the same text; "
+                "the loss dpo+nll holds them up"
             )
         return found
 
