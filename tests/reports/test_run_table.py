@@ -1,8 +1,9 @@
 """All runs in a table, and the gates of some: from files, whole, damaged and odd."""
 
+import hashlib
+
 import pytest
-from cai.core import hashlib
-import jsonl
+from cai.core import jsonl
 from cai.core.files import write_json
 from cai.core.schema import FORMAT
 from cai.reports.run_table import table
