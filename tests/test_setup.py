@@ -258,7 +258,16 @@ def test_speedrun_takes_the_flags_that_all_milestones_have(checkout):
 def test_speedrun_stops_at_a_no_go_and_passes_its_status_on(checkout):
     done = run(checkout, "scripts/speedrun.sh", FAKE_STATUS="3")
     assert done.returncode == 3 and "ran scripts/test_batch.py" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "ran scripts/runs.py single batch mvp"
+    assert done.stdout.splitlines()[-1] == "ran scripts/runs.py single"  # the others are no runs yet
+
+
+def test_speedrun_says_and_passes_by_what_is_undecided(checkout):
+    done = run(checkout, "scripts/speedrun.sh", FAKE_STATUS="5")
+    said = done.stdout.splitlines()
+    assert done.returncode == 5 and said[-1] == "ran scripts/runs.py single batch mvp"
+    assert "ran scripts/test_single.py" in said
+    assert "ran scripts/test_batch.py --force" in said and "ran scripts/generate_mvp.py --force" in said
+    assert sum("is UNDECIDED: too few cases to tell" in line for line in said) == 3
 
 
 def test_speedrun_stops_where_set_up_fails(checkout):
