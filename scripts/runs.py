@@ -30,7 +30,7 @@ def main() -> int:
     from cai.reports.run_table import table
 
     if not args.runs and not args.convert:
-        print(table(sys.stdout.encoding) or f"there are no runs in {display_path(directories('')[0])}/ yet")
+        print(table() or f"there are no runs in {display_path(directories('')[0])}/ yet")
     for name in args.convert:
         kept = convert(name)
         print(f"{display_path(directories(name)[0])} is of this program's format; the old one: {kept}")

@@ -29,17 +29,8 @@ from cai.training.losses import LOSSES
 from cai.training.trackers import TRACKERS, check
 
 COMMON = (
-    "run",
-    "model",
-    "bits",
-    "threads",
-    "set",
-    "seed",
-    "forecast",
-    "budget",
-    "hourly-rate",
-    "fresh",
-    "force",
+    *("run", "model", "bits", "threads", "set", "seed"),
+    *("forecast", "budget", "hourly-rate", "fresh", "force"),
 )
 TRAINING = ("loss", "steps", "epochs", "lr", "beta", "lora-r")
 SHORT = {"lr": "learning_rate", "beta": "beta", "lora_r": "lora_r"}  # flag -> value of --set

@@ -23,9 +23,8 @@ from cai.core.terminal import guard, say
 from cai.core.text import is_broken, one_line
 
 GO, BAD_INPUT, NO_GO, BUDGET, UNDECIDED, INTERRUPTED = 0, 2, 3, 4, 5, 130  # exit statuses of every script
-GROUP_SECONDS = (
-    2.0  # signals often come in groups: what the first one has begun is not broken off by the next
-)
+# Signals often come in groups: what the first one has begun is not broken off by the next.
+GROUP_SECONDS = 2.0
 DOLLARS_PER_HOUR = 1.74  # an A100 80GB on RunPod's community cloud, as the specification has it
 
 

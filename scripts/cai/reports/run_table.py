@@ -10,7 +10,7 @@ from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.files import directories, run_of
 from cai.core.run import manifest_in
-from cai.core.text import printable
+from cai.core.text import one_line
 from cai.evaluation.gates import of_another_adapter
 
 NONE = "-"
@@ -18,9 +18,9 @@ HEADING = ("run", "decision", "records/pairs", "loss", "parent", "engine", "mode
 RIGHT = {2, 3, 7}  # columns of numbers
 
 
-def table(encoding: str | None = None) -> str:
+def table() -> str:
     """data/<run>/run.json and data/<plan>/<stage>/run.json, the newest last; then a line for each that cannot
-    be read. Texts are safe on a terminal of this encoding."""
+    be read."""
     root = directories("")[0]
     found, broken = {}, []
     for path in sorted([*root.glob("*/run.json"), *root.glob("*/*/run.json")]):
@@ -38,9 +38,8 @@ def table(encoding: str | None = None) -> str:
             rows.append(row(name, found[name], adapters))
         except (KeyError, TypeError, ValueError, AttributeError, OSError):
             broken.append(f"{name}: {root / name}/run.json is damaged: its values are not what a run writes")
-    safe = lambda text: printable(text, encoding).replace("\n", "\\n").replace("\t", "\\t")  # noqa: E731
-    lines = columns([HEADING, *(tuple(map(safe, cells)) for cells in rows)]) if rows else []
-    return "\n".join([*lines, *map(safe, broken)])
+    lines = columns([HEADING, *(tuple(map(one_line, cells)) for cells in rows)]) if rows else []
+    return "\n".join([*lines, *map(one_line, broken)])
 
 
 def row(name: str, manifest: Mapping[str, Any], adapters: Mapping[str, str]) -> tuple[str, ...]:
