@@ -62,9 +62,9 @@ def main() -> int:
     from cai.models.session import check_inputs, open_session
     from cai.reports.review import publish
 
-    check_inputs(args)
+    _, spec, _ = check_inputs(args)
     if args.source:
-        check(args.source)
+        check(args.source, spec)
     ahead, how = forecast(args, args.after)
     if args.forecast:
         print(f"{ahead.render()}\n{how}")
@@ -145,7 +145,7 @@ def forecast(args: argparse.Namespace, measured_in: str):
         each = (pairs["count"] - pairs["held_out"]) / records
         source = f"measured in run {measured_in}, n {records}"
     examples = Side.of(args.pairs, args.limit).expected(REVISIONS_AN_EXAMPLE)
-    expected = round(each * examples)
+    expected = max(1, round(each * examples))
     steps = default_steps(spec, expected)
     how = (
         f"training: {steps:,} steps, {spec.passes:g} passes over about {expected:,} pairs, "

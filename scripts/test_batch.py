@@ -39,7 +39,7 @@ def main() -> int:
     from cai.costs.budget import Budget
     from cai.costs.default_rates import REVISIONS_AN_EXAMPLE
     from cai.costs.forecast import milestone_forecast, report_accuracy
-    from cai.evaluation.criteria import m1
+    from cai.evaluation.criteria import m1, no_pairs
     from cai.evaluation.gates import decide, require
     from cai.evaluation.suites import measure
     from cai.generation.example import examples_of
@@ -55,9 +55,9 @@ def main() -> int:
     from cai.training.dpo import train_adapter
     from cai.training.settings import Settings
 
-    check_inputs(args)
+    _, spec, _ = check_inputs(args)
     if args.source:
-        check(args.source)
+        check(args.source, spec)
     target = Target(Side.of(args.pairs, args.limit), share=args.held_out)
     ahead = milestone_forecast(args, args.steps, target.expected(REVISIONS_AN_EXAMPLE))
     if args.forecast:
@@ -86,6 +86,8 @@ def main() -> int:
         report_yield(run, session.constitution, records)
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)
         publish(run)
+        if all(pair["held_out"] for pair in pairs):
+            return decide(run, no_pairs(run, args.pairs))
 
         train_adapter(session, pairs, Settings.of(session.spec, args.steps, seed, loss=args.loss))
         summaries = measure(session, records, pairs, SUITES)

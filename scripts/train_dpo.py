@@ -59,7 +59,7 @@ def main() -> int:
     if args.forecast:
         print(ahead.render())
         return GO
-    if "data_gate" in (read_manifest(source) or {}):
+    if "shards" in (read_manifest(source) or {}).get("settings", {}):  # data that have a gate of their own
         require(source, force=args.force, record="data_gate")
     budget, pairs_file = Budget.ahead(args.budget, ahead), sha256_file(data / "pairs.jsonl")
     with open_run(args.run, source) as run:

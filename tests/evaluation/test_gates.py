@@ -154,3 +154,21 @@ def test_another_record_leaves_the_gate_that_the_next_milestone_reads(capsys):
         assert gates.decide(run, [criterion(False)], record="data_gate") == 3
         assert "Data gate" in capsys.readouterr().out
         assert run.manifest["gate"]["decision"] == "GO" and run.manifest["data_gate"]["decision"] == "NO-GO"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"criteria": []}, "its criteria say NO-GO, not GO"),
+        ({"criteria": [{"name": "x", "passed": False}]}, "its criteria say NO-GO, not GO"),
+        ({"criteria": [{"name": "x", "passed": None}]}, "its criteria say UNDECIDED, not GO"),
+        ({"adapter": None}, "of no adapter"),
+    ],
+)
+def test_a_decision_is_not_taken_from_its_word(changed, said):
+    with Run.open("a", {}) as run:
+        run.record(adapter="hash")
+        gates.decide(run, [criterion(True)])
+        run.record(gate=run.manifest["gate"] | changed)
+    with pytest.raises(UserError, match=said):
+        gates.require("a", force=False)

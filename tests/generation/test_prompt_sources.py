@@ -6,9 +6,11 @@ import json
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.core.prompt_files import load_heldout
 from cai.core.schema import content_id
 from cai.generation import prompt_sources
 from cai.generation.row_forms import first_turn
+from cai.models.registry import REGISTRY
 
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 AILUMINATE = "ailuminate/airr_official_1.0_demo_en_us_prompt_set_release.csv"
@@ -139,7 +141,10 @@ def test_a_limit_takes_a_sample_by_the_seed_whatever_the_order_of_the_rows(tmp_p
 
 def test_a_source_is_checked_to_its_end(tmp_path):
     path = write(tmp_path / "p.jsonl.gz", jsonl({"prompt": "one"}, {"prompt": "two"}) + "x")
-    for read in (prompt_sources.check, lambda path: prompt_sources.load(path, limit=1)):
+    for read in (
+        lambda path: prompt_sources.check(path, SANDBOX),
+        lambda path: prompt_sources.load(path, limit=1),
+    ):
         with pytest.raises(UserError, match="line 3: not JSON"):
             read(path)
     with pytest.raises(UserError, match="at least 1"):
@@ -290,6 +295,7 @@ def test_a_dataset_of_the_hub(monkeypatch):
 # ---- files that trouble tools of this kind ----
 
 
+SANDBOX = REGISTRY["sandbox"]
 INPUTS = ROOT / "tests/data/bug-inputs"
 TASK = "Say whether this is glad or sad."
 EGG, FRIEND = "How do I boil an egg?", "Say hello to my friend."
@@ -338,7 +344,7 @@ def test_inputs_that_are_read(name, prompts, left_out, unread):
 )
 def test_inputs_that_are_refused(name, message):
     with pytest.raises(UserError, match=f"{name}, {message}"):
-        prompt_sources.check(str(INPUTS / name))
+        prompt_sources.check(str(INPUTS / name), SANDBOX)
 
 
 def test_a_dataset_gives_what_its_file_gives():
@@ -397,4 +403,12 @@ def test_delimiters_and_capitals_of_columns(tmp_path, name, content):
 )
 def test_columns_that_are_refused(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
-        prompt_sources.check(write(tmp_path / "p.csv", content))
+        prompt_sources.check(write(tmp_path / "p.csv", content), SANDBOX)
+
+
+def test_a_source_of_evaluation_prompts_alone_is_refused_before_anything_is_loaded(tmp_path):
+    asked = [h.instruction for h in load_heldout(Path(SANDBOX.heldout))]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    with pytest.raises(UserError, match=f"holds no usable prompt .evaluation_prompt {len(asked)}"):
+        prompt_sources.check(str(path), SANDBOX)

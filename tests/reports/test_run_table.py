@@ -117,9 +117,9 @@ def test_what_is_damaged_is_a_line_and_hides_nothing(made, tmp_path):
 def test_texts_from_files_cannot_command_the_terminal(made):
     made("a", model="\x1b]0;x\x07", gate={"decision": "G\nO"})
     made("b", started="2027", model="\u202eé")
-    text = table("latin-1")
+    text = table()
     assert "\x1b" not in text and "\\x1b]0;x\\x07" in text and "G\\nO" in text and "\\u202eé" in text
-    assert "\\xe9" in table("ascii") and len(text.splitlines()) == 3
+    assert len(text.splitlines()) == 3
 
 
 def test_the_script_lists_all_or_tells_the_gates_of_some(made, tmp_path):

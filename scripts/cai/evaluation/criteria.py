@@ -129,6 +129,11 @@ def m3(run: Run, summaries: Summaries) -> list[Criterion]:
     ]
 
 
+def no_pairs(run: Run, wanted: int | None) -> list[Criterion]:
+    """Where there is nothing to train on, that is all there is to say."""
+    return [_pairs(run, wanted or 1, f"{display_path(run.data)}/yields.png")]
+
+
 def _pairs(run: Run, wanted: int, look_at: str) -> Criterion:
     rows = read(run.data / "pairs.jsonl", PAIR_KEYS)
     n = sum(row["kind"] == REVISION and not row["held_out"] for row in rows)

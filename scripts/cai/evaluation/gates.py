@@ -182,9 +182,16 @@ def of_another_adapter(name: str, gate: Mapping[str, Any]) -> str | None:
 
 def decision_of(name: str, record: str = "gate") -> str:
     """GO, NO-GO or UNDECIDED of a run, or why it has no decision: a gate speaks of one adapter, by hash."""
-    gate = (read_manifest(name) or {}).get(record)
+    manifest = read_manifest(name) or {}
+    gate = manifest.get(record)
     if not gate:
         return "no decision yet"
+    results = {c.get("passed", False) for c in gate.get("criteria", [])}
+    by_criteria = "NO-GO" if False in results or not results else "UNDECIDED" if None in results else "GO"
+    if gate.get("decision") != by_criteria:
+        return f"no decision (its criteria say {by_criteria}, not {gate.get('decision')}: it was edited)"
+    if record == "gate" and manifest.get("adapter") and not gate.get("adapter"):
+        return f"no decision yet ({gate['decision']}, of no adapter)"
     why = of_another_adapter(name, gate)
     return f"no decision yet ({gate['decision']}, but {why})" if why else gate["decision"]
 

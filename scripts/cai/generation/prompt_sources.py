@@ -13,11 +13,13 @@ from pathlib import Path
 
 from cai.core import jsonl
 from cai.core.errors import UserError
+from cai.core.prompt_files import load_heldout
 from cai.core.schema import content_id, row_seed
 from cai.core.text import is_broken
 from cai.generation.dedup import REASON, EvaluationPrompts
 from cai.generation.filters import MARKED_LINE
 from cai.generation.row_forms import Said, fits, read_row
+from cai.models.registry import ModelSpec
 from cai.prompts.markers import CHAT_TOKENS, END_OF_TEXT
 
 MAX_CHARACTERS = 6000  # some 1,500 tokens: beside exemplars, answer and critique more would not fit 4,096
@@ -52,9 +54,10 @@ class Loaded(list[Instruction]):
         self.unread: list[str] = []
 
 
-def check(source: str) -> None:
-    """Raises UserError for what is no source, and for any row that does not fit: before a model is loaded."""
-    load(source)
+def check(source: str, spec: ModelSpec) -> None:
+    """Raises UserError for what is no source, for any row that does not fit, and where every row is one that
+    the model is evaluated on: before it is loaded."""
+    load(source, barred=[h.instruction for h in load_heldout(Path(spec.heldout))])
 
 
 def load(source: str, limit: int | None = None, barred: Iterable[str] = (), seed: int = 0) -> Loaded:
