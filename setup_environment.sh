@@ -75,7 +75,12 @@ hardware() {
   PYTHONPATH=scripts "$python" -m cai.preflight.hardware ${wanted[@]+"${wanted[@]}"} "$@"
 }
 
-if venv_works; then python=.venv/bin/python; else python=$(find_python); fi
+if venv_works; then
+  python=.venv/bin/python
+  [ -z "${PYTHON:-}" ] || printf 'PYTHON is not asked: .venv has a Python already (move .venv away to build it anew)\n'
+else
+  python=$(find_python)
+fi
 kind=$(hardware "$python" --kind)
 
 if [ -n "$check" ]; then

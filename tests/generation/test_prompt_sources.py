@@ -407,7 +407,7 @@ def test_columns_that_are_refused(tmp_path, content, message):
 
 
 def test_a_source_of_evaluation_prompts_alone_is_refused_before_anything_is_loaded(tmp_path):
-    asked = [h.instruction for h in load_heldout(Path(SANDBOX.heldout))]
+    asked = [h.instruction for h in load_heldout(ROOT / SANDBOX.heldout)]
     path = tmp_path / "asked.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
     with pytest.raises(UserError, match=f"holds no usable prompt .evaluation_prompt {len(asked)}"):
