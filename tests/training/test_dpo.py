@@ -339,7 +339,8 @@ def test_train_adapter_trains_within_the_runs_step_and_resumes(tmp_path, monkeyp
         assert (result.trained_on, result.held_out) == (len(TRAIN), len(HELD))
         made = read_manifest("mine")
         assert made["adapter"] == result.adapter
-        assert made["training"] == {"status": "finished", "steps": 4, "after": result.after}
+        measured = {"before": result.before, "after": result.after}
+        assert made["training"] == {"status": "finished", "steps": 4, **measured}
     ledger = [json.loads(line) for line in (tmp_path / "logs/ledger.jsonl").read_text().splitlines()]
     assert [(row["step"], row["examples"]) for row in ledger] == [("training", 4), ("training", 0)]
 
