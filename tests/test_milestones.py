@@ -64,9 +64,10 @@ def test_m1_generates_trains_measures_and_decides(batch):
 def test_a_model_that_was_hardly_trained_passes_no_gate(tmp_path):
     """Two steps: M2 said GO by four held-out pairs and a win rate of .51."""
     some = ("--force", "--steps", "2")
-    one = script("test_batch.py", *some, output=tmp_path)
+    slow = ("--force", "--set", "learning_rate=1e-8", "--run", "slow")
+    one, still = (script("test_batch.py", *flags, output=tmp_path) for flags in (some, slow))
     two = script("generate_mvp.py", *some, "--limit", "12", output=tmp_path)
-    for done in (one, two):
+    for done in (one, still, two):
         assert done.returncode in (3, 5), done.stdout[-2000:] + done.stderr
     manifest = json.loads((tmp_path / "data/mvp/run.json").read_text())
     by_name = {c["name"]: c for c in manifest["gate"]["criteria"]}

@@ -137,6 +137,16 @@ def test_a_model_that_was_hardly_trained_does_not_pass_m1(run, loss):
     assert failed(criteria.m1(run, summaries())) == ["the DPO loss falls"]
 
 
+def test_m1_does_not_decide_by_two_steps(run):
+    run.manifest["training"]["steps"] = 2
+    [found] = [c for c in criteria.m1(run, summaries()) if not c.passed]
+    assert (found.name, found.passed, found.more) == (
+        "the DPO loss falls",
+        None,
+        "3 more steps by a larger --steps",
+    )
+
+
 ACCURACY, WINS = "held-out revision pairs: accuracy", "on-policy completions: win rate"
 PERPLEXITY, REFUSED, ANSWERED, _ = GOOD["forgetting"]
 

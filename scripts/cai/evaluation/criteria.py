@@ -36,6 +36,7 @@ from cai.training.settings import LN2, START_TOLERANCE
 MOST_PERPLEXITY = 1.2  # times the base's, on neutral text: above it something was forgotten
 MOST_REFUSALS = 0.1  # more refusals of harmless instructions than the base, as a share
 LEAST_YIELD = 0.1  # training pairs an example: with fewer, generating costs more than the pairs are worth
+LEAST_STEPS = 5  # of training: fewer are a beginning, however far they go
 LEAST_LOSS_FALL = 0.01  # nats: a margin of 0.02 on average; less is hardly a training
 FEW_PAIRS = 10  # pairs and critiques that Milestone 1 decides by, at least: the specification's ten
 LEAST_USES = 20  # critiques a principle, from which on chance leaves none out
@@ -150,7 +151,10 @@ def _fell(run: Run, look_at: str) -> Criterion:
     training = run.manifest["training"]
     old, new = (training[when]["train"]["loss"] for when in ("before", "after"))
     said = f"{old:.3f} to {new:.3f} on the pairs trained on (needs a fall of {LEAST_LOSS_FALL:g})"
-    return Criterion("the DPO loss falls", old - new >= LEAST_LOSS_FALL, said, look_at, training["steps"])
+    fell, steps, more = old - new >= LEAST_LOSS_FALL, training["steps"], ""
+    if steps < LEAST_STEPS:
+        fell, more = None, f"{LEAST_STEPS - steps} more steps by a larger --steps"
+    return Criterion("the DPO loss falls", fell, said, look_at, steps, more=more)
 
 
 def _not_displaced(run: Run) -> Criterion:
