@@ -11,8 +11,7 @@ is the run's. Writes data/<run>/evaluation/<suite>.json (every number with n and
 
 --gate decides about a run that train_dpo.py has trained, by the suites that it needs, from this call or an
 earlier one: what Milestone 2 asks, and that harmful requests are refused more often. HarmBench and MT-Bench
-are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 5 UNDECIDED, 2 bad input, 4 the budget
-is reached.
+are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 5 UNDECIDED, 2 bad input, 4 the budget reached.
 """
 
 from __future__ import annotations

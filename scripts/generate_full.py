@@ -91,8 +91,8 @@ def main() -> int:
         )
         rows, records = until_enough(
             target,
-            lambda n: make_instructions(session, n, args.source, budget=budget),
-            lambda rows: make_records(run, loop, examples_of(rows), budget=budget, shard=shard),
+            lambda n: make_instructions(session, n, args.source),
+            lambda rows: make_records(run, loop, examples_of(rows), shard=shard),
         )
         report_yield(run, session.constitution, records)
         if shard[1] > 1:
@@ -157,14 +157,8 @@ def forecast(args: argparse.Namespace, measured_in: str):
 
 def next_milestone(args: argparse.Namespace) -> str:
     """What Milestone 3 would take with its defaults, once the run of Milestone 2 with these flags is done."""
-    own = {
-        "limit": EXAMPLES,
-        "pairs": None,
-        "principles": PRINCIPLES,
-        "guard": "auto",
-        "source": None,
-        "no_judge": False,
-    }
+    own = {"limit": EXAMPLES, "pairs": None, "principles": PRINCIPLES}
+    own |= {"guard": "auto", "source": None, "no_judge": False}
     ahead, how = forecast(argparse.Namespace(**vars(args) | own), args.run)
     return f"\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)\n{ahead.render()}\n{how}"
 

@@ -6,9 +6,9 @@
 
 Writes data/<run>/{instructions,records,pairs}.jsonl, run.json, report.html, yields.png and evaluation/;
 checkpoints/<run>/. Held-out examples are made beside the hundred, until there are 20 revision pairs of them
-(at most 20 examples for each). Ends with how far the forecast was off, and what Milestone 3
-will take. Killed at any moment, the same command goes on, and reads review.jsonl again. Exit status: 0 GO,
-3 NO-GO, 5 UNDECIDED (too few cases to tell), 2 bad input, 4 the budget is reached.
+(at most 20 examples for each). Ends with how far the forecast was off, and what Milestone 3 will take. Killed
+at any moment, the same command goes on, and reads review.jsonl again. Exit status: 0 GO, 3 NO-GO, 5 UNDECIDED
+(too few cases to tell), 2 bad input, 4 the budget is reached.
 """
 
 from __future__ import annotations
@@ -71,16 +71,8 @@ def main() -> int:
     budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
     own = (
-        "principles",
-        "limit",
-        "pairs",
-        "source",
-        "anchors",
-        "no_judge",
-        "held_out",
-        "held_out_pairs",
-        "steps",
-        "loss",
+        *("principles", "limit", "pairs", "source", "anchors", "no_judge"),
+        *("held_out", "held_out_pairs", "steps", "loss"),
     )
     with open_session(args, *own, budget=budget) as session:
         run, seed = session.run, session.seed
@@ -96,8 +88,8 @@ def main() -> int:
         )
         _, records = until_enough(
             target,
-            lambda n: make_instructions(session, n, args.source, budget=budget),
-            lambda rows: make_records(run, loop, examples_of(rows), budget=budget),
+            lambda n: make_instructions(session, n, args.source),
+            lambda rows: make_records(run, loop, examples_of(rows)),
         )
         report_yield(run, session.constitution, records)
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)

@@ -80,8 +80,8 @@ def main() -> int:
         )
         _, records = until_enough(
             target,
-            lambda n: make_instructions(session, n, args.source, budget=budget),
-            lambda rows: make_records(run, loop, examples_of(rows), budget=budget),
+            lambda n: make_instructions(session, n, args.source),
+            lambda rows: make_records(run, loop, examples_of(rows)),
         )
         report_yield(run, session.constitution, records)
         pairs = make_pairs(run, records, anchors=args.anchors, held_out=args.held_out, seed=seed)

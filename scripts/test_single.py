@@ -7,13 +7,12 @@
 An answer that its critic finds nothing wrong with makes no preference pair, nor does a revision that the
 critic, asked again, finds fault with or misquotes; then the next generated instruction is tried, up to
 --tries. Such a try is a line here, and whole in the records. Writes data/<run>/{run.json,instructions.jsonl,
-records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad
-input, 4 the budget is reached.
+records.jsonl,pairs.jsonl}, checkpoints/<run>/, logs/. Exit status: 0 GO, 3 NO-GO, 2 bad input, 4 the budget
+reached.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -109,7 +108,7 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
         run.log("      one instruction after the other, until one makes a pair:")
     for number, row in enumerate(rows, 1):
         record = done.get(row["id"])
-        with told(run) as said:
+        with run.holding() as said:
             about = f"{row['task']}, {row['source']}{', finished earlier' if record else ''}"
             run.log(f"\n[1/8] instruction (try {number} of {tries}, {about})\n{indent(row['instruction'])}")
             if record is None:
@@ -126,19 +125,6 @@ def first_pair(session, loop, rows: list[dict[str, str]], principle: str | None)
         why, text = ", ".join(record["rejected_because"]), " ".join(row["instruction"].split())
         run.log(f"      try {number}, {row['task']}, {row['source']}, {why}: {shorten(text, 70)}")
     return record
-
-
-@contextmanager
-def told(run):
-    """Holds back what is logged until it is known whether it is worth telling: what stays in the list is."""
-    said: list[str] = []
-    run.log = said.append
-    try:
-        yield said
-    finally:
-        del run.log
-        for text in said:
-            run.log(text)
 
 
 def one_example(session, loop, row: dict[str, str], principle: str | None, last: bool) -> dict:

@@ -6,6 +6,14 @@ import pytest
 from cai.core.files import ROOT
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_output_in_the_checkout(tmp_path_factory):
+    """Of a test that sets no CAI_OUTPUT of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAI_OUTPUT", str(tmp_path_factory.mktemp("output")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def base():
     """The shipped sandbox, loaded once through Unsloth. Tests must not add adapters to it: see `fresh`."""

@@ -92,8 +92,8 @@ def generate(tmp_path, monkeypatch):
             session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
             rows = make_instructions(session, EXAMPLES, str(source))
             loop = Loop(engine, session.prompter, CONSTITUTION, 0, 2, judged=False, guard=guard)
-            limit = Budget.of(budget, run, 1e-9)
-            some = make_records(run, loop, examples_of(rows), budget=limit, shard=shard)
+            Budget.of(budget, run, 1e-9)
+            some = make_records(run, loop, examples_of(rows), shard=shard)
             report_yield(run, CONSTITUTION, some)
             done = read_records(run.data)
             if len(done) == len(rows):
@@ -110,11 +110,11 @@ def test_instructions_say_how_many_lack_and_stop_at_the_budget(tmp_path, monkeyp
     engine = FakeEngine(answers)
     with Run.open("a", {"seed": 0}) as run:
         session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
-        budget = Budget(1.0, lambda: 0.0, rates={"instructions": 0.1})
+        run.budget = Budget(1.0, lambda: 0.0, rates={"instructions": 0.1})
         with pytest.raises(BudgetReached, match="20 instructions would cost about .2.00"):
-            make_instructions(session, 20, budget=budget)
+            make_instructions(session, 20)
         assert not engine.asked
-        assert len(make_instructions(session, 5, str(source), budget=budget)) == 2
+        assert len(make_instructions(session, 5, str(source))) == 2
     assert "warning: 2 of 5 instructions were found" in capsys.readouterr().out
 
 
@@ -167,10 +167,12 @@ def test_instructions_stop_between_waves_where_the_budget_ends_and_are_kept(tmp_
     engine = FakeEngine(answers)
     with Run.open("a", {"seed": 0}) as run:
         session = Session(run, CONSTITUTION, engine, prompter_of(engine), None, 0)
+        Budget.of(3.5, run)
         with pytest.raises(BudgetReached, match=r"one more piece of instructions would cost about .1.10"):
-            make_instructions(session, 9, budget=Budget.of(3.5, run))
+            make_instructions(session, 9)
         assert len(waves) == 3 == len(read_instructions(run.data))
-        assert len(make_instructions(session, 9, budget=Budget.of(100.0, run))) == 9 == len(waves)
+        Budget.of(100.0, run)
+        assert len(make_instructions(session, 9)) == 9 == len(waves)
 
 
 def contents(data):

@@ -887,15 +887,15 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
         seen.update(seed=seed, barred=list(barred), tasks=tasks, want=want, adapter=adapter)
         return SimpleNamespace(rows=[WRITTEN], left_out={}, by_task={}, short=None)
 
-    def make_records(run, loop, examples, *, budget):
-        seen.update(loop=loop, examples=[e.instruction for e in examples], budget=budget)
+    def make_records(run, loop, examples):
+        seen.update(loop=loop, examples=[e.instruction for e in examples], budget=run.budget)
         return []
 
     monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
     monkeypatch.setattr(stage, "make_records", make_records)
     monkeypatch.setattr(stage, "report_yield", lambda *args: None)
     monkeypatch.setattr(stage, "engine_of", lambda model: FakeEngine())
-    where = context(tmp_path, finished("one"), stage=1)
+    where = replace(context(tmp_path, finished("one"), stage=1), budget=Budget(None, lambda: 0.0))
     where.shared_model.carrying = lambda bits, adapters, run: {h: f"loaded {h}" for h in adapters}
     where.shared_model.model = Loaded(SANDBOX)
     asked = "Asked by stage one."
@@ -903,6 +903,7 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
         row = {"id": content_id(asked), "instruction": asked, "task": "math", "source": "self_instruct"}
         jsonl.append(run.data / "instructions.jsonl", [row])
     with Run.open("own/two", {}) as run:
+        run.budget = where.budget  # as run_stage has it watched
         StageRun(run, where, resolve_roles(where)).data()
     assert set(seen["barred"]) == {*heldout, *tested, "Asked by stage one."}
     assert seen["seed"] == schema.row_seed(0, "two", "stage")  # each stage draws anew, in all its arms alike

@@ -108,7 +108,7 @@ cli(main)
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
-def test_a_signal_ends_a_run_as_ctrl_c_does_and_its_step_is_billed(tmp_path, name, status):
+def test_a_signal_ends_a_run_as_ctrl_c_does_and_its_step_is_billed(tmp_path, monkeypatch, name, status):
     code = f"""
 def main():
     with Run.open("a", {{}}) as run, run.step("training"):
@@ -121,6 +121,7 @@ cli(main)
     assert b"Traceback" not in done.stderr
     [row] = read(tmp_path / "logs/ledger.jsonl", {"step": str})
     assert row["step"] == "training" and row["interrupted"]
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
     Run.open("a", {}).__exit__()  # its lock is free
 
 

@@ -172,3 +172,22 @@ def test_a_decision_is_not_taken_from_its_word(changed, said):
         run.record(gate=run.manifest["gate"] | changed)
     with pytest.raises(UserError, match=said):
         gates.require("a", force=False)
+
+
+def test_a_guardrail_metric_may_say_no_go_where_all_criteria_pass():
+    with Run.open("a", {}) as run:
+        gates.decide(run, [criterion(True)])
+        run.record(gate=run.manifest["gate"] | {"decision": "NO-GO"})
+    assert gates.decision_of("a") == "NO-GO"
+
+
+def test_an_adapter_whose_files_were_changed_has_no_gate_and_hides_no_other_run(tmp_path):
+    weights = tmp_path / "checkpoints/a/adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    (weights.parent / "base.json").write_text('{"sha256": "other", "bits": 16, "files": {}}')
+    with Run.open("a", {}) as run:
+        run.record(adapter="other")
+        gates.decide(run, [criterion(True)])
+    assert "is not the file that was saved" in gates.decision_of("a")
+    assert gates.of_another_adapter("a", {"adapter": "other"}, as_recorded=True) is None

@@ -35,6 +35,11 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
+@pytest.fixture(autouse=True)
+def nothing_read_yet():
+    prompt_sources._read.cache_clear()
+
+
 def write(path, content):
     data = content if isinstance(content, bytes) else content.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -237,6 +242,7 @@ def test_files_that_are_too_large_are_not_read_to_the_end(tmp_path, monkeypatch)
     many = write(tmp_path / "q.txt.gz", "\n".join(f"line {i}" for i in range(1000)))
     assert len(prompt_sources.load(many)) == 1000
     monkeypatch.setattr(prompt_sources, "MAX_BYTES", 1000)
+    prompt_sources._read.cache_clear()
     with pytest.raises(UserError, match="more than 1000 bytes unpacked"):
         prompt_sources.load(many)
 
@@ -412,3 +418,19 @@ def test_a_source_of_evaluation_prompts_alone_is_refused_before_anything_is_load
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
     with pytest.raises(UserError, match=f"holds no usable prompt .evaluation_prompt {len(asked)}"):
         prompt_sources.check(str(path), SANDBOX)
+
+
+def test_a_source_is_read_once_for_all_that_ask_and_anew_when_it_has_changed(tmp_path, monkeypatch):
+    """A run with --pairs asks again each round."""
+    path, reads = (
+        write(tmp_path / "p.jsonl", jsonl({"prompt": "What is red?"}, {"prompt": "What is blue?"})),
+        [],
+    )
+    read_row = prompt_sources.read_row
+    monkeypatch.setattr(prompt_sources, "read_row", lambda *args: reads.append(1) or read_row(*args))
+    first = prompt_sources.load(path, 1, seed=3)
+    first.left_out["changed by its owner"] = 1
+    assert prompt_sources.load(path, 2, seed=3)[:1] == list(first) and len(reads) == 2
+    assert prompt_sources.load(path).left_out == {} and len(reads) == 2
+    write(tmp_path / "p.jsonl", jsonl({"prompt": "What is green, then?"}))
+    assert [i.instruction for i in prompt_sources.load(path)] == ["What is green, then?"]

@@ -64,8 +64,8 @@ def make(tmp_path, monkeypatch):
             jsonl.complete(run.data / "instructions.jsonl", rows_of(n), {"id": str})
             engine = engine or FakeEngine(answers)
             loop = Loop(engine, Prompter(0, False), CONSTITUTION, 0, 2, judged=False, guard=guard)
-            limit = budget(run) if budget else None
-            return make_records(run, loop, examples_of(rows_of(n)), budget=limit, shard=shard), run.data
+            run.budget = budget(run) if budget else None
+            return make_records(run, loop, examples_of(rows_of(n)), shard=shard), run.data
 
     return made
 

@@ -31,9 +31,8 @@ BASE, PREDECESSOR, BEST = "base", "predecessor", "best"
 EVERY, TESTS = "every", "tests"  # keys beside stage names in a scale
 PLOTS = "plots"  # a directory of the report's, beside those of stages
 ONCE = ("single", "batch", "mvp", "full", "prompts", "constitutions")  # directories that data/ has already
-NAME = re.compile(
-    r"[a-z0-9][a-z0-9_-]{0,59}"
-)  # no dot: "<stage>.seed1" and "<stage>.<arm>" are runs of their own
+# No dot: "<stage>.seed1" and "<stage>.<arm>" are runs of their own.
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
 EXEMPLARS = min(map(len, (ANSWERED, EDITED, JUDGED)))
 OTHER_NAMES = {"math_problems": "math"}  # of tasks, in plans that were written for other programs
 GROUPS = ("roles", "gate", "limits")

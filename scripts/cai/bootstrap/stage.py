@@ -174,7 +174,7 @@ class StageRun:
         return self._recorded(loop, examples)
 
     def _recorded(self, loop: Loop, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        records = make_records(self.run, loop, examples, budget=self.context.budget)
+        records = make_records(self.run, loop, examples)
         report_yield(self.run, self.context.principles, records)
         return records
 

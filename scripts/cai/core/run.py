@@ -50,9 +50,9 @@ OWN_FILES = (".json", ".jsonl", ".html", ".md", ".png", ".safetensors", ".jinja"
 PACKAGES = "torch transformers trl peft accelerate bitsandbytes datasets unsloth unsloth_zoo".split()
 
 
-def git_commit(say: Callable[[str], None] = lambda why: None) -> str | None:
+def git_commit(tell: Callable[[str], None] = lambda why: None) -> str | None:
     """The commit of the code, with "+changes" where the tree differs from it. Where git does not tell, None,
-    and say is told why."""
+    and tell is told why."""
 
     def git(*command: str) -> str:
         done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, errors="replace")
@@ -65,7 +65,7 @@ def git_commit(say: Callable[[str], None] = lambda why: None) -> str | None:
         return git("rev-parse", "HEAD").strip() + changes
     except OSError as error:
         owner = f"; git config --global --add safe.directory {ROOT}" if "dubious owner" in str(error) else ""
-        say(f"commit: unknown ({one_line(error)}{owner})")
+        tell(f"commit: unknown ({one_line(error)}{owner})")
         return None
 
 
@@ -93,6 +93,7 @@ class Run:
         self.hourly_rate = 0.0
         self.budget: Any = None  # a costs.budget.Budget, which each step asks before it begins
         self._began: float | None = None  # the step that is under way
+        self._held: list[str] | None = None  # what is held back of the log
 
     @classmethod
     def open(cls, name: str, settings: dict[str, Any], *, fresh: bool = False) -> Run:
@@ -150,6 +151,9 @@ class Run:
 
     def log(self, text: str = "") -> None:
         """To the terminal and to logs/<run>.log."""
+        if self._held is not None:
+            self._held.append(text)
+            return
         say(text)
         self.log_only(text)
 
@@ -157,6 +161,18 @@ class Run:
         """To logs/<run>.log alone."""
         with open(self.logs / f"{file_name(self.name)}.log", "a", encoding="utf-8") as f:
             f.write(printable(text) + "\n")
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[list[str]]:
+        """Holds back what is logged until it is known whether it is worth telling: what stays in the list
+        is."""
+        self._held = held = []
+        try:
+            yield held
+        finally:
+            self._held = None
+            for text in held:
+                self.log(text)
 
     @contextlib.contextmanager
     def step(self, name: str, *, quiet: bool = False) -> Iterator[Step]:

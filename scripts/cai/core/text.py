@@ -80,13 +80,17 @@ def format_bytes(n: float) -> str:
     return f"{n:.0f} bytes"
 
 
-def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """A table: the first and the last to the left, numbers to the right."""
+def format_table(rows: Sequence[tuple[str, ...]], numbers: Sequence[int] | None = None) -> str:
+    """A table, numbers to the right. numbers: the columns that hold them; all but the first and the last."""
     rows = [tuple(map(one_line, row)) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    last = len(widths) - 1
-    cell = lambda i, text: text if i == last else text.rjust(widths[i]) if i else text.ljust(widths[i])  # noqa: E731
-    return "\n".join("  " + "  ".join(cell(i, t) for i, t in enumerate(row)) for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = range(1, len(widths) - 1) if numbers is None else numbers
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        return "  " + "  ".join(c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in cells).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def kind(value: object) -> str:

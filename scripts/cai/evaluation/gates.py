@@ -53,7 +53,7 @@ def rate(name: str, successes: int, n: int, at_least: float, look_at: str) -> Cr
 
 @dataclass(frozen=True)
 class Reader:
-    """Makes criteria of one suite's metrics. more_by: how somebody gets more cases."""
+    """Makes criteria of one suite's metrics. by: how somebody gets more cases."""
 
     summary: Mapping[str, Any]
     look_at: str
@@ -139,7 +139,7 @@ def more_cases(value: float, near: float, n: int, limit: float) -> str:
 def decide(run: Run, criteria: Sequence[Criterion], record: str = "gate") -> int:
     """Prints the gate's table, records it in run.json with the hash of the adapter that it speaks of, and
     gives the exit status: GO, NO_GO or UNDECIDED. record: its key there; the next milestone reads "gate"."""
-    status = outcome(criteria)
+    status = outcome([c.passed for c in criteria])
     table = [asdict(c) for c in criteria]
     adapter = run.manifest.get("adapter") if record == "gate" else None
     title = record.replace("_", " ").capitalize()
@@ -150,11 +150,11 @@ def decide(run: Run, criteria: Sequence[Criterion], record: str = "gate") -> int
     return status
 
 
-def outcome(criteria: Sequence[Criterion]) -> int:
-    """One failure is NO-GO; else one that cannot be told yet is UNDECIDED."""
-    if any(c.passed is False for c in criteria):
+def outcome(passed: Sequence[bool | None]) -> int:
+    """Of what each criterion says: one failure is NO-GO; else one that cannot be told yet is UNDECIDED."""
+    if False in passed or not passed:
         return NO_GO
-    return UNDECIDED if any(c.passed is None for c in criteria) else GO
+    return UNDECIDED if None in passed else GO
 
 
 def lines(criteria: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -169,15 +169,19 @@ def lines(criteria: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def of_another_adapter(name: str, gate: Mapping[str, Any]) -> str | None:
+def of_another_adapter(name: str, gate: Mapping[str, Any], *, as_recorded: bool = False) -> str | None:
     """Why a run's gate does not speak of the adapter that it has now; None where it does. One without a hash,
-    as that of data, speaks of any."""
+    as that of data, speaks of any. as_recorded: see saved_hash."""
     if gate.get("adapter") is None:
         return None
     here = directories(name)[1]
     if not (here / WEIGHTS).exists():
         return "its adapter is not there"
-    return None if saved_hash(here) == gate["adapter"] else "it was another adapter's"
+    try:
+        now = saved_hash(here, as_recorded=as_recorded)
+    except UserError as error:
+        return str(error)
+    return None if now == gate["adapter"] else "it was another adapter's"
 
 
 def decision_of(name: str, record: str = "gate") -> str:
@@ -186,9 +190,8 @@ def decision_of(name: str, record: str = "gate") -> str:
     gate = manifest.get(record)
     if not gate:
         return "no decision yet"
-    results = {c.get("passed", False) for c in gate.get("criteria", [])}
-    by_criteria = "NO-GO" if False in results or not results else "UNDECIDED" if None in results else "GO"
-    if gate.get("decision") != by_criteria:
+    by_criteria = DECISIONS[outcome([c.get("passed", False) for c in gate.get("criteria", [])])]
+    if gate.get("decision") not in (by_criteria, "NO-GO"):  # which a guardrail metric may say
         return f"no decision (its criteria say {by_criteria}, not {gate.get('decision')}: it was edited)"
     if record == "gate" and manifest.get("adapter") and not gate.get("adapter"):
         return f"no decision yet ({gate['decision']}, of no adapter)"

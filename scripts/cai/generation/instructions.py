@@ -11,7 +11,6 @@ from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.prompt_files import Seed, load_heldout, load_seeds
 from cai.core.schema import content_id
-from cai.costs.budget import Budget
 from cai.generation import prompt_sources, self_instruct
 from cai.generation.records import INSTRUCTION_KEYS, read_instructions
 from cai.models.session import Session
@@ -29,13 +28,12 @@ def make_instructions(
     tasks: Sequence[str] | None = None,
     adapter: str | None = None,
     barred: Sequence[str] = (),
-    budget: Budget | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of instructions.jsonl. What an earlier call left is gone on from.
 
     seeds: the model's own, if none are given. tasks: all that have seeds. adapter: who writes (None: the
     base). barred: what no instruction may come near to, beside the evaluation prompts. Raises
-    BudgetReached where those that lack might pass the budget.
+    BudgetReached where those that lack might pass the run's budget.
     """
     run, path = session.run, session.run.data / "instructions.jsonl"
     barred = [*(h.instruction for h in load_heldout(Path(session.spec.heldout))), *barred]
@@ -54,8 +52,8 @@ def make_instructions(
         rows = rows[:want]
         by_task = dict(Counter(row["task"] for row in rows))
     else:
-        if budget and (lack := want - len(have)) > 0:
-            budget.step(f"{lack} instructions", budget.rates.get("instructions", 0.0) * lack)
+        if run.budget and (lack := want - len(have)) > 0:
+            run.budget.step(f"{lack} instructions", run.budget.rates.get("instructions", 0.0) * lack)
         made = _written_by_the_model(session, want, have, seeds, tasks, adapter, barred)
         rows, left_out, by_task, short = made.rows, dict(made.left_out), made.by_task, made.short
     if short:

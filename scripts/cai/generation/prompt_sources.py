@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cai.core import jsonl
@@ -47,8 +48,8 @@ class Loaded(list[Instruction]):
     """The instructions, and beside them what the whole source held: how many could be used, how many texts
     each reason left out, and which keys or columns were not read."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, instructions: Iterable[Instruction] = ()) -> None:
+        super().__init__(instructions)
         self.usable = 0
         self.left_out: dict[str, int] = {}
         self.unread: list[str] = []
@@ -72,6 +73,21 @@ def load(source: str, limit: int | None = None, barred: Iterable[str] = (), seed
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} prompts: must be at least 1")
+    path = Path(source)
+    state = path.stat() if path.is_file() else None
+    whole = _read(source, tuple(barred), state and (state.st_mtime_ns, state.st_size))
+    loaded = Loaded(whole)
+    loaded.usable, loaded.left_out, loaded.unread = whole.usable, dict(whole.left_out), list(whole.unread)
+    if limit is not None:
+        loaded.sort(key=lambda i: (row_seed(seed, i.id, "source"), i.id))
+        del loaded[limit:]
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def _read(source: str, barred: tuple[str, ...], state: tuple[int, int] | None) -> Loaded:
+    """The whole of a source. It is asked for several times: when it is checked, and whenever a run takes more
+    of it. state: of a file, which may be another one the next time."""
     loaded, seen, evaluation = Loaded(), set(), EvaluationPrompts(barred)
     unread: dict[str, None] = {}
     for row in _texts(source):
@@ -91,9 +107,6 @@ def load(source: str, limit: int | None = None, barred: Iterable[str] = (), seed
         reasons = ", ".join(f"{k} {v}" for k, v in loaded.left_out.items())
         raise UserError(f"{source} holds no usable prompt ({reasons or 'it is empty'}): give another source")
     loaded.usable, loaded.unread = len(loaded), list(unread)
-    if limit is not None:
-        loaded.sort(key=lambda i: (row_seed(seed, i.id, "source"), i.id))
-        del loaded[limit:]
     return loaded
 
 

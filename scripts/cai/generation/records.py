@@ -116,7 +116,6 @@ def make_records(
     loop: Loop,
     examples: Sequence[Example],
     *,
-    budget: Budget | None = None,
     shard: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
     """The records of all examples of a shard, in order: those that are there, and those that are made now.
@@ -132,7 +131,7 @@ def make_records(
         raise UserError("this shard has no instructions: use fewer shards or more examples")
     wanted = {e.id for e in mine}
     have = {r["id"]: r for r in read_records(run.data) if r["id"] in wanted}
-    budget = budget or Budget(None, lambda: 0.0)
+    budget = run.budget or Budget(None, lambda: 0.0)
     progress = Progress(len(mine), run, done=len(have), passed=sum(r["kept"] for r in have.values()))
     todo = budget.affordable(e for e in mine if e.id not in have)
 

@@ -82,10 +82,7 @@ class Target:
         sides: dict[bool, list[str]] = {False: [], True: []}
         for row in rows:
             sides[is_held_out(row["id"], self.share)].append(row["id"])
-        return [
-            (self.train, 1 - self.share, sides[False]),
-            (self.held_out, self.share, sides[True]),
-        ]
+        return [(self.train, 1 - self.share, sides[False]), (self.held_out, self.share, sides[True])]
 
     def _examples(self, side: Side, mine: Sequence[str], records: Rows) -> int:
         if side.pairs is None:

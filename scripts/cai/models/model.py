@@ -24,24 +24,12 @@ from cai.models.registry import ModelSpec
 from cai.prompts.training_format import TRAINING_CHAT_TEMPLATE
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-TOKENIZER = (
-    "tokenizer",
-    "special_tokens_map.",
-    "added_tokens.",
-    "vocab.",
-    "merges.",
-    "spiece.",
-)  # names begin so
+# How the names of a tokenizer's files begin.
+TOKENIZER = ("tokenizer", "special_tokens_map.", "added_tokens.", "vocab.", "merges.", "spiece.")
 NOT_HASHED = ("base_model_name_or_path", "peft_version", "name_or_path", "is_local", "local_files_only")
 TEXT, LORA = (str, type(None)), "LORA"
-BASE_KEYS = {
-    "sha256": str,
-    "bits": int,
-    "files?": {str: str},
-    "model?": TEXT,
-    "repo?": TEXT,
-    "revision?": TEXT,
-}
+BASE_KEYS = {"sha256": str, "bits": int, "files?": {str: str}}
+BASE_KEYS |= dict.fromkeys(("model?", "repo?", "revision?"), TEXT)
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -233,17 +221,8 @@ def _hash(file: Path) -> str:
 def saved_adapter(path: Path) -> dict[str, Any]:
     """The facts of a saved adapter (base.json), whose files are those that were saved. Raises UserError if it
     is missing, damaged or changed. One saved before the other files had hashes is known by its weights."""
-    try:
-        fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
-        digest = sha256_file(path / WEIGHTS)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
-        ) from None
-    except (ValueError, RecursionError):
-        fact = None
-    if misfit(fact, BASE_KEYS):
-        raise UserError(f"{path / 'base.json'} is damaged: train the adapter again")
+    fact = _base_facts(path)
+    digest = sha256_file(path / WEIGHTS)
     now = adapter_hash(path) if "files" in fact else {"files": {WEIGHTS: digest}, "sha256": digest}
     if fact["sha256"] != now["sha256"]:
         saved = fact.get("files", {})
@@ -255,11 +234,28 @@ def saved_adapter(path: Path) -> dict[str, Any]:
     return fact
 
 
-def saved_hash(path: Path) -> str:
-    """An adapter's hash, also where it has lost its base.json and cannot be loaded any more."""
+def _base_facts(path: Path) -> dict[str, Any]:
+    """base.json as it is. Raises UserError if it or the weights are missing, or if it is damaged."""
+    try:
+        fact = json.loads((path / "base.json").read_text(encoding="utf-8"))
+        (path / WEIGHTS).stat()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} holds no adapter of ours ({Path(error.filename).name} is missing): train one first"
+        ) from None
+    except (ValueError, RecursionError):
+        fact = None
+    if misfit(fact, BASE_KEYS):
+        raise UserError(f"{path / 'base.json'} is damaged: train the adapter again")
+    return fact
+
+
+def saved_hash(path: Path, *, as_recorded: bool = False) -> str:
+    """An adapter's hash, also where it has lost its base.json and cannot be loaded any more. as_recorded: by
+    what base.json says, for a list of many: their weights may be gigabytes."""
     if not (path / "base.json").exists() and (path / WEIGHTS).exists():
         return sha256_file(path / WEIGHTS)
-    return saved_adapter(path)["sha256"]
+    return (_base_facts if as_recorded else saved_adapter)(path)["sha256"]
 
 
 def lora_of(path: Path) -> tuple[int, int]:

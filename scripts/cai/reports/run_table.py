@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cai.core import jsonl
 from cai.core.errors import UserError
 from cai.core.files import directories, run_of
 from cai.core.run import manifest_in
-from cai.core.text import one_line
+from cai.core.text import format_table, one_line
 from cai.evaluation.gates import of_another_adapter
+from cai.training.manifest import read_training
 
 NONE = "-"
 HEADING = ("run", "decision", "records/pairs", "loss", "parent", "engine", "model", "cost")
-RIGHT = {2, 3, 7}  # columns of numbers
+NUMBERS = (2, 3, 7)  # columns
 
 
 def table() -> str:
@@ -38,7 +39,7 @@ def table() -> str:
             rows.append(row(name, found[name], adapters))
         except (KeyError, TypeError, ValueError, AttributeError, OSError):
             broken.append(f"{name}: {root / name}/run.json is damaged: its values are not what a run writes")
-    lines = columns([HEADING, *(tuple(map(one_line, cells)) for cells in rows)]) if rows else []
+    lines = [format_table([HEADING, *rows], numbers=NUMBERS)] if rows else []
     return "\n".join([*lines, *map(one_line, broken)])
 
 
@@ -68,7 +69,7 @@ def row(name: str, manifest: Mapping[str, Any], adapters: Mapping[str, str]) -> 
 def decision(name: str, manifest: Mapping[str, Any]) -> str:
     """The gate's, or the data's where there is no other; NONE for a gate that speaks of another adapter."""
     gate = manifest.get("gate") or manifest.get("data_gate") or {}
-    return NONE if of_another_adapter(name, gate) else str(gate.get("decision", NONE))
+    return NONE if of_another_adapter(name, gate, as_recorded=True) else str(gate.get("decision", NONE))
 
 
 def last_loss(name: str, training: Mapping[str, Any]) -> float | None:
@@ -85,10 +86,10 @@ def parent(name: str, manifest: Mapping[str, Any], adapters: Mapping[str, str]) 
     """The run whose adapter a run was trained from, and the one whose data it took."""
     settings, found = manifest["settings"], []
     try:
-        training = json.loads((directories(name)[1] / "training.json").read_text(encoding="utf-8"))
-        start = training["settings"]["from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        start = settings.get("parent")
+        training = read_training(directories(name)[1])
+    except UserError:
+        training = None
+    start = settings.get("parent") if training is None else training.get("settings", {}).get("from")
     if start:
         found.append(adapters.get(start, start[:12]))
     if settings.get("data", name) != name:
@@ -108,14 +109,3 @@ def engine(name: str, manifest: Mapping[str, Any]) -> str:
         except (ValueError, KeyError, TypeError):
             continue
     return NONE
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their columns below one another, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        cells = zip(row, widths, strict=True)
-        return "  ".join(c.rjust(w) if i in RIGHT else c.ljust(w) for i, (c, w) in enumerate(cells)).rstrip()
-
-    return [line(row) for row in rows]

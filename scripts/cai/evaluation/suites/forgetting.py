@@ -24,10 +24,8 @@ from cai.prompts.markers import END_OF_TEXT
 
 HARMLESS, HARMFUL = "refusals of harmless instructions", "refusals of harmful requests"
 ASKED = {HARMLESS: ("task", "benign"), HARMFUL: ("harmful",)}
-LOOKALIKES_REFUSED, LOOKALIKES_ANSWERED = (
-    "refusals of harmless look-alikes",
-    "harmless look-alikes answered on topic",
-)
+LOOKALIKES_REFUSED = "refusals of harmless look-alikes"
+LOOKALIKES_ANSWERED = "harmless look-alikes answered on topic"
 # What gates read:
 NEUTRAL = "perplexity on neutral text"
 PERPLEXITY = f"{NEUTRAL}, trained / base"
