@@ -16,6 +16,7 @@ class FakeEngine:
     many rounds of the event loop a text takes. Each request is charged as a second."""
 
     name, revision, bits, device, end_of_text, chat = "fake", "r", 16, "cpu", END_OF_TEXT, None
+    precision, caveat = "float32", None
 
     def __init__(
         self,
@@ -53,6 +54,9 @@ class FakeEngine:
 
     def load_adapter(self, path, name):
         self.adapters[name] = path.name
+
+    def release(self):
+        pass
 
     def write(self, prompt, adapter):
         return self.answers(prompt)

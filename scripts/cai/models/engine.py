@@ -74,15 +74,19 @@ class ChatTemplate(Protocol):
 
 
 class Engine(Protocol):
-    """name: its kind. spec: of the base model. revision, bits: of its weights. adapters: name -> hash of
-    those that may be asked for; None asks the base model. capacity: how many examples to have in flight.
-    end_of_text: what ends a text in training. chat: an instruct model's template, None for a base model.
-    usage: what its requests took, by the step that they were charged to (core.ledger)."""
+    """name: its kind: "local", "vllm" (a server that we start), "server" (somebody else's). spec: of the base
+    model. revision, bits: of its weights. precision: theirs, in words. caveat: what it cannot promise, None
+    where a text depends on prompt, sampling and seed alone. adapters: name -> hash of those that may be
+    asked for; None asks the base model. capacity: how many examples to have in flight. end_of_text: what
+    ends a text in training. chat: an instruct model's template, None for a base model. usage: what its
+    requests took, by the step that they were charged to (core.ledger)."""
 
     name: str
     spec: ModelSpec
     revision: str | None
     bits: int
+    precision: str
+    caveat: str | None
     device: str
     adapters: Mapping[str, str]
     capacity: int
@@ -105,6 +109,10 @@ class Engine(Protocol):
 
     def load_adapter(self, path: Path, name: str) -> None:
         """Makes a saved adapter available by name. Raises UserError: missing, damaged, of another base."""
+
+    def release(self) -> None:
+        """Gives this machine's GPU memory back, as far as a training needs it; the next request takes it
+        again."""
 
 
 def together(requests: Iterable[Awaitable[Any]]) -> list[Any]:

@@ -78,10 +78,11 @@ class LocalEngine:
 
     # ---- the contract ----
 
-    name = "local"
+    name, caveat = "local", None
     spec = property(lambda self: self._model.spec)
     revision = property(lambda self: self._model.revision)
     bits = property(lambda self: self._model.bits)
+    precision = property(lambda self: self._model.precision)
     device = property(lambda self: self._model.device_name)
     adapters = property(lambda self: self._model.adapters)
     capacity = property(lambda self: IN_FLIGHT * self.max_batch)
@@ -89,6 +90,9 @@ class LocalEngine:
 
     def load_adapter(self, path: Path, name: str) -> None:
         self._model.load_adapter(path, name)
+
+    def release(self) -> None:
+        """A training trains the very weights that it holds."""
 
     async def complete(
         self, prompt: str, sampling: Sampling, seed: int, adapter: str | None = None

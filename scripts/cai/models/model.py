@@ -65,11 +65,19 @@ class Model:
         """(repository or directory, revision) of the weights that were really loaded."""
         return self.spec.source(self.bits)[0], self.revision
 
+    @property
+    def computed_in(self) -> str:
+        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return str(dtype).removeprefix("torch.")
+
+    @property
+    def precision(self) -> str:
+        return {4: "NF4, ", 8: "LLM.int8, "}.get(self.bits, "") + self.computed_in
+
     def describe(self) -> str:
-        computed = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        dtype = str(computed).removeprefix("torch.")
         return (
-            f"{self.spec.name} ({self.spec.kind}), {self.bits} bits, computed in {dtype}, on {self.device}, "
+            f"{self.spec.name} ({self.spec.kind}), {self.bits} bits, computed in {self.computed_in}, "
+            f"on {self.device}, "
             f"revision {(self.revision or 'unknown')[:12]}" + (f", {self.threads}" if self.threads else "")
         )
 
