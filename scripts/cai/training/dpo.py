@@ -21,6 +21,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import display_path, write_json
 from cai.core.jsonl import read
+from cai.core.run import Run
 from cai.core.stats import wilson
 from cai.costs.budget import Budget
 from cai.models.engines import engine_of
@@ -76,20 +77,38 @@ class Result:
 
 def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: Settings) -> Result:
     """Trains on the pairs that are not held out, as the step "training" of the session's run, which records
-    it. The model carries the adapter "default" then, be it of an earlier call of the same."""
+    it. The engine carries the adapter "default" then, be it of an earlier call of the same."""
     seen, held_out = ([row for row in pairs if row["held_out"] is side] for side in (False, True))
     if not seen:
         raise UserError("no pair to train on: see the table above for which reason took how many")
     run = session.run
     how = {"resume": True, "log": run.log, "budget": run.budget}
     how["pairs_file"] = run.manifest.get("pairs", {}).get("sha256")
-    with run.step("training") as step:
-        result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
-        step.examples = result.taken
+    if session.model is None and (result := _earlier(run, settings)):
+        run.log(f"this training was done earlier ({result.status}): {display_path(run.checkpoints)}")
+    else:
+        session.load_weights()
+        with run.step("training") as step:
+            result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
+            step.examples = result.taken
     facts = ("status", "steps", "before", "after")
     found = {key: getattr(result, key) for key in facts}
     run.record(adapter=result.adapter, training=found)
+    session.use_trained()
     return result
+
+
+def _earlier(run: Run, settings: Settings) -> Result | None:
+    """What a training that has ended for a run came to, if it was of these settings and pairs: to know it, no
+    gigabytes have to be loaded."""
+    if not manifest.is_finished(run.checkpoints):
+        return None
+    earlier = manifest.read_training(run.checkpoints)
+    told = replace(settings, every=settings.every or default_every(settings.steps))
+    same = asdict(told).items() <= earlier["settings"].items()
+    if not same or earlier.get("pairs_file") != run.manifest.get("pairs", {}).get("sha256"):
+        return None
+    return Result(**{k: earlier["result"][k] for k in manifest.RESULT_KEYS})
 
 
 def train(
