@@ -59,6 +59,10 @@ class Log:
                 )
         self.write(row)
 
+    @property
+    def step_reached(self) -> int:
+        return max((row["step"] for row in self.rows if row["kind"] == "train"), default=0)
+
     # What Watched adds.
 
     def start(self) -> None:

@@ -1,7 +1,8 @@
-"""How many pairs go through the model at once: by a forecast of the GPU's memory, then by what the GPU says."""
+"""How many pairs go through the model at once: by a forecast of GPU memory, then by what the GPU says."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,9 +26,9 @@ def training_gb(
 ) -> float:
     """GPU memory that a training step takes beside the model and its adapter, in GB.
 
-    config: transformers' of the model; longest: tokens of the longest pair. Both texts of a pair go through at
-    once. Unsloth keeps what the layers hand on in the host's memory, so that one layer's activations count, its
-    values and their gradients."""
+    config: transformers' of the model; longest: tokens of the longest pair. Both texts of a pair go through
+    at once. Unsloth keeps what the layers hand on in the host's memory, so that one layer's activations
+    count, its values and their gradients."""
     tokens = 2 * batch_size * min(longest, settings.max_length)
     layer = 2 * (24 * config.hidden_size + 8 * config.intermediate_size)
     head = 0 if LOSSES[settings.loss].fused_head else LOGIT_BYTES * config.vocab_size
@@ -63,8 +64,9 @@ def fitting(model: Model, settings: Settings, longest: int, say: Callable[[str],
         fit = smaller(fit)
     if fit != settings:
         say(
-            f"      batches of {_shape(fit)} pairs instead of {_shape(settings)}: for texts of {longest} tokens "
-            f"about {need(settings.batch_size):.0f} GB of GPU memory would be needed, {free:.0f} GB are free"
+            f"      batches of {_shape(fit)} pairs instead of {_shape(settings)}: for texts of {longest} "
+            f"tokens these would need about {need(settings.batch_size):.0f} GB of GPU memory, "
+            f"{free:.0f} GB are free"
         )
     return fit
 
@@ -72,16 +74,30 @@ def fitting(model: Model, settings: Settings, longest: int, say: Callable[[str],
 def after_out_of_memory(settings: Settings, step: int, say: Callable[[str], None]) -> Settings:
     """The settings to go on with. Raises UserError where one pair is too much."""
     if settings.batch_size == 1:
-        raise UserError(
-            f"out of GPU memory at step {step} with one pair at once: use fewer --bits, a smaller "
-            "--set max_seq_length=..., or a larger GPU (nvidia-smi says whether another process holds memory)"
-        )
+        raise out_of_memory(step, 1)
     fit = smaller(settings)
     say(
         f"      out of GPU memory at step {step} with {settings.batch_size} pairs at once: "
         f"goes on with batches of {_shape(fit)}, as many pairs a step"
     )
     return fit
+
+
+def out_of_memory(step: int, pairs: int) -> UserError:
+    return UserError(
+        f"out of GPU memory at step {step} with {pairs} pair{'s' if pairs > 1 else ''} at once: use fewer "
+        "--bits, a smaller --set max_seq_length=..., or a larger GPU "
+        "(nvidia-smi says whether another process holds memory)"
+    )
+
+
+def give_memory_back() -> None:
+    """What nothing refers to any more, to the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _registry_batch(spec: ModelSpec) -> int:

@@ -11,17 +11,17 @@ from cai.training.losses import Loss
 from cai.training.settings import LN2
 
 SIDES = ("chosen", "rejected")
-# By how many nats a token's log-probability may differ between two forwards of the same weights, as a standard
-# deviation. In float32 it is below 1e-5. In bfloat16 a logit between 16 and 32 is rounded to 0.125, which is
-# off by 0.036 (a uniform error), in each of two forwards: 0.051. Where both take the same kernels it is 0.
+# By how many nats a token's log-probability may differ between two forwards of the same weights, as a
+# standard deviation. In float32 it is below 1e-5. In bfloat16 a logit between 16 and 32 is rounded to 0.125,
+# which is off by 0.036 (a uniform error), in each of two forwards: 0.05. Through the same kernels it is 0.
 FLOAT32_NOISE, BFLOAT16_NOISE = 1e-4, 0.05
 SIGMAS = 4
 
 
 @dataclass
 class Start:
-    """What the first step sees. beta: of the loss; noise: one of the above; pairs, tokens: seen so far, tokens
-    of chosen and rejected texts with their ends."""
+    """What the first step sees. beta: of the loss; noise: one of the above; pairs, tokens: seen so far, of
+    chosen and rejected texts with their ends."""
 
     beta: float
     noise: float
@@ -35,7 +35,7 @@ class Start:
         self.pairs += len(completion_mask) // 2
 
     def bound(self, side: str) -> float:
-        """Nats a token that rounding explains: the mean of n independent errors shrinks with the root of n."""
+        """Nats a token that rounding explains: a mean of independent errors shrinks with the root of n."""
         return SIGMAS * self.noise / math.sqrt(self.tokens[side])
 
     def loss_bound(self) -> float:
@@ -55,8 +55,8 @@ class Start:
         if not (all(abs(apart[s]) <= self.bound(s) for s in SIDES) and abs(off) <= self.loss_bound()):
             raise UserError(
                 f"training does not start from its reference: at step 0 the loss is {row['loss']:.6f} "
-                f"(ln 2 is {LN2:.6f}) and the margin {row['margins']:.6f} (0); policy against reference: {said} "
-                f"(up to {within:.6f} is rounding): the adapter and the reference differ"
+                f"(ln 2 is {LN2:.6f}) and the margin {row['margins']:.6f} (0); policy against reference: "
+                f"{said} (up to {within:.6f} is rounding): the adapter and the reference differ"
             )
         at_ln2 = f", ln 2 {off:+.6f}" if loss.starts_at_ln2 else ""
         return (

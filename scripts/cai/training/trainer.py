@@ -21,8 +21,8 @@ from cai.training.start import BFLOAT16_NOISE, FLOAT32_NOISE, Start
 def stated(settings: Settings, pairs: int, *, cuda: bool, bf16: bool) -> dict[str, Any]:
     """What TRL's configuration is told, as training.json records it.
 
-    In full: on a GPU TRL's trainers are Unsloth's, whose defaults differ (weight decay 0.001, a warm-up, 8-bit
-    Adam, seed 3407, ...). The values that a CPU run has by TRL's and transformers' defaults hold on both.
+    In full: on a GPU TRL's trainers are Unsloth's, whose defaults differ (weight decay 0.001, a warm-up,
+    8-bit Adam, seed 3407, ...). The values that a CPU run has by TRL's and transformers' hold on both.
     """
     batch = min(settings.batch_size, pairs)
     return dict(
@@ -54,6 +54,14 @@ def stated(settings: Settings, pairs: int, *, cuda: bool, bf16: bool) -> dict[st
     )
 
 
+def told(model: Model, settings: Settings, pairs: int) -> dict[str, Any]:
+    """The same, for a loaded model."""
+    import torch
+
+    cuda = model.device.type == "cuda"
+    return stated(settings, pairs, cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported())
+
+
 def build(
     model: Model,
     pairs: Sequence[Mapping[str, Any]],
@@ -65,14 +73,13 @@ def build(
     """TRL's trainer for the adapter "default" as it is now; checked: it is told what we state, trains float32
     weights, and with a loss that has one, TRL's reference is a copy of them."""
     model.for_training()
-    import torch
     import transformers
     from datasets import Dataset, disable_progress_bars
 
     loss = LOSSES[settings.loss]
     config, base = loss.classes()
     cuda = model.device.type == "cuda"
-    told = stated(settings, len(pairs), cuda=cuda, bf16=cuda and torch.cuda.is_bf16_supported())
+    values = told(model, settings, len(pairs))
     weights = {name: p.data for name, p in model.model.named_parameters() if p.requires_grad}
     if loss.has_reference:
         log.first = Start(settings.beta, FLOAT32_NOISE if model.computed_in == "float32" else BFLOAT16_NOISE)
@@ -91,14 +98,14 @@ def build(
             disable_tqdm=True,
             # In this process: Unsloth takes None for "as many as fit", datasets 1 for a pool of one.
             dataset_num_proc=1 if cuda else None,
-            **told,
+            **values,
         ),
         train_dataset=Dataset.from_list([training_pair(p) for p in pairs]),
         processing_class=model.tokenizer,
         callbacks=[callback(log, model)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    check_told(trainer.args, told)
+    check_told(trainer.args, values)
     keep_float32(model.model, weights)
     if loss.has_reference:
         check_reference(model.model)
@@ -116,8 +123,9 @@ def check_told(args: Any, told: Mapping[str, Any]) -> None:
 
 
 def keep_float32(model: Any, weights: Mapping[str, Any]) -> None:
-    """Undoes TRL's cast of a 4-bit model's adapter to bfloat16, in which a step of 5e-6 on a weight of 0.01 is
-    rounded away (Unsloth's trainers on CUDA leave it out). Raises UserError for weights that are not float32."""
+    """Undoes TRL's cast of a 4-bit model's adapter to bfloat16, in which a step of 5e-6 on a weight of 0.01
+    is rounded away (Unsloth's trainers on CUDA leave it out). Raises UserError for weights that are not
+    float32."""
     import torch
 
     for name, weight in model.named_parameters():
@@ -125,8 +133,8 @@ def keep_float32(model: Any, weights: Mapping[str, Any]) -> None:
             weight.data = weights[name]
             if weight.dtype != torch.float32:
                 raise UserError(
-                    f"{name} is trained in {str(weight.dtype).removeprefix('torch.')}: small steps are rounded "
-                    "away there; install the pinned packages (bash setup_environment.sh)"
+                    f"{name} is trained in {str(weight.dtype).removeprefix('torch.')}, where small steps "
+                    "are rounded away: install the pinned packages (bash setup_environment.sh)"
                 )
 
 
