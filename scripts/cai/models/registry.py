@@ -60,8 +60,8 @@ class ModelSpec:
     passes: float = 2.0  # over the pairs, where no number of steps is given
     beta: float = 0.1
     loss: str = "dpo"  # of training.losses.LOSSES
-    batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
-    gradient_accumulation: int = 8
+    batch_size: int = 4  # pairs trained on at once, where GPU memory allows it (training/memory.py)
+    gradient_accumulation: int = 2  # times that a step's worth: 8 pairs
     max_batch: int = 64  # rows generated at once, where the memory allows it
 
     def source(self, bits: int) -> tuple[str, str | None]:
