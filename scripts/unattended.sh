@@ -31,11 +31,11 @@ logs=${CAI_OUTPUT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}/logs
 mkdir -p "$logs"
 log=$logs/unattended-$(date +%Y%m%d-%H%M%S).log
 # Older and newer versions of runpodctl have the words in a different order.
-nohup bash -c '
+nohup setsid bash -c '
   status=0
   "$@" || status=$?
   echo "exit status $status; stopping pod $RUNPOD_POD_ID"
   runpodctl stop pod "$RUNPOD_POD_ID" || runpodctl pod stop "$RUNPOD_POD_ID" ||
     echo "error: the pod could not be stopped (see above), it goes on costing: stop it by hand"
 ' unattended "$@" >"$log" 2>&1 </dev/null &
-printf 'started; the pod is stopped when it ends. To follow it: tail -f %q; to call it off: kill %s\n' "$log" "$!"
+printf 'started; the pod is stopped when it ends. To follow it: tail -f %q; to call it off: kill -- -%s\n' "$log" "$!"
