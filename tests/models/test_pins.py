@@ -3,10 +3,10 @@
 import hashlib
 import json
 import multiprocessing
-import os
 import threading
 
 import pytest
+from cai.core import files
 from cai.core.errors import UserError
 from cai.models import device, loader, pins, registry
 
@@ -43,7 +43,7 @@ def fetch(name=REPO):
     return loader.fetch(registry.resolve(name), 16)[1]
 
 
-def file(tmp_path):
+def pin_file(tmp_path):
     return tmp_path / "checkout/models/pins.json"
 
 
@@ -51,20 +51,20 @@ def test_the_first_download_is_pinned_and_the_next_takes_that_commit(hub, tmp_pa
     assert registry.resolve(REPO).source(16) == (REPO, None)
     assert fetch() == FIRST
     assert f"{REPO} is pinned to {FIRST} from now on" in capsys.readouterr().out
-    entry = json.loads(file(tmp_path).read_text())[REPO]
+    entry = json.loads(pin_file(tmp_path).read_text())[REPO]
     sha256 = {name: facts["sha256"] for name, facts in entry["files"].items()}
     assert sha256["model.safetensors"] == hashlib.sha256(b"weights").hexdigest()
     assert entry["files"]["model.safetensors"]["bytes"] == 7 and "model.safetensors.index.json" in sha256
-    before = file(tmp_path).read_bytes()
+    before = pin_file(tmp_path).read_bytes()
     hub["commit"] = OTHER
     assert fetch() == FIRST and hub["revisions"] == [None, FIRST]
-    assert file(tmp_path).read_bytes() == before and capsys.readouterr().out == ""
+    assert pin_file(tmp_path).read_bytes() == before and capsys.readouterr().out == ""
 
 
 def test_a_commit_that_is_named_is_taken_and_pins_nothing(hub, tmp_path):
     named = registry.REGISTRY["Qwen/Qwen2.5-0.5B"]
     assert fetch(named.name) == named.revision and fetch(f"{REPO}@{OTHER}") == OTHER
-    assert not file(tmp_path).exists()
+    assert not pin_file(tmp_path).exists()
     fetch()
     assert fetch(f"{REPO}@{OTHER}") == OTHER and pins.pinned_commit(REPO) == FIRST
 
@@ -104,7 +104,7 @@ def test_of_two_processes_the_quicker_one_pins(hub, tmp_path):
         thread.join()
     assert sorted("from now on" in text for text in said) == [False, True]
     assert any("another process has pinned it" in text for text in said)
-    assert len(json.loads(file(tmp_path).read_text())) == 3
+    assert len(json.loads(pin_file(tmp_path).read_text())) == 3
 
 
 def pin_one(number, committed, snapshot):
@@ -116,26 +116,26 @@ def pin_one(number, committed, snapshot):
 def test_processes_that_pin_at_once_lose_no_entry(hub, tmp_path):
     snapshot = loader.fetch(registry.resolve(f"{REPO}@{FIRST}"), 16)[0]
     several = [
-        multiprocessing.get_context("fork").Process(target=pin_one, args=(n, file(tmp_path), snapshot))
+        multiprocessing.get_context("fork").Process(target=pin_one, args=(n, pin_file(tmp_path), snapshot))
         for n in range(8)
     ]
     for process in several:
         process.start()
     for process in several:
         process.join()
-    assert sorted(json.loads(file(tmp_path).read_text())) == [f"some/repo{n}" for n in range(8)]
-    assert [path.name for path in file(tmp_path).parent.iterdir()] == ["pins.json"]
+    assert sorted(json.loads(pin_file(tmp_path).read_text())) == [f"some/repo{n}" for n in range(8)]
+    assert [path.name for path in pin_file(tmp_path).parent.iterdir()] == ["pins.json"]
 
 
 def test_a_run_with_outputs_elsewhere_writes_nothing_into_the_checkout(hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pins, "output_root", lambda: tmp_path / "out")
     fetch()
-    assert not file(tmp_path).exists() and "copy its entry into models/pins.json" in " ".join(
+    assert not pin_file(tmp_path).exists() and "copy its entry into models/pins.json" in " ".join(
         capsys.readouterr().out.replace(str(tmp_path / "checkout") + "/", "").split()
     )
     hub["commit"] = OTHER
     assert fetch() == FIRST
-    file(tmp_path).write_text(json.dumps({REPO: {"commit": OTHER, "files": {}}}))
+    pin_file(tmp_path).write_text(json.dumps({REPO: {"commit": OTHER, "files": {}}}))
     assert fetch() == OTHER  # what is committed counts first
 
 
@@ -153,15 +153,11 @@ def test_a_checkout_that_cannot_be_written_to_is_said_and_stops_nothing(hub, mon
     "text", ["{", "[]", '{"a/b": {"commit": "main", "files": {}}}', '{"a/b": 1}', '{"a/b": {"commit": "x"}}']
 )
 def test_a_damaged_file_is_a_sentence(hub, tmp_path, text):
-    file(tmp_path).write_text(text)
+    pin_file(tmp_path).write_text(text)
     with pytest.raises(UserError, match="pins.json is damaged: restore it"):
         registry.resolve(REPO).source(16)
 
 
 def test_the_file_that_is_shipped_can_be_read():
-    assert os.environ["CAI_OUTPUT"]
-    from cai.core.files import ROOT, from_json
-
-    assert all(
-        pins._is_entry(entry) for entry in from_json((ROOT / "models/pins.json").read_bytes()).values()
-    )
+    shipped = files.from_json((files.ROOT / "models/pins.json").read_bytes())
+    assert all(pins._is_entry(entry) for entry in shipped.values())
