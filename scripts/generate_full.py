@@ -51,7 +51,7 @@ def main() -> int:
     from cai.evaluation.criteria import data
     from cai.evaluation.gates import decide, require
     from cai.generation.example import examples_of
-    from cai.generation.guard import Guard
+    from cai.generation.guard import Guard, check_guard
     from cai.generation.instructions import make_instructions
     from cai.generation.loop import Loop
     from cai.generation.pairs import make_pairs
@@ -69,6 +69,7 @@ def main() -> int:
     if args.forecast:
         print(f"{ahead.render()}\n{how}")
         return GO
+    check_guard(args.guard)
     budget = Budget.ahead(args.budget, ahead)
     target = Target(Side.of(args.pairs, args.limit), share=args.held_out)
     before = require(args.after, force=args.force)

@@ -10,7 +10,18 @@ from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT, from_json, sha256_file
-from cai.models.device import CpuTime, cache_dir, choose_threads, settle_cache, short_waits, visible_gpus
+from cai.core.terminal import say
+from cai.models import pins
+from cai.models.device import (
+    CpuTime,
+    cache_dir,
+    cached,
+    choose_threads,
+    hub_token,
+    settle_cache,
+    short_waits,
+    visible_gpus,
+)
 from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, import_unsloth, quiet
 from cai.models.registry import ModelSpec
@@ -128,6 +139,7 @@ def fetch(spec: ModelSpec, bits: int, *, weights: bool = True) -> tuple[Path, st
     if weights:
         check_disk(spec, bits)
     files = [name for name in SAFE_FILES if weights or name != WEIGHTS]
+    fresh = not cached(repo, revision)
     try:
         path = Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except GatedRepoError:
@@ -151,6 +163,8 @@ def fetch(spec: ModelSpec, bits: int, *, weights: bool = True) -> tuple[Path, st
         ) from None
     if weights:
         _check_directory(path, hashed=False)
+        if revision in (None, pins.pinned_commit(repo)) and (said := pins.settle(repo, path, fresh=fresh)):
+            say(said)
     return path, path.name  # snapshots/<commit>
 
 
@@ -184,6 +198,17 @@ def check_local(spec: ModelSpec, bits: int, *, context_is_set: bool = False) -> 
     if context_is_set and isinstance(made_for, int) and spec.max_seq_length > made_for:
         raise UserError(
             f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"
+        )
+
+
+def check_access(spec: ModelSpec, bits: int) -> None:
+    """Raises UserError for a gated repository that is not in the cache, where there is no token to get it."""
+    settle_cache()
+    repo, revision = spec.source(bits)
+    if spec.gated and not cached(repo, revision) and not hub_token():
+        raise UserError(
+            f"{repo} is gated, and there is no token of the model hub: accept its terms on "
+            f"https://huggingface.co/{repo}, then log in with `hf auth login`"
         )
 
 
