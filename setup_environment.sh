@@ -102,7 +102,7 @@ if venv_works; then
   done
 else
   [ ! -L .venv ] || [ -e .venv ] ||
-    printf '.venv was in %s, which is gone, as a container'"'"'s disk is when its pod stops: it is built again\n' "$(readlink .venv)"
+    printf '.venv was in %s, which is gone, as a container'"'"'s disk is when its pod stops: set-up builds it again\n' "$(readlink .venv)"
   python=$(find_python)
 fi
 kind=$(hardware "$python" --kind)
