@@ -262,7 +262,7 @@ def environment_dir(name: str) -> Path:
     link of that name leads, in the checkout, or, where that is a network disk, below the home directory: an
     environment is tens of thousands of small files, which a network disk reads and writes slowly. What a
     container's disk loses when a pod stops, set-up builds again."""
-    here, home = ROOT / name, Path.home()
+    here, home = ROOT / name, Path("~").expanduser()
     if asked := os.environ.get("VENV_DIR"):
         return Path(os.path.abspath(os.path.expanduser(asked))) / name
     if here.is_symlink():
