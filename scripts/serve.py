@@ -5,10 +5,10 @@
     python scripts/serve.py --beside meta-llama/Llama-Guard-3-8B      # leave room for a guard model
     python scripts/serve.py --stop                             # from another terminal; here Ctrl-C does
 
-A run with --engine vllm starts and stops a server by itself: this one is for what is to outlive a run. Installs
-vLLM into .venv-vllm at first use. Writes logs/vllm-<port>.log, and logs/vllm.json while it runs. It listens on
-loopback only, unless --host says otherwise; then it wants a key, from CAI_API_KEY. Exit status: 0 when it was
-asked to end, 2 when it cannot serve, with the reason.
+A run with --engine vllm starts and stops a server by itself: this one is for what is to outlive a run.
+Installs vLLM into .venv-vllm at first use. Writes logs/vllm-<port>.log, and logs/vllm.json while it runs. It
+listens on loopback only, unless --host says otherwise; then it wants a key, from CAI_API_KEY. Exit status: 0
+when it was asked to end, 2 when it cannot serve, with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
     flags.add_argument("--port", **WHOLE, help="where it listens (default: the first free one from 8000 on)")
     flags.add_argument("--host", default="127.0.0.1", help="the address that it listens at (127.0.0.1)")
     flags.add_argument(
-        *("--adapter", "--adapters"),
+        "--adapter",
         nargs="+",
         default=[],
         metavar="NAME=RUN",
@@ -116,7 +116,7 @@ def make_server(args: argparse.Namespace):
 
 
 def adapters(given: list[str], spec) -> list[tuple[str, Path]]:
-    """(name, directory) of each --adapter. Raises UserError for one that is not there, or of another model."""
+    """(name, directory) of each --adapter. Raises UserError for one that is not there or not the model's."""
     from cai.core.cli import check_name
     from cai.core.files import directories
     from cai.models.model import check_adapter

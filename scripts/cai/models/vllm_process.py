@@ -22,7 +22,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories
 from cai.models import vllm_watchdog
 
-STOP_SECONDS = vllm_watchdog.END_SECONDS + 15  # until all of a server's processes must be gone
+END_SECONDS = 15.0  # that vLLM has to end by itself
 FIRST_PORT, LAST_PORT = 8000, 8099
 KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
 STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
@@ -81,7 +81,7 @@ def is_watchdog(pid: int) -> bool:
 
 
 def _members(group: int) -> Iterator[int]:
-    """The processes of a group that still hold memory: one that is dead, but not yet all of its threads, does."""
+    """The processes of a group that still hold memory: a dead one does, while threads of it live."""
     import psutil
 
     for process in psutil.process_iter():
@@ -97,7 +97,7 @@ def end(pid: int, child: subprocess.Popen | None = None) -> None:
         os.kill(pid, signal.SIGTERM)
     began = time.monotonic()
     while any(_members(pid)):
-        if time.monotonic() - began > STOP_SECONDS:
+        if time.monotonic() - began > 2 * END_SECONDS:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.1)

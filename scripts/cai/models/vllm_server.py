@@ -34,6 +34,7 @@ from cai.models.vllm_environment import (
     tail,
 )
 from cai.models.vllm_process import (
+    END_SECONDS,
     KEY,
     ask,
     end,
@@ -235,7 +236,8 @@ class VllmServer:
             stops=write_stops(weights, self.spec, logs / "vllm-generation"),
             deterministic=self.deterministic,
         )
-        watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name, str(ORPHAN_SECONDS)]
+        watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
+        watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
         with open(self.log_file, "wb") as out:
             self._process = subprocess.Popen(
                 [*watch, *served],

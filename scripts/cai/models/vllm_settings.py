@@ -169,8 +169,8 @@ def command(
 
 
 def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dict[str, str]:
-    """Ours without what belongs to this process and without secrets, but for the servers' key, which the server
-    asks its clients for where it is set."""
+    """Ours without what belongs to this process and without secrets, but for the servers' key, which the
+    server asks its clients for where it is set."""
     env = {
         name: value
         for name, value in os.environ.items()

@@ -1,11 +1,11 @@
 """Keeps a server as long as somebody owns it: a process of its own between ours and vLLM's.
 
-    python -I vllm_watchdog.py LOCK GRACE_SECONDS COMMAND...
+    python -I vllm_watchdog.py LOCK GRACE_SECONDS END_SECONDS COMMAND...
 
 Who owns the server holds the lock file LOCK, which the kernel lets go of with the process, kill -9 or not.
 When nobody has held it for GRACE_SECONDS (time for a rerun to take the server over), when SIGTERM comes, or
 when the server itself ends, all processes of the group are ended: vLLM has several, and each may hold GPU
-memory. Standard library only."""
+memory. What does not end within END_SECONDS is killed. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-LOOK_SECONDS, END_SECONDS = 0.5, 15.0
+LOOK_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 
 
@@ -38,7 +38,8 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    path, grace, command = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+    path, grace, end, *command = sys.argv[1:]
+    grace, end = float(grace), float(end)
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked.set())
@@ -56,7 +57,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
         server.terminate()
         try:
-            server.wait(END_SECONDS)
+            server.wait(end)
         except subprocess.TimeoutExpired:
             pass
         os.killpg(0, signal.SIGKILL)  # this process, too
