@@ -97,7 +97,9 @@ def make_server(args: argparse.Namespace):
     for served, path in adapters(args.adapter, spec):
         server.load_adapter(path, served)
     fit = disk_fit(spec, bits)
-    weights = f"{fit.need:.0f} GB to download, {fit.free:.0f} GB free" if fit.need else "here already"
+    weights = f"{fit.need:.0f} GB to download, {fit.free:.0f} GB free"
+    if fit.need < 0.5:
+        weights = "here already"
     there = "ready" if environment_ready() else f"to be installed: {ENVIRONMENT_GB:.0f} GB"
     rows = [
         ("model", f"{spec.name} - {why}"),

@@ -389,9 +389,10 @@ def test_one_that_died_is_started_again(home):
     server = VllmServer(SANDBOX, 16, log=lambda text: None)
     [url] = server.urls()
     pid = running()["pid"]
+    everything = [psutil.Process(member) for member in group(pid)]
     [ours] = [p for p in psutil.Process(pid).children() if "--port" in p.cmdline()]
     ours.kill()
-    psutil.wait_procs([psutil.Process(pid)])  # the watchdog ends with it, and takes the engine along
+    psutil.wait_procs(everything, timeout=60)  # the watchdog ends with it, and takes the engine along
     assert group(pid) == []
     assert server.urls() and len(started(home)) == 2
     server.stop()

@@ -97,7 +97,7 @@ def end(pid: int, child: subprocess.Popen | None = None) -> None:
         os.kill(pid, signal.SIGTERM)
     began = time.monotonic()
     while any(_members(pid)):
-        if time.monotonic() - began > 2 * END_SECONDS:
+        if not is_watchdog(pid) or time.monotonic() - began > 2 * END_SECONDS:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.1)
