@@ -17,12 +17,12 @@ import argparse
 import time
 from pathlib import Path
 
-from cai.core.cli import FLAGS, GO, WHOLE, cli, parser
+from cai.core.cli import GO, WHOLE, cli, parser
 from cai.core.errors import UserError
 
 
 def main() -> int:
-    flags = parser(__doc__, "model", "bits", "instruct", "set")
+    flags = parser(__doc__, "model", "bits", "instruct", "set", "deterministic")
     flags.add_argument("--port", **WHOLE, help="where it listens (default: the first free one from 8000 on)")
     flags.add_argument("--host", default="127.0.0.1", help="the address that it listens at (127.0.0.1)")
     flags.add_argument(
@@ -77,7 +77,7 @@ def make_server(args: argparse.Namespace):
     from cai.models.loader import check_disk
     from cai.models.registry import choose, resolve, with_values
     from cai.models.vllm_environment import ENVIRONMENT_GB, environment, environment_ready
-    from cai.models.vllm_server import VllmServer, gpu_to_serve_on
+    from cai.models.vllm_server import VllmServer, gpu_to_serve_on, precision_of
     from cai.models.vllm_settings import serving_bits
 
     spec, why = choose(args.model, instruct=args.instruct)
@@ -103,7 +103,7 @@ def make_server(args: argparse.Namespace):
     there = "ready" if environment_ready() else f"to be installed: {ENVIRONMENT_GB:.0f} GB"
     rows = [
         ("model", f"{spec.name} - {why}"),
-        ("precision", server.precision),
+        ("precision", precision_of(bits)),
         ("weights", weights if spec.parameters else "their size is not in the registry"),
         ("environment", f"{environment()}: {there}, {disk_free(ROOT) / GB:.0f} GB free"),
         ("GPU", f"{gpu.name}, {gpu.free / GB:.0f} GB free" if gpu else "none: vLLM's CPU build, for tests"),

@@ -18,7 +18,7 @@ from cai.models import vllm_environment, vllm_process, vllm_server, vllm_setting
 from cai.models.device import Gpu
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
-from cai.models.vllm_server import VllmServer, serving_bits
+from cai.models.vllm_server import VllmServer, precision_of, serving_bits
 from cai.models.vllm_settings import (
     check_deterministic,
     child_environment,
@@ -302,7 +302,7 @@ def test_it_starts_at_the_first_request_takes_adapters_and_gives_all_back(home):
     said = []
     server = VllmServer(SANDBOX, 16, log=said.append)
     server.load_adapter(adapter(home, "one"), "adapter-one")
-    assert not (home / "started.jsonl").exists() and server.precision == "float32"
+    assert not (home / "started.jsonl").exists()
     [url] = server.urls()
     assert server.urls() == [url]  # and no second one
     [begun] = started(home)
@@ -498,6 +498,13 @@ def test_the_gpu_that_this_process_may_use_is_the_one_that_is_asked(home, monkey
     for asked, gpu in (("1", A100), ("0,1", T4), ("GPU-abc", T4), ("7", T4)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
         assert vllm_server.gpu_to_serve_on() is gpu
+
+
+def test_the_precision_in_words(home, monkeypatch):
+    assert precision_of(16) == "float32"  # the CPU's
+    monkeypatch.setattr(vllm_server, "visible_gpus", lambda: [A100])
+    said = ["NF4, bfloat16", "FP8 weights, bfloat16", "bfloat16"]
+    assert [precision_of(bits) for bits in (4, 8, 16)] == said
 
 
 def test_what_cannot_be_served_here_is_a_sentence(home, monkeypatch):

@@ -88,9 +88,14 @@ def gpu_to_serve_on() -> Gpu | None:
     return gpus[number if number < len(gpus) else 0] if gpus else None
 
 
+def precision_of(bits: int) -> str:
+    """What a server here computes in, in words."""
+    return serving_precision(bits, gpu_to_serve_on())
+
+
 class VllmServer:
     """See models.server_engine.Servers. port: the first free one from 8000 on, if none is given.
-    precision: of the weights and of what is computed, in words. revision: of the weights, once it runs."""
+    revision: of the weights, once it runs."""
 
     name = "vllm"
 
@@ -117,7 +122,6 @@ class VllmServer:
         if deterministic:
             check_deterministic(bits, gpu)
         self.spec, self.bits, self.beside_gb, self.deterministic = spec, bits, beside_gb, deterministic
-        self.precision = serving_precision(bits, gpu)
         self.url, self.revision = "", None
         self._asked_port, self._host, self._log = port, host, log
         self._adapters: dict[str, Path] = {}
@@ -198,7 +202,7 @@ class VllmServer:
         self.url = self._url(free_port(self._asked_port, self._host))
         expected = START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
         self._log(
-            f"starting vLLM: {self.spec.name}, {self.precision}, {self.url}; "
+            f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; "
             f"expected to take {format_duration(expected)} (assumed); log: {display_path(self.log_file)}"
         )
         self._launch(python, weights)
