@@ -33,10 +33,6 @@ def main() -> int:
         help="serve a run's trained adapter under a name, too",
     )
     flags.add_argument("--beside", metavar="MODEL", help="leave GPU memory for this model, such as a guard")
-    if "deterministic" not in FLAGS:
-        flags.add_argument(
-            "--deterministic", action="store_true", help="texts that do not depend on the batch"
-        )
     flags.add_argument("--stop", action="store_true", help="end the server that runs, and nothing else")
     args = flags.parse_args()
     if args.port is not None and not 1 <= args.port <= 65535:
