@@ -51,11 +51,12 @@ def main() -> int:
     check(plan, constitution)
     name = args.run or plan.name
     check_name(name)
-    what = (plan, spec, controls, len(args.seeds), args.hourly_rate)
+    asked = getattr(args, "engine", "local"), getattr(args, "engine_bits", None)
+    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate, *asked)
     if args.forecast:
-        print(forecast.bootstrap(*what))
+        print(ahead.render())
         return GO
-    refuse_dear(args.budget, forecast.dollars(*what))
+    refuse_dear(args.budget, ahead.total.dollars)
     if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
     return bootstrap(args, name, plan, spec, why, constitution, controls)

@@ -8,25 +8,26 @@ from typing import Any
 
 from cai.bootstrap.context import StageContext
 from cai.bootstrap.controls import ARMS, MAIN
+from cai.bootstrap.forecast import PlanForecast
 from cai.bootstrap.plan import Plan, Stage
 from cai.bootstrap.results import FORMAT
 from cai.bootstrap.stage import run_stage
 from cai.bootstrap.stage_gates import NO_GO, UNDECIDED
 from cai.bootstrap.stage_model import SharedModel
-from cai.core import cli, ledger
+from cai.core import cli
 from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_duration
-from cai.costs import budget, forecast
+from cai.costs import budget
+from cai.costs.engine_choice import LOCAL
 from cai.evaluation.gates import lines
-from cai.models import device
 from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
 
 
 class Runner:
     """stopped: why the plan ended before its last stage, None where it did not. dollars: the budget for all
-    seeds and controls together."""
+    seeds and controls together. engine: what --engine and --engine-bits ask for, by whose rates it is kept."""
 
     def __init__(
         self,
@@ -36,13 +37,12 @@ class Runner:
         constitution: Constitution,
         shared_model: SharedModel,
         dollars: float | None,
+        engine: tuple[str, int | None] = (LOCAL, None),
     ):
         self.run, self.plan, self.spec = run, plan, spec
         self.constitution, self.shared_model = constitution, shared_model
-        rates = forecast.rates(
-            ledger.read_ledger(), spec, plan.stages[0].bits or spec.bits, device.this_device()
-        )
-        self._dollars = {step: rate.seconds / 3600 * run.hourly_rate for step, rate in rates.items()}
+        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, *engine)
+        self._dollars = ahead.total.dollars_a_unit
         steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
         each = sum(self._dollars[step] for step in steps)
         self.budget = budget.Budget(dollars, self._spent, each, self._dollars)

@@ -84,6 +84,7 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
     how = {"resume": True, "log": run.log, "budget": run.budget}
     how["pairs_file"] = run.manifest.get("pairs", {}).get("sha256")
     with run.step("training") as step:
+        step.by("local", session.model.bits)
         result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
         step.examples = result.taken
     facts = ("status", "steps", "before", "after")
