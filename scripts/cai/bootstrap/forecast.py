@@ -10,10 +10,10 @@ from pathlib import Path
 from cai.bootstrap.controls import ARMS, MAIN
 from cai.bootstrap.plan import Plan, Stage
 from cai.core import text
+from cai.core.ledger import read_ledger
 from cai.core.prompt_files import load_heldout
 from cai.core.run import read_manifest
 from cai.core.text import format_duration
-from cai.core.ledger import read_ledger
 from cai.costs.default_rates import PAIRS_AN_EXAMPLE
 from cai.costs.engine_choice import (
     LOCAL,
@@ -48,7 +48,8 @@ class _Part:
 
 @dataclass(frozen=True)
 class PlanForecast:
-    """What a plan (as scaled for the model) will take with some of the controls, by an engine that is asked for.
+    """What a plan (as scaled for the model) will take with some of the controls, by an engine that is asked
+    for.
 
     It is on the high side: prompts are counted as if everybody needed exemplars, and every test answer as if
     it went to the judge. A large model on a machine without a GPU is forecast for an A100."""

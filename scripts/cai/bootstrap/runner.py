@@ -27,7 +27,8 @@ from cai.prompts.constitution import Constitution
 
 class Runner:
     """stopped: why the plan ended before its last stage, None where it did not. dollars: the budget for all
-    seeds and controls together. engine: what --engine and --engine-bits ask for, by whose rates it is kept."""
+    seeds and controls together. engine: what --engine and --engine-bits ask for, by whose rates it is
+    kept."""
 
     def __init__(
         self,

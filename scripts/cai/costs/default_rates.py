@@ -1,10 +1,11 @@
 """What a forecast takes where nothing has been measured yet: texts, machines and what is paid once, each with
-its reason. Nothing here has been seen on a GPU; `scripts/benchmark.py gpu` measures it, and any run replaces it.
+its reason. Nothing here has been seen on a GPU; `scripts/benchmark.py gpu` measures it, and any run replaces
+it.
 
 Limits, for Qwen2.5-32B (32.76 billion parameters, 0.26 MB of cache a token): a token costs 65.5 GFLOP, so an
 A100 (312 TFLOPS in bfloat16) reads at most 4,760 tokens a second. To generate, all weights and every row's
-cache pass through memory at each step: bytes of a step / bandwidth is the least that a step takes, and it gives
-each row in flight one token."""
+cache pass through memory at each step: bytes of a step / bandwidth is the least that a step takes, and it
+gives each row in flight one token."""
 
 from __future__ import annotations
 
@@ -43,11 +44,11 @@ class Texts:
     record: float
 
 
-# Lengths of the prompts' characters, 4.4 to a token, with four exemplars; answers of 250 tokens and critiques of
-# 150 are half of the registry's longest. Every prompt of a purpose begins with the same exemplars, and a
-# revision's goes on from its critique's: a server has read that. A comparison is two orders, each with a reason
-# of 60 tokens, and the whole read once more for the letter. An evaluation is M2's: some 500 answers, 260
-# comparisons and 150 critiques.
+# Lengths of the prompts' characters, 4.4 to a token, with four exemplars; answers of 250 tokens and critiques
+# of 150 are half of the registry's longest. Every prompt of a purpose begins with the same exemplars, and a
+# revision's goes on from its critique's: a server has read that. A comparison is two orders, each with a
+# reason of 60 tokens, and the whole read once more for the letter. An evaluation is M2's: some 500 answers,
+# 260 comparisons and 150 critiques.
 LARGE_TEXTS = Texts(
     {
         "instructions": Tokens(60, 0, 40),
@@ -87,8 +88,8 @@ class Speed(NamedTuple):
 class Machine:
     """What is assumed of a machine, for a model of so many billions of parameters; others are scaled.
 
-    known_by: what its GPU's name holds. speeds: (engine, bits) -> speed. training: bits -> seconds of a step of
-    8 pairs. seconds: step -> seconds a unit, where tokens are not what counts. bandwidth: GB a second."""
+    known_by: what its GPU's name holds. speeds: (engine, bits) -> speed. training: bits -> seconds of a step
+    of 8 pairs. seconds: step -> seconds a unit, where tokens are not what counts. bandwidth: GB a second."""
 
     name: str
     known_by: tuple[str, ...]
@@ -119,9 +120,9 @@ A100 = Machine(
         ("local", 4): Speed(
             1500,
             300,
-            "from 5 rows on every layer is unpacked to 16 bits for each token: 140 GB a step, 14 steps/s, 900 "
-            "tokens/s for 64 rows; half of the slots wait for the batch's longest row, and batches are not "
-            "always full",
+            "from 5 rows on every layer is unpacked to 16 bits for each token: 140 GB a step, 14 steps/s, "
+            "900 tokens/s for 64 rows; half of the slots wait for the batch's longest row, and batches are "
+            "not always full",
         ),
         ("local", 8): Speed(1500, 200, "LLM.int8 splits every product in two; otherwise as NF4"),
         ("local", 16): Speed(2000, 200, "65 GB of weights leave room for 25 rows; half of the slots wait"),
@@ -137,8 +138,8 @@ A100 = Machine(
         ),
     },
     # 5,000 tokens of 8 pairs, read by the reference, forward, again for the checkpoints, and back: 8 FLOP a
-    # parameter and token, 1.3 PFLOP, at 40 % of the chip 11 s; NF4 is unpacked four times a batch, and LLM.int8
-    # is half as fast.
+    # parameter and token, 1.3 PFLOP, at 40 % of the chip 11 s; NF4 is unpacked four times a batch, and
+    # LLM.int8 is half as fast.
     {4: 15.0, 8: 25.0, 16: 12.0},
     LOADED,
     "312 TFLOPS; holds every precision of the 32B",
@@ -200,14 +201,11 @@ MACBOOK = Machine(
     0.004,
     0,
     100,
-    {
-        where: speed._replace(why="as two cores of a server: nobody has tried")
-        for where, speed in ON_CPU.items()
-    },
+    {where: x._replace(why="as two cores of a server: nobody has tried") for where, x in ON_CPU.items()},
     CPU.training,
     CPU.seconds,
-    "Unsloth and bitsandbytes know no Metal, so its GPU does nothing: the sandbox, and models of up to 1.5B in "
-    "float32 (6 GB a step: at most 16 steps/s)",
+    "Unsloth and bitsandbytes know no Metal, so its GPU does nothing: the sandbox, and models of up to "
+    "1.5B in float32 (6 GB a step: at most 16 steps/s)",
 )
 GPUS = (A100_40, RTX_4090, A100)  # the first that knows a name; what none knows is taken for the last
 MACHINES = (A100, A100_40, RTX_4090, MACBOOK, CPU)

@@ -13,7 +13,7 @@ from cai.core.files import ROOT
 from cai.core.ledger import read_ledger
 from cai.core.text import format_duration
 from cai.costs.default_rates import machine_of
-from cai.costs.forecast import Forecast, device_of, forecast
+from cai.costs.forecast import Alternative, Forecast, device_of, forecast
 from cai.costs.units import Units, Weights, add_units, local, milestone_units, on_server
 from cai.models import device as machine
 from cai.models import vllm_server
@@ -25,8 +25,8 @@ AUTO, LOCAL, VLLM, SERVER = "auto", "local", "vllm", "server"
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """engine: "local", "vllm" or, where URLs were given, "server". bits: of generation and evaluation. why: one
-    sentence."""
+    """engine: "local", "vllm" or, where URLs were given, "server". bits: of generation and evaluation. why:
+    one sentence."""
 
     engine: str
     bits: int
@@ -48,8 +48,8 @@ def choose_engine(
     guard: ModelSpec | None = None,
 ) -> EngineChoice:
     """units: the whole work as the local engine would do it. device: this machine's, unless a forecast for
-    another one is wanted. guard: a model that stays beside the engine. Raises UserError where vLLM is asked for
-    and does not fit."""
+    another one is wanted. guard: a model that stays beside the engine. Raises UserError where vLLM is asked
+    for and does not fit."""
     device = device or machine.this_device()
     mine = next(iter(units))
     if asked == LOCAL:
@@ -97,7 +97,8 @@ def beside(guard: ModelSpec | None) -> float:
 
 
 def to_download(spec: ModelSpec, bits: int) -> float:
-    """GB that a server still needs of its weights; what is in the cache, or of this checkout, is not fetched."""
+    """GB that a server still needs of its weights; what is in the cache, or of this checkout, is not
+    fetched."""
     repo, revision = spec.source(bits)
     if (ROOT / repo).is_dir() or machine.cached(repo, revision):
         return 0.0
@@ -123,8 +124,8 @@ def disk_short(spec: ModelSpec, bits: int) -> str:
 
 
 def with_server(spec: ModelSpec, units: Units, weights: Weights) -> dict[Weights, dict[str, float]]:
-    """The work with a server, and what is to be done once before it. What a training loads is fetched with any
-    engine, and in no forecast's time."""
+    """The work with a server, and what is to be done once before it. What a training loads is fetched with
+    any engine, and in no forecast's time."""
     placed = on_server(units, weights)
     if weights.engine != VLLM:
         return placed
@@ -141,20 +142,22 @@ def could_be_served(spec: ModelSpec, device: str) -> bool:
 
 def side_by_side(
     spec: ModelSpec, units: Units, *, guard: ModelSpec | None = None, **know: Any
-) -> tuple[tuple[Weights, Forecast | str], ...]:
-    """The same work by vLLM in FP8, by vLLM in 16 bits, and here: forecasts, or why there is none."""
-    mine, device = next(iter(units)), know["device"]
-    rows: list[tuple[Weights, Forecast | str]] = []
+) -> tuple[Alternative, ...]:
+    """The same work by vLLM in FP8, by vLLM in 16 bits, and here."""
+    device, rows = know["device"], []
     for weights in (Weights(VLLM, 8), Weights(VLLM, 16)):
-        placed, why = with_server(spec, units, weights), ""
+        name, placed, note = str(weights), with_server(spec, units, weights), ""
+        room = f"{memory_of(device):.0f} GB"
+        if not _fits(spec, weights, device):
+            rows.append(Alternative(name, weights, None, f"does not fit into {room}"))
+            continue
         if guard and not _fits(spec, weights, device, guard):
             placed = {held: {**some, "guard": 0} for held, some in placed.items()}
-            why = f"without the guard, for which {memory_of(device):.0f} GB have no room"
-        if _fits(spec, weights, device):
-            rows.append((weights, replace(forecast(spec, placed, guard=guard, **know), why=why)))
-        else:
-            rows.append((weights, f"does not fit into {memory_of(device):.0f} GB"))
-    return (*rows, (mine, forecast(spec, units, guard=guard, **know)))
+            note = f"without the guard, for which {room} have no room"
+        rows.append(Alternative(name, weights, forecast(spec, placed, guard=guard, **know), note))
+    held = " and ".join(str(weights).removeprefix("local ") for weights in units)
+    here = forecast(spec, units, guard=guard, **know)
+    return (*rows, Alternative(f"local {held}", next(iter(units)), here))
 
 
 def _fits(spec: ModelSpec, weights: Weights, device: str, guard: ModelSpec | None = None) -> bool:

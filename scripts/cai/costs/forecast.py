@@ -1,8 +1,8 @@
 """What a run will take, from the last rates that were measured.
 
 Every step of every run leaves a row in logs/ledger.jsonl. A forecast multiplies how often each step will
-happen (units.py) by the rates of the latest run of the same model, engine, bits and device; a rate that nobody
-has measured there is assumed (rates.py), and marked so. It loads nothing."""
+happen (units.py) by the rates of the latest run of the same model, engine, bits and device; a rate that
+nobody has measured there is assumed (rates.py), and marked so. It loads nothing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.registry import ModelSpec
 
+# What the engines are compared by. Plans measure by the loop's steps: there it is all generation.
+PARTS = {
+    "once": ("download", "installing"),
+    "loading": ("loading",),
+    "generation": GENERATING,
+    "training": ("training",),
+    "evaluation": ("evaluation",),
+}
 ENVIRONMENT = "vLLM's environment"  # of a forecast's disk
 
 
@@ -49,8 +57,8 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """engine, bits: those that were named first. of: what the examples are called. why: of the engine, where it
-    was chosen. beside: what other engines would take, or why they cannot."""
+    """engine, bits: those that were named first. of: what the examples are called. why: of the engine, where
+    it was chosen. beside: all engines that could do it."""
 
     model: str
     engine: str
@@ -65,7 +73,7 @@ class Forecast:
     basis: str  # what the assumed rates are those of
     rates: Mapping[Weights, Mapping[str, Rate]]  # weights -> step -> rate, of every step there is
     why: str = ""
-    beside: tuple[tuple[Weights, Forecast | str], ...] = ()
+    beside: tuple[Alternative, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -126,7 +134,7 @@ class Forecast:
         for x in self.lines:
             unit = UNITS[x.step] + ("s" if round(x.units) != 1 else "")
             amounts = self._amounts(x.seconds, x.prompt_tokens, x.completion_tokens)
-            by = str(Weights(x.engine, x.bits))
+            by = str(Weights(x.engine, x.bits)) if x.step != "guard" else "its own model"
             rows.append((x.step, by, f"{x.units:,.0f} {unit}", *amounts, x.source))
         total = self._amounts(self.seconds, *self.tokens)
         rows.append(("all", "", "", *total, f"at ${self.hourly_rate:.2f} an hour"))
@@ -140,19 +148,18 @@ class Forecast:
         """The engines that could do it, each with what it would take; nothing where there is no choice."""
         if not self.beside:
             return ""
-        rows = [("engine", "once", "loading", "data", "training", "evaluation", "all", "dollars", "rates")]
-        for weights, f in self.beside:
-            mark = " (chosen)" * (weights == (self.engine, self.bits))
-            if isinstance(f, str):
-                rows.append((f"{weights}{mark}", f, *[""] * 7))
+        parts = {name: steps for name, steps in PARTS.items() if any(x.takes(steps) for x in self.beside)}
+        rows = [("engine", *parts, "all", "dollars", "rates")]
+        for x in self.beside:
+            name = x.name + " (chosen)" * (x.weights == (self.engine, self.bits))
+            if x.forecast is None:
+                rows.append((name, *["-"] * (len(parts) + 2), x.note))
                 continue
-            parts = (("download", "installing"), ("loading",), GENERATING, ("training",), ("evaluation",))
-            times = (f.seconds_in(*steps) for steps in parts)
-            some = sum(not x.source.startswith("assumed") for x in f.lines)
-            sources = f"{some} of {len(f.lines)} measured" if some else "assumed"
-            sources += f"; {f.why}" * bool(f.why)
-            cells = (*map(format_duration, (*times, f.seconds)), f"${f.dollars:.2f}", sources)
-            rows.append((f"{weights}{mark}", *cells))
+            lines, times = x.forecast.lines, [x.takes(steps) for steps in parts.values()]
+            measured = sum(not line.source.startswith("assumed") for line in lines)
+            known = f"{measured} of {len(lines)} measured" if measured else "assumed"
+            amounts = *map(format_duration, (*times, x.forecast.seconds)), f"${x.forecast.dollars:.2f}"
+            rows.append((name, *amounts, known + f"; {x.note}" * bool(x.note)))
         said = ", ".join(f"{what} ${dollars}" for what, dollars in SPECIFICATION.items())
         return f"\nside by side:\n{format_table(rows)}\nthe specification expects: {said}"
 
@@ -163,6 +170,19 @@ class Forecast:
     def _memory(self) -> str:
         need, source = self.memory_gb
         return f"{need:.0f} GB ({source})" if self.device != "cpu" else "none, it runs on the CPU"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """The same work by some engine. forecast: None where the note says why it cannot be."""
+
+    name: str
+    weights: Weights
+    forecast: Forecast | None
+    note: str = ""
+
+    def takes(self, steps: Sequence[str]) -> float:
+        return self.forecast.seconds_in(*steps) if self.forecast else 0.0
 
 
 def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
@@ -218,7 +238,8 @@ def forecast(
 
 
 def weights_to_fetch(spec: ModelSpec, all_weights: Iterable[Weights]) -> dict[str, float]:
-    """Repository -> bytes, once per machine; none for a model of this checkout, or on somebody else's server."""
+    """Repository -> bytes, once per machine; none for a model of this checkout, or on somebody else's
+    server."""
     if spec.repo.startswith("models/"):
         return {}
     return {

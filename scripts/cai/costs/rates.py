@@ -1,5 +1,5 @@
-"""What one unit of a step takes: as the latest run had it with the same model, engine, bits and device, else as
-default_rates.py assumes, and said to be so."""
+"""What one unit of a step takes: as the latest run had it with the same model, engine, bits and device, else
+as default_rates.py assumes, and said to be so."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def _assumption(
 
 
 def _reading_and_writing(tokens: Tokens, weights: Weights, machine: Machine) -> float:
-    """Seconds at the machine's speeds. A server does not read again what its prefix cache holds; a machine for
-    which nothing is assumed of servers has the local speeds."""
+    """Seconds at the machine's speeds. A server does not read again what its prefix cache holds; a machine
+    for which nothing is assumed of servers has the local speeds."""
     served = ("vllm", weights.bits) in machine.speeds and weights.engine != "local"
     speed = machine.speeds["vllm" if served else "local", weights.bits]
     read = tokens.read - tokens.shared * (weights.engine != "local")

@@ -1,4 +1,5 @@
-"""How often each step of a piece of work happens, and with which weights: what a forecast multiplies rates by."""
+"""How often each step of a piece of work happens, and with which weights: what a forecast multiplies rates
+by."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ WORDS = {"local": {4: "NF4", 8: "8 bits", 16: "16 bits"}, "vllm": {4: "4 bits", 
 
 
 class Weights(NamedTuple):
-    """Who holds a model's weights ("local"; "vllm", a server that we start; "server", somebody else's), and in
-    how many bits."""
+    """Who holds a model's weights ("local"; "vllm", a server that we start; "server", somebody else's), and
+    in how many bits."""
 
     engine: str
     bits: int
@@ -83,8 +84,9 @@ def add_units(parts: Iterable[Units]) -> dict[Weights, dict[str, float]]:
 
 
 def on_server(units: Units, weights: Weights) -> dict[Weights, dict[str, float]]:
-    """The same work where a server generates and evaluates. A training needs the GPU's memory and a model of its
-    own, so ours is started again after each; its first start is once for all (engine_choice.with_server)."""
+    """The same work where a server generates and evaluates. A training needs the GPU's memory and a model of
+    its own, so ours is started again after each; its first start is once for all
+    (engine_choice.with_server)."""
     served: dict[str, float] = {}
     rest: dict[Weights, dict[str, float]] = {}
     for held, some in units.items():
