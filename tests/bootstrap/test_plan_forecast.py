@@ -49,7 +49,11 @@ def measured(output, step, seconds, examples=1, bits=16, device="Some GPU"):
 def table(plan, controls=ALL, seeds=1, rate=HOUR, spec=BIG):
     """(the text, [(first cell, {column: cell})] of its rows)"""
     text = forecast.PlanForecast(plan, spec, controls, seeds, rate).render()
-    lines = [re.split(r" {2,}", line.strip()) for line in text.splitlines() if line.startswith("  ")]
+    lines = [
+        re.split(r" {2,}", line.strip())
+        for line in text.split("side by side")[0].splitlines()
+        if line.startswith("  ")
+    ]
     head = lines[0][1:]
     return text, [(line[0], dict(zip(head, line[1:], strict=True))) for line in lines[1:]]
 
