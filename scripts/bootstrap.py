@@ -43,8 +43,6 @@ def main() -> int:
     from cai.bootstrap import forecast
     from cai.bootstrap.plan import check, load
     from cai.costs.budget import refuse_dear
-    from cai.costs.engine_choice import choice_of
-    from cai.models.engines import EngineChoice
     from cai.models.session import check_inputs
 
     constitution, spec, why = check_inputs(args)
@@ -53,16 +51,16 @@ def main() -> int:
     check(plan, constitution)
     name = args.run or plan.name
     check_name(name)
-    what = (plan, spec, controls, len(args.seeds), args.hourly_rate)
+    asked = {"asked": args.engine, "engine_bits": args.engine_bits, "deterministic": args.deterministic}
+    asked["begun"] = None if args.fresh else (read_manifest(name) or {}).get("settings")
+    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate, asked)
     if args.forecast:
-        print(forecast.bootstrap(*what))
+        print(ahead.render())
         return GO
-    refuse_dear(args.budget, forecast.dollars(*what))
+    refuse_dear(args.budget, ahead.total.dollars)
     if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
-    begun = None if args.fresh else (read_manifest(name) or {}).get("settings")
-    choice = choice_of(args, spec, EngineChoice, begun=begun)
-    return bootstrap(args, name, plan, spec, why, constitution, controls, choice)
+    return bootstrap(args, name, plan, spec, why, constitution, controls, ahead.choose())
 
 
 def bootstrap(

@@ -38,7 +38,7 @@ MANIFEST_KEYS = {
         **{"bits?": (int, type(None)), "principles?": (int, type(None))},
     },
     "totals?": {f"{key}?": NUMBER for key in ZERO},
-    **dict.fromkeys(("model?", "adapter?", "revision?", "device?", "started?"), TEXT),
+    **dict.fromkeys(("model?", "adapter?", "revision?", "device?", "engine?", "started?"), TEXT),
     **dict.fromkeys(("gate?", "data_gate?"), {"decision?": str, "criteria?": [dict]}),
     **dict.fromkeys(("counts?", "training?", "forecast?", "instructions?"), dict),
     "bits?": (int, type(None)),
@@ -191,7 +191,7 @@ class Run:
             cut_short = {}
         finally:
             step.used.seconds, self._began = time.perf_counter() - start, None
-            row = self._row(name, step.used, step.examples) | cut_short
+            row = self._row(name, step.used, step.examples) | step.done_by | cut_short
             self._enter([row])
             if self.budget is not None:
                 self.budget.end_step(name, row["dollars"])
@@ -222,6 +222,7 @@ class Run:
             "completion_tokens": used.completion_tokens,
             "dollars": round(used.seconds / 3600 * self.hourly_rate, 6),
             "model": self.manifest.get("model"),
+            "engine": self.manifest.get("engine") or "local",
             "bits": self.manifest.get("bits") or self.settings.get("bits"),
             "principles": self.settings.get("principles"),
             "device": self.manifest.get("device"),
@@ -251,6 +252,11 @@ class Step:
 
     def __init__(self) -> None:
         self.examples, self.used = None, Usage()
+        self.done_by: dict[str, Any] = {}
+
+    def by(self, engine: str, bits: int) -> None:
+        """Says that other weights than the run's engine has did it: its rate is theirs."""
+        self.done_by = {"engine": engine, "bits": bits}
 
     def count(self, completions, examples: int | None = None) -> None:
         """Adds completions, and says how many examples they were for, by which later runs are forecast."""

@@ -287,9 +287,18 @@ def network_disk(path: Path) -> str | None:
 
 def disk_free(path: Path) -> float:
     """Free bytes of the disk that holds a path, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two paths, which need not exist yet, lie on one disk."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def output_of(*command: str) -> tuple[int, str]:
