@@ -245,9 +245,7 @@ class ServerEngine:
     def _of_this_loop(self) -> Endpoints:
         """Connections belong to an event loop, and together() begins one each time."""
         if self._endpoints is None or self._endpoints.loop is not asyncio.get_running_loop():
-            seen = bool(self._checks.models)
-            find, admit = self._servers.urls, self._checks.admit
-            self._endpoints = Endpoints(find, admit, seen=seen, log=self._log)
+            self._endpoints = Endpoints(self._servers.urls, self._checks, self._log)
         return self._endpoints
 
     @contextlib.contextmanager
