@@ -25,7 +25,7 @@ from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault, c
 
 KEY = "CAI_API_KEY"  # where the servers' key stands; nowhere else
 ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
-PATIENCE = 8 * ROWS  # requests that another adapter's let pass, before a server is drained for them
+PATIENCE = 8  # times a server's rows that another adapter's request lets pass, before it is drained for it
 TRIES = 5  # of one request that servers answer wrongly
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between tries: twice as long each time
 GIVE_UP = 600.0  # seconds without any server, before the run ends
@@ -76,10 +76,13 @@ class Checks(Protocol):
 
 
 class Endpoints:
-    """find: the servers' URLs; it may start one that has stopped, and take its time."""
+    """find: the servers' URLs; it may start one that has stopped, and take its time. rows: requests that each
+    has at a time."""
 
-    def __init__(self, find: Callable[[], Sequence[str]], checks: Checks, log: Callable[[str], None]):
-        self._find, self._checks, self._log = find, checks, log
+    def __init__(
+        self, find: Callable[[], Sequence[str]], checks: Checks, rows: int, log: Callable[[str], None]
+    ):
+        self._find, self._checks, self._rows, self._log = find, checks, rows, log
         self.loop = asyncio.get_running_loop()
         self.endpoints: list[Endpoint] = []
         self._waiting: dict[str | None, deque[Ticket]] = {}
@@ -166,7 +169,7 @@ class Endpoints:
         live = sorted((e for e in self.endpoints if e.live), key=lambda e: e.flying)
         self._drain_for(oldest, live)
         for endpoint in live:
-            if endpoint.drains or endpoint.flying >= ROWS:
+            if endpoint.drains or endpoint.flying >= self._rows:
                 continue
             for first in oldest:
                 if endpoint.flying and endpoint.adapter != first.adapter:
@@ -180,7 +183,7 @@ class Endpoints:
         """Nothing waits for ever: once a request has let PATIENCE others pass, and no server is at its
         adapter, one is emptied for it."""
         for ticket in oldest:
-            late = self._given - ticket.came > PATIENCE
+            late = self._given - ticket.came > PATIENCE * self._rows
             if late and live and not any(e.adapter == ticket.adapter or e.drains for e in live):
                 live[0].drains = live[0].flying > 0
 
