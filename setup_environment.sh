@@ -102,7 +102,7 @@ if venv_works; then
   done
 else
   [ ! -L .venv ] || [ -e .venv ] ||
-    printf '.venv was in %s, which is gone, as a container'"'"'s disk is when its pod stops: it is built again\n' "$(readlink .venv)"
+    printf '.venv was in %s, which is gone, as a container'"'"'s disk is when its pod stops: set-up builds it again\n' "$(readlink .venv)"
   python=$(find_python)
 fi
 kind=$(hardware "$python" --kind)
@@ -143,6 +143,7 @@ if [ "$python" != .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$run
   if ! venv_works || ! hardware .venv/bin/python --torch-suits "$kind"; then
     base=$(find_python)
     place=$(place_venv "$base")
+    [ "$place" = .venv ] || echo "the environment goes where many small files are quick; .venv will be a link to it"
     echo "making $place with $base"
     "$base" -m venv --clear "$place" >&2 ||
       fail "$base cannot make a virtual environment here (see above); on Debian and Ubuntu: apt-get install python3-venv"

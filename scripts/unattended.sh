@@ -22,10 +22,13 @@ case ${1:-} in
     exit 2
     ;;
 esac
-[ -n "${RUNPOD_POD_ID:-}" ] || fail "RUNPOD_POD_ID is not set, so this is no pod that could be stopped:" \
-  "run the command under nohup, or in tmux, and stop the machine by hand"
+[ -n "${RUNPOD_POD_ID:-}" ] || fail "RUNPOD_POD_ID is not set: export it (the pod's id stands on RunPod's page of it)," \
+  "or, where there is no pod to stop, run the command in tmux"
 command -v runpodctl >/dev/null || fail "there is no runpodctl here to stop the pod with: install it, or stop the pod by hand"
 command -v "$1" >/dev/null || fail "$1 is no program that can be run (source .venv/bin/activate first?)"
+runpodctl get pod "$RUNPOD_POD_ID" >/dev/null 2>&1 || runpodctl pod get "$RUNPOD_POD_ID" >/dev/null 2>&1 ||
+  printf 'warning: runpodctl cannot look at pod %s, so it may not be able to stop it: see its configuration\n' \
+    "$RUNPOD_POD_ID" >&2
 
 logs=${CAI_OUTPUT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}/logs
 mkdir -p "$logs"

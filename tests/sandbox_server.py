@@ -42,6 +42,7 @@ FAULTS = {
     "no_logprobs": "log-probabilities are ignored",
     "flat_logprobs": "log-probabilities of another distribution, where a continuation is scored",
     "no_option_ids": "an older vLLM: logprob_token_ids is ignored, the most likely tokens are given",
+    "no_allowed": "allowed_token_ids is ignored",
     "other_model": "another model's name",
     "other_weights": "the right name, scores of other weights",
     "other_tokenizer": "other tokens for the same text",
@@ -243,7 +244,8 @@ class SandboxServer:
         logp = await self._engine.next_token(ids, adapter)
         if self.faults.get("other_weights"):
             logp = logp[::-1]
-        greedy = max(range(len(logp)), key=logp.__getitem__)
+        allowed = not self.faults.get("no_allowed") and body.get("allowed_token_ids") or range(len(logp))
+        greedy = max(allowed, key=logp.__getitem__)
         best = sorted(range(len(logp)), key=logp.__getitem__, reverse=True)
         named = [] if self.faults.get("no_option_ids") else body.get("logprob_token_ids") or []
         shown = [greedy, *(named or best[: body.get("logprobs") or 0])]

@@ -343,13 +343,20 @@ def test_the_test_command_lints_and_passes_arguments_and_status_on(checkout, arg
 # ---- unattended.sh ----
 
 
+RUNPODCTL = """#!/usr/bin/env bash
+case "$*" in
+  ${FAKE_CTL:-nothing}) exit 1 ;;
+  *get*) ;;
+  *) echo "$*" >>"$NOTES" ;;
+esac
+"""
+
+
 @pytest.fixture
 def pod(checkout):
     """A runpodctl that notes what it is asked; FAKE_CTL is a form of its command that it does not know."""
     tool = checkout.parent / "bin/runpodctl"
-    tool.write_text(
-        '#!/usr/bin/env bash\ncase "$*" in ${FAKE_CTL:-nothing}) exit 1 ;; esac\necho "$*" >>"$NOTES"\n'
-    )
+    tool.write_text(RUNPODCTL)
     tool.chmod(0o755)
     return checkout
 
@@ -370,7 +377,7 @@ def unattended(root, *command, **environment):
 @pytest.mark.parametrize("status", [0, 3])
 def test_the_pod_is_stopped_when_the_command_ends_whatever_its_status(pod, status):
     done = unattended(pod, "bash", "-c", f"echo 'a b'; exit {status}")
-    assert done.returncode == 0 and done.notes == ["stop pod pod1"]
+    assert done.returncode == 0 and done.notes == ["stop pod pod1"] and done.stderr == ""
     assert done.log.splitlines() == ["a b", f"exit status {status}; stopping pod pod1"]
 
 
@@ -378,6 +385,7 @@ def test_a_newer_runpodctl_is_asked_in_its_own_words_and_a_failure_is_said(pod):
     assert unattended(pod, "bash", "-c", "exit 0", FAKE_CTL="stop*").notes == ["pod stop pod1"]
     done = unattended(pod, "bash", "-c", "exit 0", FAKE_CTL="*")
     assert done.notes == [] and "could not be stopped" in done.log
+    assert "warning: runpodctl cannot look at pod pod1" in done.stderr  # in time
 
 
 def test_where_there_is_no_pod_to_stop_nothing_is_started(pod):

@@ -151,7 +151,7 @@ def test_the_driver_says_which_packages_and_what_does_not_work(tmp_path, header,
     assert ("vLLM does not run" in row.found) == (status == WARN)
 
 
-def test_the_compatibility_library_is_named_where_nvidia_documents_it_and_found_where_it_is(tmp_path):
+def test_the_compatibility_library_is_named_where_nvidia_documents_it_and_found(tmp_path, monkeypatch):
     def do(name):
         smi(tmp_path, f"{name}, 550.54.15, 81920, 81000, 8.0", header="CUDA Version: 12.4")
         return by_name(hardware.gpu_rows())["driver"].do
@@ -165,6 +165,8 @@ def test_the_compatibility_library_is_named_where_nvidia_documents_it_and_found_
     (tmp_path / "compat").mkdir()
     (tmp_path / "compat/libcuda.so.1").touch()
     assert "is here and not used: export LD_LIBRARY_PATH=" in do(a100)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/x:{tmp_path / 'compat'}")
+    assert "is in LD_LIBRARY_PATH, and is not used" in do(a100) and "export" not in do(a100)
 
 
 def test_what_triton_compiles_with_is_missed_before_anything_is_installed(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from cai.models.device import (
     cached,
     choose_threads,
     hub_token,
+    settle_allocator,
     settle_cache,
     short_waits,
     visible_gpus,
@@ -53,6 +54,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     if bits not in (4, 8, 16):
         raise UserError(f"--bits {bits}: choose 4, 8 or 16")
     short_waits()
+    settle_allocator()
     started = CpuTime.now()
     import torch
 
@@ -77,7 +79,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
 
     transformers.utils.logging.disable_progress_bar()
     with quiet():
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(path),
             max_seq_length=spec.max_seq_length,
             dtype=dtype,
@@ -95,10 +97,24 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
             "so bitsandbytes does not work on this machine: "
             "rerun with --bits 16, or repair bitsandbytes (bash setup_environment.sh)"
         )
+    return Model(spec, model, own_tokenizer(path, model), bits, revision, threads=threads)
+
+
+def own_tokenizer(path: Path, model: Any) -> Any:
+    """The tokenizer as the checkpoint has it, padding on the left; the model pads with its token.
+
+    On CUDA, and only there, Unsloth mends what it takes for a fault: a model whose pad is its end of text
+    gets another pad, the sandbox even a new token, and every adapter would be saved with it. Attention masks,
+    and the trainers' masks of completions, tell a pad from an end of text here.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Model(spec, model, tokenizer, bits, revision, threads=threads)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
 
 
 def check_bits(bits: int, *, gpu: bool) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.ledger import STEP, Usage
 from cai.models.chat import chat_template
+from cai.models.completion import completion_of, end_tokens
 from cai.models.engine import Completion, Sampling, Score, TooLong
 from cai.models.model import Model
 from cai.models.scores import OutputLayer, hidden_states
-from cai.prompts.markers import CHAT_TOKENS
 
 CPU_BUDGET = 4e9  # bytes that one batch may take on a CPU
 # Examples in flight for each row of a batch: with fewer, batches mix lengths (specs/LOG.md has the figures).
@@ -64,13 +64,11 @@ class LocalEngine:
         self.max_batch = max_batch or model.spec.max_batch
         self.usage: dict[str, Usage] = {}
         self.chat = chat_template(model.spec, model.tokenizer)
-        tokenizer, config = model.tokenizer, model.model.generation_config
-        ends = {tokenizer.eos_token_id, *_as_list(config.eos_token_id)}
-        ends |= {i for t in CHAT_TOKENS if (i := tokenizer.get_vocab().get(t)) is not None}
-        self._ends = sorted(ends - {None})
+        config = model.model.generation_config
+        self._ends = end_tokens(model.tokenizer, _as_list(config.eos_token_id))
         # A checkpoint's own sampling defaults (top-k, repetition penalty, ...) must not slip into ours.
         model.model.generation_config = GenerationConfig(
-            eos_token_id=self._ends, pad_token_id=tokenizer.pad_token_id
+            eos_token_id=self._ends, pad_token_id=model.tokenizer.pad_token_id
         )
         self._criteria: dict[tuple[str, ...], Any] = {}
         self._waiting: dict[Hashable, list[Request]] = {}
@@ -286,20 +284,7 @@ class LocalEngine:
         return [self._criteria[stop]] if stop else []
 
     def _completion(self, row: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:
-        """Cuts a generated row at its end token or its first stop string. Rows that end early are padded
-        behind."""
-        tokenizer = self._model.tokenizer
-        ends = {*self._ends, tokenizer.pad_token_id}
-        end = next((k for k, token in enumerate(row) if token in ends), None)
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        stops = (*sampling.stop, *CHAT_TOKENS)  # even spelt in pieces: no later prompt may hold one
-        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-        if found:
-            at, stop = min(found)
-            return Completion(text[:at].strip(), len(row[:end]), prompt_tokens, "stop", stop)
-        if end is not None:
-            return Completion(text.strip(), end + 1, prompt_tokens, "stop", "<eos>")
-        return Completion(text.strip(), len(row), prompt_tokens, "length")
+        return completion_of(self._model.tokenizer, self._ends, row, prompt_tokens, sampling)
 
     def _hidden(self, batch: Sequence[Request]):
         """(hidden states, ids), left-padded, and the layer that projects them."""

@@ -113,8 +113,11 @@ def driver_row(gpu: Gpu) -> Row:
     rent = f"rent a machine with driver {DRIVER} or newer (RunPod: filter by CUDA version {CUDA}.0)"
     if major < 12:
         return Row("driver", FAIL, f"{found}: too old for any build of the pinned torch", rent)
+    of_compat = str(COMPAT) in os.environ.get("LD_LIBRARY_PATH", "").split(":")
     use = f"export LD_LIBRARY_PATH={COMPAT}:$LD_LIBRARY_PATH and run bash setup_environment.sh again"
-    if (COMPAT / "libcuda.so.1").exists():
+    if of_compat:
+        do = f"NVIDIA's compatibility library ({COMPAT}) is in LD_LIBRARY_PATH, and is not used here: {rent}"
+    elif (COMPAT / "libcuda.so.1").exists():
         do = f"NVIDIA's compatibility library is here and not used: {use}; or {rent}"
     elif DATA_CENTRE.search(gpu.name):
         do = f"for vLLM {rent}; or apt-get install cuda-compat-13-0 (from NVIDIA's package source), {use}"

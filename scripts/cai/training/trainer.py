@@ -104,6 +104,7 @@ def build(
         processing_class=model.tokenizer,
         callbacks=[callback(log, model)],
     )
+    model.tokenizer.padding_side = "left"  # Unsloth's trainers turn it; the collators pad by themselves
     trainer.remove_callback(transformers.PrinterCallback)
     check_told(trainer.args, values)
     keep_float32(model.model, weights)
