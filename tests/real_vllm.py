@@ -1,5 +1,5 @@
-"""What tests/vllm.sh asks of real vLLM on a CPU: the contract, agreement with the local engine, a milestone with
-kill -9 in between. Run by that script, in an environment that it has built (CAI_VLLM_ENV)."""
+"""What tests/vllm.sh asks of real vLLM on a CPU: the contract, agreement with the local engine, a milestone
+with kill -9 in between. Run by that script, in an environment that it has built (CAI_VLLM_ENV)."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def again(server, url: str, model, instructions: list[str]) -> None:
 
 
 def milestone(examples: int, seed: int) -> None:
-    """M2 through a server, killed three times: the client twice, the server once; then by the local engine."""
+    """M2 through a server: its client is killed twice, it once; then M2 by the local engine."""
     said = directories("x")[2] / "real-vllm-m2.txt"
     flags = ("--limit", examples, "--seed", seed, "--force", "--engine")
     records = directories(MVP)[0] / "records.jsonl"
