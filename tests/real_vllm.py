@@ -27,7 +27,7 @@ from cai.models.engines import engine_of  # noqa: E402
 from cai.models.loader import load  # noqa: E402
 from cai.models.registry import REGISTRY  # noqa: E402
 from cai.models.server_engine import FixedServers, ServerEngine  # noqa: E402
-from cai.models.vllm_process import running  # noqa: E402
+from cai.models.vllm_process import healthy, running  # noqa: E402
 from cai.models.vllm_server import VllmServer, precision_of  # noqa: E402
 from cai.prompts.templates import Prompter  # noqa: E402
 from cai.sandbox.oracle import right  # noqa: E402
@@ -173,37 +173,41 @@ def again(server, url: str, model, instructions: list[str]) -> None:
 def milestone(examples: int, seed: int) -> None:
     """M2 through a server: its client is killed twice, it once; then M2 by the local engine."""
     said = directories("x")[2] / "real-vllm-m2.txt"
+    said.parent.mkdir(parents=True, exist_ok=True)
     flags = ("--limit", examples, "--seed", seed, "--force", "--engine")
     records = directories(MVP)[0] / "records.jsonl"
     rng = random.Random(seed)
-    for kill, share in (("client", 0.25), ("server", 0.5), ("client", 0.75)):
-        wanted = int(examples * (share + rng.uniform(-0.1, 0.1)))
-        with open(said, "a") as out:
-            process = script("generate_mvp.py", "--run", MVP, *flags, "vllm", stdout=out, stderr=out)
-            while process.poll() is None and lines(records) < wanted:
+    with open(said, "a") as out:
+
+        def begin(run: str, engine: str) -> subprocess.Popen:
+            return script("generate_mvp.py", "--run", run, *flags, engine, stdout=out, stderr=out)
+
+        process = begin(MVP, "vllm")
+        for kill, share in (("client", 0.25), ("server", 0.5), ("client", 0.75)):
+            wanted = int(examples * (share + rng.uniform(-0.1, 0.1)))
+            while process.poll() is None and not (lines(records) >= wanted and answers()):
                 time.sleep(0.05)
             if process.poll() is not None:
                 check(False, f"M2 ended before it was killed, with status {process.returncode}: see {said}")
                 return
             if kill == "client":
                 process.send_signal(signal.SIGKILL)
-            else:
+                process.wait()
+                process = begin(MVP, "vllm")
+            else:  # the run has another one started
                 watchdog = psutil.Process(running()["pid"])
                 [server] = [p for p in watchdog.children() if "--port" in p.cmdline()]
                 server.send_signal(signal.SIGKILL)
-            process.wait()
-            print(f"  killed the {kill} at {lines(records)} records; the run ended with {process.returncode}")
-    began = time.perf_counter()
-    with open(said, "a") as out:
-        status = script("generate_mvp.py", "--run", MVP, *flags, "vllm", stdout=out, stderr=out).wait()
-    print(f"  the last part took {time.perf_counter() - began:.0f} s")
+                psutil.wait_procs([watchdog], timeout=60)
+            print(f"  killed the {kill} at {lines(records)} records", flush=True)
+        status = process.wait()
+        left = running()
+        local = begin(LOCAL, "local").wait()
     rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
     check(len({r["id"] for r in rows}) == len(rows), f"{len(rows)} records, none twice")
     engines = Counter(r["engine"] for r in rows)
     check(set(engines) == {"vllm"}, f"every record says its engine: {dict(engines)}")
-    check(running() is None, "no server is left")
-    with open(said, "a") as out:
-        local = script("generate_mvp.py", "--run", LOCAL, *flags, "local", stdout=out, stderr=out).wait()
+    check(left is None, "no server is left")
     words = {0: "GO", 3: "NO-GO", 5: "UNDECIDED"}
     check(
         status == local and status in words,
@@ -216,6 +220,11 @@ def milestone(examples: int, seed: int) -> None:
         print(f"  {run}: kept {kept} of {len(found)}; {manifest['pairs']['count']} pairs")
         for criterion in manifest["gate"]["criteria"]:
             print(f"    {re.sub(r'[{}]', '', json.dumps(criterion, ensure_ascii=False))[:150]}")
+
+
+def answers() -> bool:
+    state = running()
+    return state is not None and healthy(state["url"])
 
 
 def lines(path: Path) -> int:

@@ -385,16 +385,24 @@ def test_a_start_that_never_ends_is_a_sentence(home, monkeypatch):
     assert running() is None
 
 
-def test_one_that_died_is_started_again(home):
-    server = VllmServer(SANDBOX, 16, log=lambda text: None)
-    [url] = server.urls()
-    pid = running()["pid"]
-    everything = [psutil.Process(member) for member in group(pid)]
-    [ours] = [p for p in psutil.Process(pid).children() if "--port" in p.cmdline()]
-    ours.kill()
-    psutil.wait_procs(everything, timeout=60)  # the watchdog ends with it, and takes the engine along
-    assert group(pid) == []
-    assert server.urls() and len(started(home)) == 2
+def test_one_that_died_is_started_again_but_not_for_ever(home, monkeypatch):
+    monkeypatch.setattr(vllm_server, "MOST_DEATHS", 1)
+    said = []
+    server = VllmServer(SANDBOX, 16, log=said.append)
+    server.urls()
+    for starts in (1, 2):
+        pid = running()["pid"]
+        everything = [psutil.Process(member) for member in group(pid)]
+        [ours] = [p for p in psutil.Process(pid).children() if "--port" in p.cmdline()]
+        ours.kill()
+        psutil.wait_procs(everything, timeout=60)  # the watchdog ends with it, and takes the engine along
+        assert group(pid) == []
+        if starts == 1:
+            assert server.urls() and len(started(home)) == 2
+    assert r"vLLM has ended by itself (INFO loading weights \x1b[2J): starting it again" in said
+    with pytest.raises(UserError, match="vLLM has ended by itself 2 times"):
+        server.urls()
+    assert len(started(home)) == 2
     server.stop()
 
 
