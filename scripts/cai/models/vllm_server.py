@@ -41,6 +41,7 @@ from cai.models.vllm_process import (
     free_port,
     healthy,
     is_watchdog,
+    listens,
     running,
     state_file,
     take_lock,
@@ -266,7 +267,7 @@ class VllmServer:
 
     def _wait(self) -> None:
         began = spoken = time.monotonic()
-        while not (healthy(self.url) and self.runs()):
+        while not (healthy(self.url) and listens(self._pid, self.url)):
             seconds = time.monotonic() - began
             if not self.runs():
                 raise self._failed("vLLM ended before it was ready")
