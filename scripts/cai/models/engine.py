@@ -66,9 +66,11 @@ class TooLong(UserError):
 
 
 class ChatTemplate(Protocol):
-    """special_tokens: the longest first; in a text that is data each has to be broken up."""
+    """special_tokens: the longest first; in a text that is data each has to be broken up. system: the message
+    that the template adds where none is given, None if it adds none."""
 
     special_tokens: Sequence[str]
+    system: str | None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str: ...
 
