@@ -69,8 +69,8 @@ def cuda_version() -> tuple[int, int] | None:
 
 
 def cuda_major() -> int:
-    """The newest major version of CUDA that runs here, by the driver's number if nvidia-smi does not say it; 0
-    without a GPU. Below CUDA there is no vLLM, and a build of torch of its own."""
+    """The newest major version of CUDA that runs here, by the driver's number if nvidia-smi does not say it;
+    0 without a GPU. Below CUDA there is no vLLM, and torch is another build."""
     found, _ = gpus()
     if not found:
         return 0
