@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from cai.core.ledger import read_ledger
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_bytes, format_duration, format_table
 from cai.costs.default_rates import A100, CPU_BILLIONS, LARGE, SMALL, Assumed
+from cai.costs.engine_choice import begun_settings, choice_of
 from cai.models import device as machine
+from cai.models.engines import EngineChoice
 from cai.models.registry import ModelSpec, choose, with_values
 
 # step -> what its rate is counted by. One critique an example and principle; one comparison more, for
@@ -81,6 +83,7 @@ class Forecast:
     memory_gb: tuple[float, str]  # of the GPU
     basis: str  # what the assumed rates are those of
     rates: Mapping[int, Mapping[str, Rate]]  # bits -> step -> rate, of every step there is
+    choice: EngineChoice = EngineChoice()
 
     @property
     def seconds(self) -> float:
@@ -291,7 +294,9 @@ def milestone_forecast(
         guard=guard is not None,
     )
     by_bits = {args.bits or spec.bits: units}
-    return forecast(spec, by_bits, examples=examples, hourly_rate=args.hourly_rate, guard=guard)
+    found = forecast(spec, by_bits, examples=examples, hourly_rate=args.hourly_rate, guard=guard)
+    begun = begun_settings(args)
+    return replace(found, choice=choice_of(args, spec, EngineChoice, begun=begun, beside=guard))
 
 
 def add_units(parts: Iterable[Units]) -> dict[int, dict[str, float]]:

@@ -195,6 +195,23 @@ def _busy_seconds() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+# ---- CUDA's allocator ----
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch 2.13 reads both, the older one first
+EXPANDABLE = "expandable_segments:True"
+
+
+def settle_allocator() -> None:
+    """Lets torch's CUDA allocator grow its segments, unless the user has said how it is to work: texts of
+    many lengths leave holes in segments of fixed size, into which no batch fits.
+
+    To be called before torch is imported: it is read once, when CUDA is first used, and Unsloth, which sets
+    it, too, comes later. Windows' Linux has no such segments.
+    """
+    if not any(os.environ.get(name) for name in ALLOCATOR) and "microsoft" not in os.uname().release.lower():
+        os.environ[ALLOCATOR[0]] = EXPANDABLE
+
+
 # ---- disk and the model cache ----
 
 

@@ -18,6 +18,10 @@ from cai.models.device import this_device
 from cai.models.pins import pinned_commit
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 
+# By which rule a judge decides that was asked in both orders (generation/judge.py): only if both agree, or by
+# the log-odds of both together.
+JUDGE_RULES = BOTH_ORDERS, LOG_ODDS = "both orders", "log-odds"
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -56,6 +60,7 @@ class ModelSpec:
     critique_temperature: float = 0.3
     revision_temperature: float = 0.3
     judge_temperature: float = 0.3
+    judge_rule: str = BOTH_ORDERS
     lora_r: int = 32
     lora_alpha: int = 64
     learning_rate: float = 5e-6
@@ -63,8 +68,8 @@ class ModelSpec:
     passes: float = 2.0  # over the pairs, where no number of steps is given
     beta: float = 0.1
     loss: str = "dpo"  # of training.losses.LOSSES
-    batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
-    gradient_accumulation: int = 8
+    batch_size: int = 4  # pairs trained on at once, where GPU memory allows it (training/memory.py)
+    gradient_accumulation: int = 2  # times that a step's worth: 8 pairs
     max_batch: int = 64  # rows generated at once, where the memory allows it
 
     def source(self, bits: int) -> tuple[str, str | None]:
@@ -255,6 +260,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:
         raise UserError(f"--set {name}={text}: a share, at most 1")
+    if name == "judge_rule" and value not in JUDGE_RULES:
+        raise UserError(f"--set {name}={text[:40]}: choose one of {', '.join(map(repr, JUDGE_RULES))}")
     if name in FILES and not (ROOT / value).is_file():
         raise UserError(f"--set {name}={text}: there is no such file")
     return value
