@@ -34,8 +34,8 @@ def check_driver() -> None:
     by_hand = os.environ.get(OWN, "").strip()
     if not by_hand and 0 < (major := cuda_major()) < CUDA:
         raise UserError(
-            f"vLLM is built for CUDA {CUDA}, and this driver runs CUDA {major}: use --engine local, or a machine "
-            f"with driver {DRIVER} or newer (set-up's table says what else may help)"
+            f"vLLM is built for CUDA {CUDA}, and this driver runs CUDA {major}: use --engine local, or rent "
+            f"a machine with driver {DRIVER} or newer (set-up's table says what else may help)"
         )
 
 
