@@ -120,8 +120,7 @@ def driver_row(gpu: Gpu) -> Row:
 
 
 def compiler_row() -> Row:
-    """Triton compiles as it runs: with CC, gcc or clang, against the headers of .venv's Python, where it looks
-    for them."""
+    """Triton compiles as it runs: with CC, gcc or clang, against the headers of .venv's Python."""
     compiler = next(filter(shutil.which, (os.environ.get("CC") or "gcc", "clang")), None)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
