@@ -7,12 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cai.models.device import this_device
 from cai.models.engine import Engine
+from cai.models.loader import load_tokenizer
 from cai.models.local_engine import LocalEngine
 from cai.models.model import Model
 from cai.models.registry import ModelSpec
+from cai.models.server_engine import FixedServers, ServerEngine
+from cai.models.vllm_server import VllmServer, precision_of
 
 LOCAL, VLLM = "local", "vllm"
+ELSEWHERE = "elsewhere"  # the device of servers that somebody else runs
 
 
 @dataclass(frozen=True)
@@ -44,20 +49,14 @@ def engine_of(model: Model, max_batch: int | None = None) -> Engine:
 
 def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], None]) -> Engine:
     """The engine of servers. Nothing is started or asked before the first request."""
-    from cai.models.device import this_device
-    from cai.models.loader import load_tokenizer
-    from cai.models.server_engine import FixedServers, ServerEngine
-    from cai.models.vllm_server import VllmServer, precision_of
-
     tokenizer, revision = load_tokenizer(spec, choice.bits)
     if choice.engine == VLLM:
         own = {"beside_gb": choice.beside_gb, "deterministic": choice.deterministic, "log": log}
-        servers, precision = VllmServer(spec, choice.bits, **own), precision_of(choice.bits)
+        servers = VllmServer(spec, choice.bits, **own)
+        precision, device = precision_of(choice.bits), this_device()
     else:
-        servers, precision = (
-            FixedServers(choice.engine.split(",")),
-            f"{choice.bits} bits, as --engine-bits says",
-        )
+        servers = FixedServers(choice.engine.split(","))
+        precision, device = f"{choice.bits} bits, as --engine-bits says", ELSEWHERE
     return ServerEngine(
         spec,
         servers,
@@ -65,7 +64,7 @@ def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], No
         bits=choice.bits,
         precision=precision,
         revision=revision,
-        device=this_device(),
+        device=device,
         deterministic=choice.deterministic,
         log=log,
     )
