@@ -10,13 +10,18 @@
 # --dev         pytest and ruff as well
 # --check       look, do not install
 # PYTHON=...    the Python to build .venv with (default: the first of python3, python3.12, python3.13, python3.11 that fits)
+# VENV_DIR=...  a directory of a local disk in which .venv is built; .venv here is then a link. Of itself it does so below
+#               the home directory where the checkout lies on a network disk, such as RunPod's network volumes: tens of
+#               thousands of small files are slow there. What a pod loses when it stops is built again, in minutes.
 #
 # Quick when nothing has changed; safe to repeat after an interruption. Exit status 2 with the reason when it cannot be done.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # An activated .venv must not be what builds .venv.
-export PATH="${PATH//"$PWD/.venv/bin:"/}"
+for lies in "$PWD/.venv" "$(readlink .venv || echo "$PWD/.venv")"; do
+  export PATH="${PATH//"$lies/bin:"/}"
+done
 export PIP_USER=0
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 LOG=.venv/setup.log
@@ -75,10 +80,29 @@ hardware() {
   PYTHONPATH=scripts "$python" -m cai.preflight.hardware ${wanted[@]+"${wanted[@]}"} "$@"
 }
 
+# Makes .venv a link to where the environment is to lie, if that is elsewhere; prints what venv is to build.
+place_venv() {
+  local place
+  place=$(hardware "$1" --environment)
+  if [ "$place" = .venv ]; then
+    [ ! -L .venv ] || rm .venv
+  elif [ -e .venv ] && [ ! -L .venv ]; then
+    fail ".venv is a directory here, but the environment is to lie in $place: move it away (mv .venv .venv-old)," \
+      "or keep it here with VENV_DIR=."
+  else
+    mkdir -p "$place" && ln -sfn "$place" .venv || fail "$place cannot be made (see above): name another VENV_DIR"
+  fi
+  printf '%s\n' "$place"
+}
+
 if venv_works; then
   python=.venv/bin/python
-  [ -z "${PYTHON:-}" ] || printf 'PYTHON is not asked: .venv has a Python already (move .venv away to build it anew)\n'
+  for asked in PYTHON VENV_DIR; do
+    [ -z "${!asked:-}" ] || printf '%s is not asked: .venv is there already (move it away to build it anew)\n' "$asked"
+  done
 else
+  [ ! -L .venv ] || [ -e .venv ] ||
+    printf '.venv was in %s, which is gone, as a container'"'"'s disk is when its pod stops: set-up builds it again\n' "$(readlink .venv)"
   python=$(find_python)
 fi
 kind=$(hardware "$python" --kind)
@@ -110,25 +134,30 @@ must_install() {
 }
 
 stamp=.venv/.installed dev_stamp=.venv/.installed-dev
-runtime=$(key requirements.txt requirements-cpu.txt)
+sets=(requirements.txt requirements-cpu.txt requirements-cuda12.txt)
+runtime=$(key "${sets[@]}")
 if [ "$python" != .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$runtime" ] ||
   ! hardware "$python" --versions "$kind"; then
   hardware "$python" --before-install "$kind" || fail "this machine cannot take it, for the reason above"
   # The other kind's torch satisfies the same pin, so a .venv that has moved between machines is built anew.
   if ! venv_works || ! hardware .venv/bin/python --torch-suits "$kind"; then
     base=$(find_python)
-    echo "making .venv with $base"
-    "$base" -m venv --clear .venv >&2 ||
+    place=$(place_venv "$base")
+    [ "$place" = .venv ] || echo "the environment goes where many small files are quick; .venv will be a link to it"
+    echo "making $place with $base"
+    "$base" -m venv --clear "$place" >&2 ||
       fail "$base cannot make a virtual environment here (see above); on Debian and Ubuntu: apt-get install python3-venv"
     python=.venv/bin/python
-    runtime=$(key requirements.txt requirements-cpu.txt)
+    runtime=$(key "${sets[@]}")
   fi
   rm -f "$stamp"
   : >"$LOG"
-  if [ "$kind" = cuda ]; then
-    must_install "the CUDA set (several GB, some minutes)" -r requirements.txt
+  if [ "$kind" != cpu ]; then
+    file=requirements.txt runs='CUDA 13 (580 or newer)'
+    [ "$kind" = cuda ] || file=requirements-cuda12.txt runs='CUDA 12 (525 or newer)'
+    must_install "the CUDA set of $file (several GB, some minutes)" -r "$file"
     env -u CUDA_VISIBLE_DEVICES .venv/bin/python -c 'import torch; assert torch.cuda.is_available()' 2>>"$LOG" ||
-      fail "nvidia-smi answers but torch sees no GPU ($(tail -n 1 "$LOG")): it needs a driver for CUDA 13 (580 or newer);" \
+      fail "nvidia-smi answers but torch sees no GPU ($(tail -n 1 "$LOG")): it needs a driver for $runs;" \
         "rent a machine that has one"
   else
     torch=$(grep '^torch==' requirements.txt)

@@ -18,17 +18,18 @@ reached.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import GO, cli, parser
 from cai.core.errors import BudgetReached, UserError
 from cai.core.files import directories, display_path, write_json
-from cai.core.run import Run, check_name
+from cai.core.run import Run, check_name, read_manifest
 
 
 def main() -> int:
-    common = ("run", "model", "threads", "set", "constitution", "forecast", "budget", "hourly-rate")
-    flags = parser(__doc__, *common, "seeds", "fresh", "force")
+    common = ("run", "model", "engine", "engine-bits", "deterministic", "threads", "set", "constitution")
+    flags = parser(__doc__, *common, "forecast", "budget", "hourly-rate", "seeds", "fresh", "force")
     flags.add_argument("--plan", required=True, help="progressive, six-stage, or a YAML file of your own")
     flags.add_argument(
         "--controls",
@@ -43,6 +44,7 @@ def main() -> int:
     from cai.bootstrap import forecast
     from cai.bootstrap.plan import check, load
     from cai.costs.budget import refuse_dear
+    from cai.costs.engine_choice import bits_asked_for, choice_of
     from cai.models.session import check_inputs
 
     constitution, spec, why = check_inputs(args)
@@ -51,31 +53,44 @@ def main() -> int:
     check(plan, constitution)
     name = args.run or plan.name
     check_name(name)
-    asked = getattr(args, "engine", "local"), getattr(args, "engine_bits", None)
-    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate, *asked)
+    begun = None if args.fresh else (read_manifest(name) or {}).get("settings")
+    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate)
+    asked = (args.engine, bits_asked_for(args))
+    choice = choice_of(args, spec, lambda: ahead.cheaper(*asked, anywhere=args.forecast), begun=begun)
+    ahead = replace(ahead, choice=choice)
     if args.forecast:
         print(ahead.render())
         return GO
     refuse_dear(args.budget, ahead.total.dollars)
     if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
-    return bootstrap(args, name, plan, spec, why, constitution, controls)
+    return bootstrap(args, name, plan, spec, why, constitution, controls, choice)
 
 
 def bootstrap(
-    args: argparse.Namespace, name: str, plan, spec, why: str, constitution, controls: tuple[str, ...]
+    args: argparse.Namespace,
+    name: str,
+    plan,
+    spec,
+    why: str,
+    constitution,
+    controls: tuple[str, ...],
+    choice,
 ) -> int:
     from cai.bootstrap.runner import Runner
     from cai.bootstrap.stage_model import SharedModel
     from cai.models.device import hourly_rate
 
     # A stage's own are in its run.
-    settings = {"plan": plan.name, "model": spec.name, "constitution": constitution.hash}
+    settings = {"plan": plan.name, "model": spec.name, "constitution": constitution.hash} | choice.settings()
     with Run.open(name, settings, fresh=args.fresh) as run:
         run.hourly_rate = hourly_rate(args.hourly_rate)
         run.log(f"model: {spec.name} - {why}\nplan:  {plan.title} ({', '.join(s.name for s in plan.stages)})")
         run.record(model=spec.name, plan=plan.hash, first_seed=run.manifest.get("first_seed", args.seeds[0]))
-        runner = Runner(run, plan, spec, constitution, SharedModel(spec, run), args.budget)
+        if not choice.is_local:
+            run.log(f"engine: {choice.engine} - {choice.why}")
+        shared = SharedModel(spec, run, choice)
+        runner = Runner(run, plan, spec, constitution, shared, args.budget)
         try:
             for seed in args.seeds:
                 runner.follow(seed, controls, force=args.force)
@@ -84,6 +99,8 @@ def bootstrap(
             write_json(run.data / "results.json", runner.results())
             finish(run, runner)
             raise
+        finally:
+            shared.release()
         return finish(run, runner)
 
 

@@ -17,6 +17,8 @@ are not part of it yet. Exit status: 0 done, or GO; 3 NO-GO, 5 UNDECIDED, 2 bad 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,11 +35,13 @@ from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import TRAINED
 from cai.evaluation.suites import DECIDING, SUITES, evaluate, load_summary, marks_hash
 from cai.models.device import hourly_rate
+from cai.models.engines import EngineChoice
 from cai.models.model import check_adapter
 from cai.models.registry import SETTABLE, ModelSpec, resolve, with_values
-from cai.models.session import load_engine, prompter_of
+from cai.models.session import open_engine, prompter_of
 
-COMMON = ("run", "limit", "threads", "forecast", "budget", "hourly-rate")
+COMMON = ("run", "limit", "engine", "engine-bits", "deterministic", "threads")
+COMMON += ("forecast", "budget", "hourly-rate")
 ABOUT = "\n".join(f"  {suite.name:12}{suite.about}" for suite in SUITES.values())
 
 
@@ -58,8 +62,12 @@ def main() -> int:
         budget = Budget.ahead(args.budget, ahead) if ahead else None
         if args.fresh:
             move_aside(run.data / "evaluation")
-        pair = load_pair(run, args, files, *models, budget) if models else files
-        summaries |= evaluate(pair, list(dict.fromkeys(args.suite)))
+        suites = list(dict.fromkeys(args.suite))
+        if models:
+            with load_pair(run, args, files, *models, budget, ahead.choice) as pair:
+                summaries |= evaluate(pair, suites)
+        else:
+            summaries |= evaluate(files, suites)
         status = decide(run, summaries) if args.gate else GO
         run.log(
             f"\nnext: read {display_path(run.data)}/evaluation/*.jsonl, where every answer and verdict stands"
@@ -120,23 +128,32 @@ def forecast_of(models: tuple[ModelSpec, int] | None, args: argparse.Namespace, 
     if models is None:
         return None
     spec, bits = models
-    units = local(bits, {"loading": 1, "evaluation": 1})
-    return engine_choice.forecast_of(spec, units, args, examples=len(files.pairs), of="pairs")
+    units, n = local(bits, {"loading": 1, "evaluation": 1}), len(files.pairs)
+    return engine_choice.forecast_of(spec, units, args, begun=files.run.settings, examples=n, of="pairs")
 
 
+@contextlib.contextmanager
 def load_pair(
-    run: Run, args: argparse.Namespace, files: ModelPair, spec: ModelSpec, bits: int, budget: Budget
-) -> ModelPair:
+    run: Run,
+    args: argparse.Namespace,
+    files: ModelPair,
+    spec: ModelSpec,
+    bits: int,
+    budget: Budget,
+    choice: EngineChoice,
+) -> Iterator[ModelPair]:
     """The run's two models beside its files."""
     run.hourly_rate = hourly_rate(args.hourly_rate)
     budget.watch(run)
-    model, engine = load_engine(spec, bits, run, quiet=True)
-    engine.load_adapter(run.checkpoints, TRAINED)
+    _, engine = open_engine(spec, bits, run, choice, adapter=(run.checkpoints, TRAINED), quiet=True)
     run.log(
-        f"model: {model.describe()}\n"
+        f"model: {spec.name}, {engine.precision}, revision {str(engine.revision)[:12]} ({engine.name})\n"
         f"adapter: {display_path(run.checkpoints)}, {engine.adapters[TRAINED][:12]}"
     )
-    return replace(files, engine=engine, prompter=prompter_of(engine))
+    try:
+        yield replace(files, engine=engine, prompter=prompter_of(engine))
+    finally:
+        engine.release()
 
 
 def decide(run: Run, summaries: dict[str, dict[str, Any]]) -> int:

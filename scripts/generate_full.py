@@ -51,7 +51,7 @@ def main() -> int:
     from cai.evaluation.criteria import data
     from cai.evaluation.gates import decide, require
     from cai.generation.example import examples_of
-    from cai.generation.guard import Guard
+    from cai.generation.guard import Guard, check_guard
     from cai.generation.instructions import make_instructions
     from cai.generation.loop import Loop
     from cai.generation.pairs import make_pairs
@@ -69,12 +69,13 @@ def main() -> int:
     if args.forecast:
         print(f"{ahead.render()}\n{how}")
         return GO
+    check_guard(args.guard)
     budget = Budget.ahead(args.budget, ahead)
     target = Target(Side.of(args.pairs, args.limit), share=args.held_out)
     before = require(args.after, force=args.force)
     args.shards = shard[1]
     own = ("principles", "limit", "pairs", "shards", "source", "anchors", "no_judge", "held_out", "guard")
-    with open_session(args, *own, budget=budget) as session:
+    with open_session(args, *own, budget=budget, choice=ahead.choice) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)
@@ -158,7 +159,7 @@ def forecast(args: argparse.Namespace, measured_in: str):
 
 def next_milestone(args: argparse.Namespace) -> str:
     """What Milestone 3 would take with its defaults, once the run of Milestone 2 with these flags is done."""
-    own = {"limit": EXAMPLES, "pairs": None, "principles": PRINCIPLES}
+    own = {"run": "full", "limit": EXAMPLES, "pairs": None, "principles": PRINCIPLES}
     own |= {"guard": "auto", "source": None, "no_judge": False}
     ahead, how = forecast(argparse.Namespace(**vars(args) | own), args.run)
     return f"\nnext, milestone 3 (generate_full.py, train_dpo.py, evaluate.py)\n{ahead.render()}\n{how}"

@@ -77,7 +77,7 @@ def main() -> int:
         *("principles", "limit", "pairs", "source", "anchors", "no_judge"),
         *("held_out", "held_out_pairs", "steps", "loss"),
     )
-    with open_session(args, *own, budget=budget) as session:
+    with open_session(args, *own, budget=budget, choice=ahead.choice) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)

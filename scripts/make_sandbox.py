@@ -118,7 +118,7 @@ def evaluate(args, principles) -> None:
     work = measure.Measurement(engine, principles.principles, args.split, n=n, seed=args.seed or 0)
     counts = work.run()
     rows = measure.table(counts)
-    print(f"\n{measure.details(counts)}\n\n{measure.render(rows)}\n")
+    print(f"\n{measure.details(counts)}\n\n{measure.judging_rules(counts)}\n\n{measure.render(rows)}\n")
     result = {
         "split": args.split,
         "limit": n,

@@ -57,6 +57,7 @@ def main() -> int:
     shape = shape_of(args.shape) if args.shape else None
     spec = resolve(args.model) if args.model != "auto" else None
     device.settle_cache()
+    device.settle_allocator()
     cuda = device.this_device() != "cpu"
 
     report = Report(gpus=[asdict(g) for g in device.gpus()[0]])

@@ -32,6 +32,7 @@ def main() -> int:
         anchors=0.6,
         held_out=0.1,
         steps=10,
+        engine="local",
     ).parse_args()
     if args.limit is None and args.pairs is None:
         args.pairs = PAIRS
@@ -67,7 +68,7 @@ def main() -> int:
     budget = Budget.ahead(args.budget, ahead)
     before = require(args.after, force=args.force)
     own = ("principles", "limit", "pairs", "source", "anchors", "no_judge", "held_out", "steps", "loss")
-    with open_session(args, *own, budget=budget) as session:
+    with open_session(args, *own, budget=budget, choice=ahead.choice) as session:
         run, seed = session.run, session.seed
         run.log(before)
         ahead.note(run)

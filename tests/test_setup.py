@@ -5,13 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from cai.core.files import ROOT
 
 PLACES = ("*.sh", "scripts/**/*.sh", "tests/*.sh", ".ci/run")
 SHELL = sorted(path for place in PLACES for path in ROOT.glob(place))
-TOOLS = "awk bash cat cksum cp dirname env grep head mkdir rm sed tail uname".split()
+TOOLS = "awk bash cat cksum cp date dirname env grep head ln mkdir nohup readlink rm sed setsid tail uname"
 
 # Stands for python3 and for .venv/bin/python: notes each call of pip in $NOTES; its environment says which
 # machine this is and what goes wrong.
@@ -20,9 +21,9 @@ case "$*" in
   --version) echo "Python ${FAKE_VERSION:-3.11.9}" ;;
   "-c import sys"*) [ -z "${FAKE_VERSION:-}" ] ;;
   "-c import torch"*) exit "${FAKE_NO_TORCH:-0}" ;;
-  "-m venv --clear .venv")
-    echo venv >>"$NOTES"
-    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+  "-m venv --clear "*)
+    [ "$4" = .venv ] && echo venv >>"$NOTES" || echo "venv in $4" >>"$NOTES"
+    rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python"
     exit "${FAKE_NO_VENV:-0}" ;;
   "-m pip --version") exit 0 ;;
   "-m pip install"*)
@@ -31,6 +32,7 @@ case "$*" in
     [ -z "${FAKE_KILL:-}" ] || kill -9 "$PPID"
     case "$*" in ${FAKE_FAIL:-nothing}) echo "ERROR: no such thing"; exit 1 ;; esac ;;
   *cai.preflight.hardware*--kind) echo "${FAKE_KIND:-cpu}" ;;
+  *cai.preflight.hardware*--environment) echo "${FAKE_PLACE:-.venv}" ;;
   *cai.preflight.hardware*--versions*) exit "${FAKE_MISFIT:-0}" ;;
   *cai.preflight.hardware*--torch-suits*) exit "${FAKE_OTHER_TORCH:-0}" ;;
   *cai.preflight.hardware*--before-install*) exit "${FAKE_NO_SPACE:-0}" ;;
@@ -49,7 +51,7 @@ def checkout(tmp_path):
     for file in [*SHELL, *ROOT.glob("requirements*.txt")]:
         if file.parent.name != "recipes":
             shutil.copy(file, root / file.relative_to(ROOT))
-    for tool in TOOLS:
+    for tool in TOOLS.split():
         (tools / tool).symlink_to(shutil.which(tool))
     (tools / "python3").write_text(PYTHON)
     (tools / "python3").chmod(0o755)
@@ -102,6 +104,51 @@ def test_torch_comes_from_pytorchs_index_where_the_plain_pin_is_not_found(checko
 
 def test_a_cuda_machine_gets_the_plain_requirements(checkout):
     assert run(checkout, FAKE_KIND="cuda").notes == ["venv", "-r requirements.txt"]
+
+
+def test_an_older_driver_gets_torch_for_cuda_12(checkout):
+    done = run(checkout, FAKE_KIND="cuda12")
+    assert done.notes == ["venv", "-r requirements-cuda12.txt"] and done.returncode == 0
+    done = run(checkout, FAKE_KIND="cuda", FAKE_OTHER_TORCH="1")
+    assert done.notes == ["venv", "-r requirements.txt"]
+
+
+def test_the_environment_is_built_where_it_is_to_lie_and_found_again(checkout):
+    elsewhere = checkout.parent / "a disk/.venv"
+    done = run(checkout, FAKE_PLACE=str(elsewhere))
+    assert done.returncode == 0 and done.notes == [f"venv in {elsewhere}", *CPU_CALLS[1:]], done.stderr
+    assert os.readlink(checkout / ".venv") == str(elsewhere) and (elsewhere / ".installed").exists()
+    assert run(checkout, FAKE_PLACE=str(elsewhere)).notes == []
+    done = run(checkout, VENV_DIR="/another", FAKE_PLACE="/another/.venv")
+    assert done.notes == [] and "VENV_DIR is not asked" in done.stdout
+
+
+def test_an_environment_that_went_with_its_disk_is_built_again_with_a_sentence(checkout):
+    elsewhere = checkout.parent / "disk/.venv"
+    run(checkout, FAKE_PLACE=str(elsewhere))
+    shutil.rmtree(elsewhere.parent)
+    done = run(checkout, FAKE_PLACE=str(elsewhere))
+    assert done.returncode == 0 and done.notes == [f"venv in {elsewhere}", *CPU_CALLS[1:]]
+    assert f".venv was in {elsewhere}, which is gone" in done.stdout
+    shutil.rmtree(elsewhere)
+    assert run(checkout, FAKE_PLACE=".venv").notes == CPU_CALLS and not (checkout / ".venv").is_symlink()
+
+
+def test_a_directory_in_the_place_of_the_link_is_left_alone(checkout):
+    (checkout / ".venv/bin").mkdir(parents=True)
+    done = run(checkout, FAKE_PLACE=str(checkout.parent / "disk/.venv"))
+    assert done.returncode == 2 and "move it away" in done.stderr and done.notes == []
+    done = run(checkout, FAKE_PLACE="/proc/nothing/.venv")
+    assert done.returncode == 2 and (checkout / ".venv/bin").exists()
+
+
+def test_an_activated_environment_of_another_disk_does_not_build_itself(checkout):
+    elsewhere = checkout.parent / "disk/.venv"
+    run(checkout, FAKE_PLACE=str(elsewhere))
+    (elsewhere / "bin/python").rename(elsewhere / "bin/python3")
+    path = f"{elsewhere}/bin:{checkout.parent}/bin"
+    done = run(checkout, PATH=path, FAKE_PLACE=str(elsewhere))
+    assert f"with {checkout.parent}/bin/python3" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_gpu_that_torch_does_not_see_is_an_error(checkout):
@@ -291,6 +338,64 @@ def test_the_test_command_lints_and_passes_arguments_and_status_on(checkout, arg
     done = run(checkout, "tests/run.sh", *arguments, FAKE_STATUS="1")
     assert done.returncode == 1 and done.notes == ["-r requirements-dev.txt"]
     assert done.stdout.splitlines()[-2:] == ["linted", f"ran {asked}"]
+
+
+# ---- unattended.sh ----
+
+
+RUNPODCTL = """#!/usr/bin/env bash
+case "$*" in
+  ${FAKE_CTL:-nothing}) exit 1 ;;
+  *get*) ;;
+  *) echo "$*" >>"$NOTES" ;;
+esac
+"""
+
+
+@pytest.fixture
+def pod(checkout):
+    """A runpodctl that notes what it is asked; FAKE_CTL is a form of its command that it does not know."""
+    tool = checkout.parent / "bin/runpodctl"
+    tool.write_text(RUNPODCTL)
+    tool.chmod(0o755)
+    return checkout
+
+
+def unattended(root, *command, **environment):
+    """The script with a command, and its log once that has ended."""
+    done = run(root, "scripts/unattended.sh", *command, RUNPOD_POD_ID="pod1", **environment)
+    if found := re.search(r"kill -- -(\d+)", done.stdout):
+        deadline = time.monotonic() + 30
+        while os.path.exists(f"/proc/{found[1]}") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    notes = root / "notes"
+    done.notes = notes.read_text().splitlines() if notes.exists() else []
+    done.log = "".join(log.read_text() for log in root.glob("logs/unattended-*.log"))
+    return done
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_pod_is_stopped_when_the_command_ends_whatever_its_status(pod, status):
+    done = unattended(pod, "bash", "-c", f"echo 'a b'; exit {status}")
+    assert done.returncode == 0 and done.notes == ["stop pod pod1"] and done.stderr == ""
+    assert done.log.splitlines() == ["a b", f"exit status {status}; stopping pod pod1"]
+
+
+def test_a_newer_runpodctl_is_asked_in_its_own_words_and_a_failure_is_said(pod):
+    assert unattended(pod, "bash", "-c", "exit 0", FAKE_CTL="stop*").notes == ["pod stop pod1"]
+    done = unattended(pod, "bash", "-c", "exit 0", FAKE_CTL="*")
+    assert done.notes == [] and "could not be stopped" in done.log
+    assert "warning: runpodctl cannot look at pod pod1" in done.stderr  # in time
+
+
+def test_where_there_is_no_pod_to_stop_nothing_is_started(pod):
+    done = run(pod, "scripts/unattended.sh", "bash", "-c", "echo ran")
+    assert done.returncode == 2 and "RUNPOD_POD_ID is not set" in done.stderr and not (pod / "logs").exists()
+    done = unattended(pod, "no-such-program")
+    assert done.returncode == 2 and "is no program" in done.stderr and done.notes == []
+    (pod.parent / "bin/runpodctl").unlink()
+    assert "no runpodctl" in unattended(pod, "bash", "-c", "echo ran").stderr
+    assert run(pod, "scripts/unattended.sh").returncode == 2
 
 
 def test_this_checkouts_own_table():

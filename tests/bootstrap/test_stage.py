@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from textwrap import dedent
 from types import SimpleNamespace
 
@@ -30,7 +30,8 @@ from cai.evaluation.gates import Criterion
 from cai.evaluation.guardrails import Limits
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.loop import Loop
-from cai.models.registry import REGISTRY, ModelSpec
+from cai.models.engines import EngineChoice
+from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
 from cai.prompts.templates import Prompter
@@ -229,7 +230,13 @@ def finished(stage, *, rolled_back=False, critic=(0.5, 0.7), reviser=(0.5, 0.7),
 def context(tmp_path, *before, seed=0, stage=-1, arm=MAIN, roles=None):
     plan = load_plan(tmp_path)
     stage = plan.stages[stage] if roles is None else replace(plan.stages[stage], roles=Roles(*roles))
-    shared = (CONSTITUTION, SimpleNamespace(spec=SANDBOX), SimpleNamespace(), 0.0, lambda steps: 0.0)
+    shared = (
+        CONSTITUTION,
+        SimpleNamespace(spec=SANDBOX, choice=EngineChoice()),
+        SimpleNamespace(),
+        0.0,
+        lambda steps: 0.0,
+    )
     return StageContext(plan, stage, ARMS[arm], "own", seed, 0, before, *shared)
 
 
@@ -505,7 +512,9 @@ def line(tmp_path, monkeypatch):
         opened.append(run)
         run.hourly_rate = rate
         run.record(first_seed=run.manifest.get("first_seed", first))
-        return Runner(run, plan, SANDBOX, CONSTITUTION, SimpleNamespace(spec=SANDBOX), dollars)
+        return Runner(
+            run, plan, SANDBOX, CONSTITUTION, SimpleNamespace(spec=SANDBOX, choice=EngineChoice()), dollars
+        )
 
     yield new, here
     while opened:
@@ -749,7 +758,7 @@ def test_an_adapters_name_follows_from_its_hash_in_every_process(tmp_path):
         def load_adapter(self, path, name):
             self.adapters[name] = path.name
 
-    shared, named = SharedModel(SANDBOX, None, Carrier()), {"a" * 64: "stage-" + "a" * 12}
+    shared, named = SharedModel(SANDBOX, None, model=Carrier()), {"a" * 64: "stage-" + "a" * 12}
     assert shared.carrying(16, {"a" * 64: tmp_path / ("a" * 64)}, None) == named
     assert shared.carrying(16, dict.fromkeys(named, tmp_path), None) == named
 
@@ -870,13 +879,6 @@ def test_stages_that_the_plan_has_no_more_are_no_part_of_its_results(line):
 WRITTEN = {"id": content_id("Written."), "instruction": "Written.", "task": "math", "source": "self_instruct"}
 
 
-@dataclass
-class Loaded:
-    """As much of a model as a session of a stage needs."""
-
-    spec: ModelSpec
-
-
 def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, monkeypatch):
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path / "output"))
     seen = {}
@@ -894,10 +896,9 @@ def test_held_out_prompts_are_barred_from_every_stages_instructions(tmp_path, mo
     monkeypatch.setattr("cai.generation.self_instruct.self_instruct", self_instruct)
     monkeypatch.setattr(stage, "make_records", make_records)
     monkeypatch.setattr(stage, "report_yield", lambda *args: None)
-    monkeypatch.setattr(stage, "engine_of", lambda model: FakeEngine())
     where = replace(context(tmp_path, finished("one"), stage=1), budget=Budget(None, lambda: 0.0))
     where.shared_model.carrying = lambda bits, adapters, run: {h: f"loaded {h}" for h in adapters}
-    where.shared_model.model = Loaded(SANDBOX)
+    where.shared_model.engine = lambda spec: FakeEngine(spec=spec)
     asked = "Asked by stage one."
     with Run.open("own/one", {}) as run:
         row = {"id": content_id(asked), "instruction": asked, "task": "math", "source": "self_instruct"}

@@ -19,6 +19,11 @@ WRONG = {
     "seeds": (["-1", "4294967296"], "different numbers from 0 on are needed, up to 2**32 - 1"),
     "held-out-pairs": (["0", "-1", "1000001"], "at least one pair is needed, and 1,000,000 are the most"),
     "pairs": (["0", "-1", "1000001"], "at least one pair is needed, and 1,000,000 are the most"),
+    "engine": (
+        ["vllm,local", "127.0.0.1:8000", "http://me:secret@host", "http://a/v1?key=b", "http://a,"],
+        "local, vllm, auto, or http(s)://host[:port] without a user's name, with commas between several",
+    ),
+    "engine-bits": (["0", "5", "32"], "choose 4, 8 or 16"),
     "limit": (["0", "-1", "1000001"], "at least one example is needed, and 1,000,000 are the most"),
     "principles": (["0"], "must be at least 1"),
     "anchors": (["-0.1", "4.1", "nan", "inf"], "a share from 0 (none) to 4 (four for each revision pair)"),
@@ -33,6 +38,8 @@ WRONG = {
     "batch-sizes": (["0", "-1", "4097"], "numbers from 1 to 4096 are needed"),
 }
 RIGHT = {
+    "engine": ["auto", "local", "vllm", "http://127.0.0.1:8000", "https://a.example,http://[::1]:80/"],
+    "engine-bits": ["4", "8", "16"],
     "bits": ["4", "8", "16"],
     "threads": ["1"],
     "seed": ["0", "4294967295"],
@@ -61,7 +68,7 @@ def test_each_flags_check_and_sentence(name, monkeypatch):
     for value in values:
         with pytest.raises(UserError) as error:
             parser("", name).parse_args([f"--{name}={value}"])
-        typed = FLAGS[name].about["type"](value)
+        typed = FLAGS[name].about.get("type", str)(value)
         assert str(error.value) == f"--{name} {typed}: {says}"
     for value in RIGHT[name]:
         parser("", name).parse_args([f"--{name}", value])
@@ -261,7 +268,7 @@ def test_a_session_records_a_set_value_and_where_it_comes_from(tmp_path, monkeyp
     from cai.models import session
 
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-    monkeypatch.setattr(session, "load_engine", lambda spec, bits, run: (None, _Engine(spec)))
+    monkeypatch.setattr(session, "load_engine", lambda spec, *how, **more: (None, _Engine(spec)))
     argv = ["--model", "sandbox", "--loss", "orpo", "--set", "beta=0.2", "shots=0"]
     monkeypatch.setattr(sys, "argv", ["script.py", *argv])
 
@@ -297,7 +304,7 @@ def test_a_session_finds_bad_principles_before_anything_is_loaded_or_written(
     from cai.models import session
 
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
-    monkeypatch.setattr(session, "load_engine", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(session, "load_engine", lambda *a, **more: pytest.fail("a model was loaded"))
     args = parser("", *GENERATING, run="a", **flags).parse_args(["--model", "sandbox"])
     with pytest.raises(UserError, match="cannot pick 99|no principle 'kindliness'"):
         session.open_session(args, own)
@@ -309,6 +316,9 @@ class _Engine:
 
     def __init__(self, spec):
         self.spec = spec
+
+    def release(self):
+        pass
 
 
 def test_a_data_files_text_in_an_error_cannot_command_the_terminal(capsys):

@@ -175,9 +175,13 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
     assert any(line.split()[0] == "endings" for line in table.splitlines())
 
 
+ENGINE = {"engine": "local", "engine_bits": None, "deterministic": False, "fresh": False}
+
+
 def full(**flags):
     given = {"model": "sandbox", "bits": None, "limit": 5000, "principles": 1, "source": None}
     given |= {"pairs": None, "no_judge": False, "hourly_rate": None, "guard": "auto", "set": []}
+    given |= ENGINE | {"run": "full"}
     return generate_full.forecast(argparse.Namespace(**given | flags), "mvp")
 
 
@@ -206,7 +210,7 @@ def test_after_m2_the_forecast_is_that_of_m3s_defaults_at_m2s_rates(output):
     measured = row("answer", 10.0, 100, model="sandbox", bits=16, device="cpu")
     append(output / "logs/ledger.jsonl", [measured])
     flags = {"model": "sandbox", "bits": None, "limit": 100, "principles": 2, "source": "x.csv"}
-    flags |= {"no_judge": True, "hourly_rate": None, "set": [], "run": "mvp", "steps": 120}
+    flags |= {"no_judge": True, "hourly_rate": None, "set": [], "run": "mvp", "steps": 120} | ENGINE
     said = generate_full.next_milestone(argparse.Namespace(**flags))
     assert "forecast for 5000 examples" in said and "judge" in said and "instructions" in said
     assert "8 min" in next(x for x in said.splitlines() if "measured in run mvp" in x)  # 500 s

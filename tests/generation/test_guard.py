@@ -4,14 +4,18 @@ import asyncio
 import copy
 import dataclasses
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.generation import guard as guards
 from cai.generation.guard import Guard, SafetyVerdict
+from cai.models import device
 from cai.models.engine import together
 from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY
@@ -218,3 +222,36 @@ def test_gated_weights_are_explained(monkeypatch):
     monkeypatch.setattr(loader, "check_disk", lambda *a: None)
     with pytest.raises(UserError, match="gated: accept its terms"):
         loader.fetch(REGISTRY[guards.DEFAULT_ON_GPU], 16)
+
+
+def test_a_gated_guard_wants_a_token_or_the_weights_before_anything_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(guards, "load", None)
+    monkeypatch.setattr(device, "VOLUME", tmp_path / "no-volume")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(guards, "this_device", lambda: "NVIDIA A100")
+    with pytest.raises(UserError, match="--guard auto: meta-llama/.* is gated, .*hf auth login.*sandbox"):
+        guards.check_guard("auto")
+    for name in ("none", "sandbox"):
+        guards.check_guard(name)
+    spec = REGISTRY[guards.DEFAULT_ON_GPU]
+    weights = tmp_path / "hub/models--meta-llama--Llama-Guard-3-8B/snapshots" / spec.revision
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").touch()
+    guards.check_guard("auto")
+    (weights / "model.safetensors").unlink()
+    (tmp_path / "token").write_text("hf_x")
+    guards.check_guard("auto")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no model directory"):
+        guards.check_guard(str(tmp_path / "empty"))
+
+
+def test_milestone_3_asks_for_the_guard_first(tmp_path):
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, ROOT / "scripts/generate_full.py", "--guard", tmp_path / "empty"]
+    env = {**os.environ, "CAI_OUTPUT": str(tmp_path / "out")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "is no model directory" in done.stderr
+    assert not (tmp_path / "out/data").exists() and done.stdout == ""

@@ -1,7 +1,13 @@
-"""How many threads a CPU computes with: by the flag, by OMP_NUM_THREADS, or by what others leave free."""
+"""How many threads a CPU computes with: by the flag, by OMP_NUM_THREADS, or by what others leave free. What
+CUDA's allocator is told."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 from cai.core.cli import parser
+from cai.core.files import ROOT
 from cai.models import device
 from cai.models.device import CpuTime, Threads, choose_threads, usable_cores
 
@@ -93,3 +99,26 @@ def test_this_machine_says_how_long_its_cores_were_busy():
     cores = usable_cores()
     assert 1 <= cores <= (device.os.cpu_count() or 1)
     assert 0 <= CpuTime.now().busy_since()
+
+
+# ---- CUDA's allocator ----
+
+
+@pytest.mark.parametrize(("user", "seen"), [
+    ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+    ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}),
+    ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}),
+])  # fmt: skip
+def test_the_allocator_is_told_before_a_script_imports_torch(user, seen, tmp_path):
+    """A torch that only says what it finds in the environment when it is imported."""
+    (tmp_path / "torch.py").write_text(
+        "import os, sys\n"
+        "found = {k: v for k, v in os.environ.items() if 'ALLOC_CONF' in k}\n"
+        "print('SEEN', found, file=sys.stderr, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if "ALLOC_CONF" not in k}
+    environment |= {"PYTHONPATH": str(tmp_path), "CAI_OUTPUT": str(tmp_path / "out")} | user
+    command = [sys.executable, str(ROOT / "scripts/test_single.py"), "--model", "sandbox"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert f"SEEN {seen}" in done.stderr, done.stderr

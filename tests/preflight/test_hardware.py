@@ -15,18 +15,33 @@ from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN
 
 A100 = "NVIDIA A100-SXM4-80GB, 580.95.05, 81920, 81000, 8.0"
 CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME", "RUNPOD_POD_ID")
+CACHE_VARIABLES += ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "VENV_DIR", "CC")
 
 
 @pytest.fixture(autouse=True)
 def no_machine(tmp_path, monkeypatch):
-    """A machine with no GPU, no volume, an empty model cache and plenty of disk."""
+    """A machine with no GPU, no volume, an empty model cache, plenty of disk, and what Triton wants."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for name in CACHE_VARIABLES:
         monkeypatch.setenv(name, "")  # as good as unset, and restored whatever a test sets
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(device, "VOLUME", tmp_path / "no-volume")
+    monkeypatch.setattr(device, "MOUNTS", tmp_path / "no-mounts")
+    monkeypatch.setattr(hardware, "COMPAT", tmp_path / "compat")
+    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/Python.h").touch()
+    program(tmp_path, "gcc")
     disk(monkeypatch, 500)
+
+
+def program(tmp_path, name):
+    tool = tmp_path / "bin" / name
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    return tool
 
 
 def smi(tmp_path, *rows, header="CUDA Version: 13.0", status=0):
@@ -56,7 +71,7 @@ def test_hidden_gpus_are_named_and_the_cpus_memory_counts(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     rows = by_name(hardware.report())
     assert "gpu in use" not in rows and "Qwen/Qwen2.5-32B" in rows["memory for model"].found
-    assert device.machine_kind() == "cuda"  # the packages are the machine's, hidden or not
+    assert hardware.package_set() == "cuda"  # the packages are the machine's, hidden or not
 
 
 def test_a_download_goes_on_from_what_the_cache_has_and_another_commit_is_none_of_it(tmp_path, monkeypatch):
@@ -76,7 +91,7 @@ def test_a_download_goes_on_from_what_the_cache_has_and_another_commit_is_none_o
 
 
 def test_a_machine_without_nvidia_smi_is_a_cpu_machine():
-    assert device.machine_kind() == "cpu"
+    assert hardware.package_set() == "cpu"
     assert [(row.what, row.status) for row in hardware.gpu_rows()] == [("gpu", UNCHECKED)]
 
 
@@ -87,14 +102,16 @@ def test_an_a100_is_read_with_memory_capability_driver_and_cuda(tmp_path):
     assert (gpu.capability, gpu.bf16) == ((8, 0), True)
     assert gpu.memory == 81920 * 2**20 and gpu.free == 81000 * 2**20 and reason == ""
     rows = by_name(hardware.gpu_rows())
-    assert device.machine_kind() == "cuda"
-    assert {name: row.status for name, row in rows.items()} == {"gpu 0": OK, "bf16": OK, "driver": OK}
+    assert hardware.package_set() == "cuda"
+    assert {name: row.status for name, row in rows.items()} == dict.fromkeys(
+        ("gpu 0", "bf16", "driver", "compiler"), OK
+    )
     assert rows["driver"].found == "580.95.05, CUDA 13.0"
 
 
 def test_two_gpus_make_two_rows(tmp_path):
     smi(tmp_path, A100, A100)
-    assert [row.what for row in hardware.gpu_rows()] == ["gpu 0", "gpu 1", "bf16", "driver"]
+    assert [row.what for row in hardware.gpu_rows()] == ["gpu 0", "gpu 1", "bf16", "driver", "compiler"]
 
 
 def test_a_gpu_before_ampere_has_no_bf16(tmp_path):
@@ -109,26 +126,72 @@ def test_fields_that_a_driver_does_not_know_are_read_as_unknown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header, driver, status",
+    "header, driver, packages, status",
     [
-        ("CUDA Version: 13.1", "550.54.15", OK),  # a compatibility library speaks for the older driver
-        ("CUDA Version: 12.4", "550.54.15", FAIL),
-        ("CUDA UMD Version: 13.0", "590.1", OK),
-        ("no header", "580.65", OK),
-        ("no header", "575.57", FAIL),
+        (
+            "CUDA Version: 13.1",
+            "550.54.15",
+            "cuda",
+            OK,
+        ),  # a compatibility library speaks for the older driver
+        ("CUDA Version: 12.4", "550.54.15", "cuda12", WARN),
+        ("CUDA Version: 12.8", "570.124.06", "cuda12", WARN),
+        ("CUDA UMD Version: 13.0", "590.1", "cuda", OK),
+        ("no header", "580.65", "cuda", OK),
+        ("no header", "575.57", "cuda12", WARN),
+        ("CUDA Version: 11.8", "520.61", "cuda12", FAIL),
+        ("no header", "515.1", "cuda12", FAIL),
     ],
 )
-def test_a_driver_too_old_for_the_pinned_torch_fails_with_the_way_out(tmp_path, header, driver, status):
+def test_the_driver_says_which_packages_and_what_does_not_work(tmp_path, header, driver, packages, status):
     smi(tmp_path, f"NVIDIA A100, {driver}, 81920, 81000, 8.0", header=header)
     row = by_name(hardware.gpu_rows())["driver"]
-    assert row.status == status
-    assert ("rent" in row.do) == (status == FAIL)
+    assert (hardware.package_set(), row.status) == (packages, status)
+    assert ("rent a machine with driver 580" in row.do) == (status != OK)
+    assert ("vLLM does not run" in row.found) == (status == WARN)
+
+
+def test_the_compatibility_library_is_named_where_nvidia_documents_it_and_found(tmp_path, monkeypatch):
+    def do(name):
+        smi(tmp_path, f"{name}, 550.54.15, 81920, 81000, 8.0", header="CUDA Version: 12.4")
+        return by_name(hardware.gpu_rows())["driver"].do
+
+    a100, geforce = "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090"
+    assert "apt-get install cuda-compat-13-0" in do(a100) and "LD_LIBRARY_PATH" in do(a100)
+    assert all(
+        "cuda-compat-13-0" in do(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H200", "L40S", "A40")
+    )
+    assert "cuda-compat" not in do(geforce) and "cuda-compat" not in do("NVIDIA RTX A6000")
+    (tmp_path / "compat").mkdir()
+    (tmp_path / "compat/libcuda.so.1").touch()
+    assert "is here and not used: export LD_LIBRARY_PATH=" in do(a100)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/x:{tmp_path / 'compat'}")
+    assert "is in LD_LIBRARY_PATH, and is not used" in do(a100) and "export" not in do(a100)
+
+
+def test_what_triton_compiles_with_is_missed_before_anything_is_installed(tmp_path, monkeypatch, capsys):
+    smi(tmp_path, A100)
+    (tmp_path / "bin/gcc").unlink()
+    row = by_name(hardware.gpu_rows())["compiler"]
+    assert row.status == FAIL and row.do.endswith("install -y gcc")
+    (tmp_path / "include/Python.h").unlink()
+    monkeypatch.setattr(sys, "argv", ["hardware", "--before-install", "cuda"])
+    assert hardware.main() == 2
+    said = capsys.readouterr().err
+    assert f"apt-get install -y gcc python3.{sys.version_info.minor}-dev" in said and "packages" not in said
+    program(tmp_path, "clang")
+    assert "a C compiler" not in by_name(hardware.gpu_rows())["compiler"].found
+    monkeypatch.setenv("CC", "my-cc")
+    program(tmp_path, "clang").unlink()
+    assert "a C compiler" in by_name(hardware.gpu_rows())["compiler"].found
+    program(tmp_path, "my-cc")
+    assert "a C compiler" not in by_name(hardware.gpu_rows())["compiler"].found
 
 
 def test_a_driver_that_does_not_answer_warns_and_is_no_gpu(tmp_path):
     smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch", status=18)
     [row] = hardware.gpu_rows()
-    assert row.status == WARN and "version mismatch" in row.found and device.machine_kind() == "cpu"
+    assert row.status == WARN and "version mismatch" in row.found and hardware.package_set() == "cpu"
 
 
 def test_the_cache_is_where_the_hub_library_says(tmp_path, monkeypatch):
@@ -152,6 +215,103 @@ def test_the_cache_settles_on_the_volume_unless_the_user_chose(tmp_path, monkeyp
     monkeypatch.setenv("HF_HOME", "/chosen")
     device.settle_cache()
     assert os.environ["HF_HOME"] == "/chosen" and hardware.cache_row().status == WARN
+
+
+def test_a_token_under_the_home_directory_is_found_when_the_cache_is_on_the_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "VOLUME", tmp_path)
+    assert not device.hub_token()
+    token = tmp_path / "home/.cache/huggingface/token"
+    token.parent.mkdir(parents=True)
+    token.write_text("")
+    assert not device.hub_token()
+    token.write_text("hf_x")
+    assert device.hub_token()
+    device.settle_cache()
+    assert os.environ["HF_HOME"] == str(tmp_path / "huggingface") and device.hub_token()
+    assert os.environ["HF_TOKEN_PATH"] == str(token)
+
+
+def test_a_gpu_without_a_token_is_told_of_the_gated_guard_in_time(tmp_path, monkeypatch):
+    assert "hub token" not in by_name(hardware.report())
+    smi(tmp_path, A100)
+    row = by_name(hardware.report())["hub token"]
+    assert row.status == WARN and "Llama-Guard" in row.found and "hf auth login" in row.do
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert hardware.token_row().status == OK
+    monkeypatch.setenv("HF_TOKEN", " ")
+    assert hardware.token_row().status == WARN
+    place = device.cache_dir() / "models--meta-llama--Llama-Guard-3-8B/snapshots"
+    place = place / REGISTRY["meta-llama/Llama-Guard-3-8B"].revision
+    place.mkdir(parents=True)
+    (place / "model.safetensors").touch()
+    assert hardware.token_row().status == OK
+
+
+# ---- where the environment lies ----
+
+
+def mounts(tmp_path, monkeypatch, *lines):
+    (tmp_path / "mounts").write_text("".join(f"{line} rw 0 0\n" for line in lines))
+    monkeypatch.setattr(device, "MOUNTS", tmp_path / "mounts")
+
+
+def test_a_network_disk_is_known_by_the_mount_that_holds_a_path(tmp_path, monkeypatch):
+    place = os.path.realpath(tmp_path)
+    mounts(
+        tmp_path,
+        monkeypatch,
+        "overlay / overlay",
+        f"mfs#host:9421 {place}/net fuse",
+        f"/dev/sda {place}/net/local ext4",
+        f"x {place}/with\\040space nfs4",
+        f"y {place}/root fuse.fuse-overlayfs",
+        f"z {place}/twice nfs",
+        f"z {place}/twice ext4",
+    )
+    kinds = {
+        name: device.network_disk(tmp_path / name)
+        for name in ("net/a/b", "net/local/c", "with space", "root", "elsewhere", "network", "twice")
+    }
+    assert kinds == dict.fromkeys(kinds) | {"net/a/b": "fuse", "with space": "nfs4"}
+    monkeypatch.setattr(device, "MOUNTS", tmp_path / "none")
+    assert device.network_disk(tmp_path / "net") is None
+
+
+def test_the_environment_leaves_a_network_disk_unless_it_is_there_or_was_placed(tmp_path, monkeypatch):
+    checkout, home = tmp_path / "volume/align", tmp_path / "home"
+    checkout.mkdir(parents=True)
+    monkeypatch.setattr(device, "ROOT", checkout)
+    place = os.path.realpath(tmp_path)
+    assert device.environment_dir(".venv") == checkout / ".venv"
+    mounts(tmp_path, monkeypatch, f"v {place}/volume fuse")
+    moved = device.environment_dir(".venv")
+    assert (
+        moved.is_relative_to(home)
+        and moved.name == ".venv"
+        and device.environment_dir("b") == moved.parent / "b"
+    )
+    mounts(tmp_path, monkeypatch, f"v {place} nfs")  # the home directory as well
+    assert device.environment_dir(".venv") == checkout / ".venv"
+    monkeypatch.setenv("VENV_DIR", "~/envs")
+    assert device.environment_dir(".venv") == home / "envs/.venv"
+    monkeypatch.setenv("VENV_DIR", "")
+    (checkout / ".venv").symlink_to("../gone")
+    assert device.environment_dir(".venv") == checkout / "../gone"
+    (checkout / ".venv").unlink()
+    (checkout / ".venv").mkdir()
+    assert device.environment_dir(".venv") == checkout / ".venv"
+
+
+def test_the_table_says_where_the_environment_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "ROOT", tmp_path)
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    assert hardware.environment_row() == checkup.Row("environment", OK, str(tmp_path / ".venv"))
+    (tmp_path / ".venv").mkdir()
+    mounts(tmp_path, monkeypatch, f"v {os.path.realpath(tmp_path)} nfs")
+    row = hardware.environment_row()
+    assert row.status == WARN and "network disk (nfs)" in row.found
+    monkeypatch.setenv("VENV_DIR", "/proc/elsewhere")
+    assert "by the link .venv" in hardware.environment_row().found
 
 
 def model(name="Qwen/Qwen2.5-32B", bits=4, must_fit=True):
@@ -244,6 +404,15 @@ def test_the_cpu_set_takes_its_versions_from_the_cuda_set():
     assert all(cuda[name] == version for name, version in cpu.items() if name in cuda)
 
 
+def test_the_cuda_12_set_is_the_cuda_set_with_other_builds_of_torch():
+    assert packages.pins("cuda12") == packages.pins("cuda")
+    text = (ROOT / "requirements-cuda12.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    index = f"--extra-index-url https://download.pytorch.org/whl/{packages.BUILDS['cuda12'][0]}"
+    builds = [f"{name}=={packages.pins('cuda')[name]}+cu126" for name in ("torch", "torchvision")]
+    assert lines == [index, "-r requirements.txt", *builds]
+
+
 def test_every_line_of_the_cpu_file_is_pinned_somewhere():
     lines = (ROOT / "requirements-cpu.txt").read_text().splitlines()
     names = [line for line in lines if line and line[0] not in "#-"]
@@ -268,6 +437,10 @@ def test_a_missing_and_a_wrong_package_are_named(monkeypatch):
         ("2.13.0+cpu", "cpu", True),
         ("2.13.0+cpu", "cuda", False),
         ("2.13.0", "cuda", True),
+        ("2.13.0+cu130", "cuda", True),
+        ("2.13.0+cu126", "cuda", False),
+        ("2.13.0+cu126", "cuda12", True),
+        ("2.13.0", "cuda12", False),
         ("2.13.0", "cpu", False),
     ],
 )

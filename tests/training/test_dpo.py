@@ -11,8 +11,10 @@ from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT
 from cai.core.run import Run, read_manifest
 from cai.costs.budget import Budget
+from cai.models.engines import engine_of
 from cai.models.local_engine import LocalEngine
 from cai.models.registry import REGISTRY
+from cai.models.session import Session
 from cai.prompts.training_format import training_prompt
 from cai.training import checkpoints, dpo, implicit_reward
 from cai.training.callbacks import Log
@@ -333,7 +335,8 @@ def test_train_adapter_trains_within_the_runs_step_and_resumes(tmp_path, monkeyp
     monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
     for taken in (4, 0):
         with Run.open("mine", {"seed": 0}) as run:
-            session = SimpleNamespace(run=run, model=new())
+            model = new()
+            session = Session(run, None, engine_of(model), None, model)
             result = dpo.train_adapter(session, [*HELD, *TRAIN], QUICK)
             assert session.model.adapters == {"default": result.adapter} and result.taken == taken
         assert (result.trained_on, result.held_out) == (len(TRAIN), len(HELD))

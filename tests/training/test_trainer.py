@@ -1,8 +1,11 @@
 """TRL's trainer: the tokens that reach it, and the reference that it starts from."""
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cai.core.errors import UserError
 from cai.models.registry import REGISTRY
 from cai.training import dpo, trainer
@@ -59,3 +62,42 @@ def test_the_learning_rate_rises_in_a_share_of_the_steps(steps, warmup, expected
     made = trainer.build(fresh, TRAIN, settings, tmp_path, Log(settings, tmp_path))
     assert made.args.warmup_steps == expected
     assert made.args.max_length == REGISTRY["sandbox"].max_seq_length
+
+
+def test_a_4_bit_models_adapter_is_trained_in_float32(tmp_path):
+    """TRL casts it to bfloat16, where a step of 5e-6 on a weight of 0.01 is none."""
+    from cai.models.loader import load
+
+    model, settings = load(REGISTRY["sandbox"], 4), replace(QUICK, loss="dpo")
+    model.add_adapter(r=8, alpha=8, seed=0)
+    before = {n: p.detach().clone() for n, p in model.model.named_parameters() if p.requires_grad}
+    made = trainer.build(model, TRAIN, settings, tmp_path, Log(settings, tmp_path))
+    trained = {n: p for n, p in made.model.named_parameters() if p.requires_grad}
+    assert trained.keys() == before.keys()
+    assert all(p.dtype == torch.float32 and torch.equal(p, before[n]) for n, p in trained.items())
+
+
+def test_weights_that_cannot_be_trained_in_float32_are_refused(fresh, tmp_path):
+    fresh.add_adapter(r=8, alpha=8, seed=0)
+    for parameter in fresh.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    with pytest.raises(UserError, match="lora_A.default.weight is trained in bfloat16, where small steps"):
+        trainer.build(fresh, TRAIN, QUICK, tmp_path, Log(QUICK, tmp_path))
+
+
+def test_what_the_trainer_is_told_is_recorded_and_the_same_on_both_machines(whole):
+    facts = json.loads((whole[1] / "training.json").read_text())
+    here = trainer.stated(QUICK, len(TRAIN), cuda=False, bf16=False)
+    assert facts["trainer"] == here and here["weight_decay"] == 0.0 and here["max_grad_norm"] == 1.0
+    there = trainer.stated(QUICK, len(TRAIN), cuda=True, bf16=True)
+    machine = {"optim", "bf16", "gradient_checkpointing", "gradient_checkpointing_kwargs"}
+    assert {key for key in here | there if here[key] != there[key]} == machine
+    assert trainer.stated(QUICK, len(TRAIN), cuda=True, bf16=False)["fp16"] is True  # a GPU without bfloat16
+
+
+def test_a_trainer_that_takes_something_else_than_it_is_told_is_refused():
+    args = SimpleNamespace(weight_decay=0.001, seed=0)
+    with pytest.raises(UserError, match=r"\(weight_decay 0.0 became 0.001\): install the pinned packages"):
+        trainer.check_told(args, {"weight_decay": 0.0, "seed": 0})
+    trainer.check_told(args, {"seed": 0})

@@ -16,12 +16,10 @@ from cai.core.run import read_manifest
 from cai.core.text import format_duration
 from cai.costs.default_rates import PAIRS_AN_EXAMPLE
 from cai.costs.engine_choice import (
-    LOCAL,
-    VLLM,
-    EngineChoice,
     choose_engine,
     could_be_served,
     side_by_side,
+    weights_of,
     with_server,
 )
 from cai.costs.forecast import ENVIRONMENT, Forecast, device_of, forecast, memory_gb, weights_to_fetch
@@ -29,6 +27,7 @@ from cai.costs.units import Units, Weights, add_units, local, on_server
 from cai.evaluation.model_pair import look_alikes
 from cai.evaluation.suites.critic_probe import probes
 from cai.evaluation.test_sets import measured, tests
+from cai.models.engines import LOCAL, VLLM, EngineChoice
 from cai.models.registry import ModelSpec
 
 USED = ("loading", "instructions", "answer", "critique", "revision", "judge", "training")  # by a plan
@@ -48,8 +47,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class PlanForecast:
-    """What a plan (as scaled for the model) will take with some of the controls, by an engine that is asked
-    for.
+    """What a plan (as scaled for the model) will take with some of the controls, by an engine.
 
     It is on the high side: prompts are counted as if everybody needed exemplars, and every test answer as if
     it went to the judge. A large model on a machine without a GPU is forecast for an A100."""
@@ -59,8 +57,7 @@ class PlanForecast:
     controls: Sequence[str]
     seeds: int
     hourly_rate: float | None
-    asked: str = LOCAL
-    engine_bits: int | None = None
+    choice: EngineChoice = EngineChoice()
 
     @cached_property
     def device(self) -> str:
@@ -80,34 +77,31 @@ class PlanForecast:
         """Of all seeds, by the local engine."""
         return add_units(u for p in self.here * self.seeds for u in p.work)
 
-    @cached_property
-    def choice(self) -> EngineChoice:
-        return self.choose(self.device)
-
-    def choose(self, device: str | None = None) -> EngineChoice:
-        """The engine of the whole plan: on this machine, its disk as it is, or on a device that a forecast is
-        for. Raises UserError for one that is asked for and does not fit."""
-        asked = {"asked": self.asked, "engine_bits": self.engine_bits, "hourly_rate": self.hourly_rate}
-        return choose_engine(self.spec, self.units, device=device, **asked)
+    def cheaper(self, asked: str, engine_bits: int | None, *, anywhere: bool) -> EngineChoice:
+        """The engine for the whole plan. anywhere: on the machine that a forecast is for, not on this one.
+        Raises UserError for one that is asked for and does not fit."""
+        device = self.device if anywhere else None
+        how = {"asked": asked, "engine_bits": engine_bits, "hourly_rate": self.hourly_rate}
+        return choose_engine(self.spec, self.units, device=device, **how)
 
     @cached_property
     def total(self) -> Forecast:
         """Of all seeds, with what is paid once, and with the other engines beside it."""
-        chosen, units = self.choice, self.units
+        units = self.units
         know = {"hourly_rate": self.hourly_rate, "device": self.device}
         know["examples"] = self.seeds * sum(p.examples for p in self.here)
-        placed = units if chosen.engine == LOCAL else with_server(self.spec, units, chosen.weights)
+        placed = units if self.choice.is_local else with_server(self.spec, units, weights_of(self.choice))
         ahead = forecast(self.spec, dict(sorted(placed.items())), **know)
         served = could_be_served(self.spec, self.device)
         beside = side_by_side(self.spec, units, **know) if served else ()
-        return replace(ahead, engine=chosen.engine, bits=chosen.bits, why=chosen.why, beside=beside)
+        return replace(ahead, choice=self.choice, beside=beside)
 
     @cached_property
     def parts(self) -> list[_Part]:
         """As `here`, by the engine of choice."""
-        if self.choice.engine == LOCAL:
+        if self.choice.is_local:
             return self.here
-        place = self.choice.weights
+        place = weights_of(self.choice)
         return [replace(p, work=tuple(on_server(units, place) for units in p.work)) for p in self.here]
 
     def render(self) -> str:
@@ -143,7 +137,7 @@ class PlanForecast:
             (
                 f"forecast for the plan {self.plan.name} ({self.plan.title}): {f.model} on {f.device}, "
                 f"${f.hourly_rate:.2f} an hour",
-                f"engine: {f.why}",
+                f"engine: {self.choice.why}",
                 text.format_table(rows),
                 *self._paid_once(),
                 *_known_from(f, self.yields),

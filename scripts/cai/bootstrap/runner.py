@@ -19,7 +19,6 @@ from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_duration
 from cai.costs import budget
-from cai.costs.engine_choice import LOCAL
 from cai.evaluation.gates import lines
 from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
@@ -27,8 +26,7 @@ from cai.prompts.constitution import Constitution
 
 class Runner:
     """stopped: why the plan ended before its last stage, None where it did not. dollars: the budget for all
-    seeds and controls together. engine: what --engine and --engine-bits ask for, by whose rates it is
-    kept."""
+    seeds and controls together."""
 
     def __init__(
         self,
@@ -38,11 +36,10 @@ class Runner:
         constitution: Constitution,
         shared_model: SharedModel,
         dollars: float | None,
-        engine: tuple[str, int | None] = (LOCAL, None),
     ):
         self.run, self.plan, self.spec = run, plan, spec
         self.constitution, self.shared_model = constitution, shared_model
-        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, *engine)
+        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, shared_model.choice)
         self._dollars = ahead.total.dollars_a_unit
         steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
         each = sum(self._dollars[step] for step in steps)

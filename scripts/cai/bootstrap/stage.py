@@ -7,7 +7,7 @@ differs in one thing, and ends there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ from cai.generation.pairs import ANCHOR, REVISION, make_pairs, record_pairs
 from cai.generation.records import make_records, read_instructions, read_records
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
-from cai.models.engines import engine_of
 from cai.models.registry import ModelSpec, row_settings
-from cai.models.session import Session, prompt_settings, prompter_of
+from cai.models.session import Session, prompt_settings, prompter_of, record_engine
 from cai.prompts.constitution import Constitution
 from cai.prompts.markers import CHANGE
 from cai.prompts.templates import hash_texts
@@ -68,6 +67,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         "seed": context.seed,
         "model": spec.name,
         "train_bits": context.bits,
+        **context.shared_model.choice.settings(),
         "tests": plan.tests,
         "skills": sorted(set(plan.tasks) - set(TASK_TYPES)),  # measured beside the ten
         "roles": role_names(roles),
@@ -120,10 +120,9 @@ class StageRun:
     def session(self, seed: int) -> Session:
         """With the shared model as it is loaded, and this stage's number of exemplars."""
         c = self.context
-        model = replace(c.shared_model.model, spec=c.spec)
-        engine = engine_of(model)
-        self.run.record(bits=engine.bits, device=engine.device)
-        return Session(self.run, c.principles, engine, prompter_of(engine), model, seed)
+        engine = c.shared_model.engine(c.spec)
+        record_engine(self.run, engine)
+        return Session(self.run, c.principles, engine, prompter_of(engine), None, seed)
 
     @property
     def seed_of_data(self) -> int:

@@ -121,6 +121,13 @@ MOST_ROWS = 4096  # in a batch
 LONGEST_NAME = 100  # of a run: files and directories are called after it, with something before and behind
 SEEDS = range(2**32)  # those of torch and numpy
 
+
+def is_engine(text: str) -> bool:
+    """Whether --engine can be this: argv is recorded, so a URL with a password in it cannot."""
+    url = r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?/?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?/?"
+    return text in ("local", "vllm", "auto") or all(re.fullmatch(url, part) for part in text.split(","))
+
+
 WHOLE, NUMBER, SWITCH = {"type": _whole}, {"type": float}, {"action": "store_true"}
 NUMBERS = WHOLE | {"nargs": "+", "metavar": "N"}
 FLAGS: dict[str, Flag] = {
@@ -136,6 +143,23 @@ FLAGS: dict[str, Flag] = {
         WHOLE,
         lambda n: n in (4, 8, 16),
         "choose 4, 8 or 16",
+    ),
+    "engine": Flag(
+        "local: the weights in this process; vllm: a server that is started on this GPU; auto: which of "
+        "these the forecast finds cheaper; or the URLs of servers that run already, with commas between",
+        {"default": "auto"},
+        is_engine,
+        "local, vllm, auto, or http(s)://host[:port] without a user's name, with commas between several",
+    ),
+    "engine-bits": Flag(
+        "precision of a server's weights: 16, 8 (FP8) or 4 (default: what fits the GPU; 16 for URLs)",
+        WHOLE,
+        lambda n: n in (4, 8, 16),
+        "choose 4, 8 or 16",
+    ),
+    "deterministic": Flag(
+        "a server that is started here gives the same texts whatever else it is asked beside them; slower",
+        SWITCH,
     ),
     "threads": Flag(
         "threads that a CPU computes with, as OMP_NUM_THREADS (default: as many as there are free cores)",
@@ -260,7 +284,8 @@ RUNS = {"run": "--run", "after": "--after", "data": "--data", "start": "--from"}
 
 # What every milestone that generates can be told.
 GENERATING = (
-    *("run", "model", "bits", "threads", "set", "seed", "constitution", "limit", "pairs", "source"),
+    *("run", "model", "bits", "engine", "engine-bits", "deterministic", "threads", "set", "seed"),
+    *("constitution", "limit", "pairs", "source"),
     *("principles", "anchors", "held-out", "no-judge", "after"),
     *("forecast", "budget", "hourly-rate", "fresh", "force"),
 )

@@ -44,6 +44,8 @@ MANIFEST_KEYS = {
     "bits?": (int, type(None)),
     "pairs?": {"count?": int, "sha256?": str},
 }
+# Settings that older runs do not name, and what they went by: they go on as they began.
+SINCE_ADDED = {"judge_rule": "both orders"}
 # What a run makes in data/<run>/ and checkpoints/<run>/: no run of its own can lie there.
 OWN_DIRECTORIES = ("evaluation", "steps", "tensorboard")
 OWN_FILES = (".json", ".jsonl", ".html", ".md", ".png", ".safetensors", ".jinja", ".txt", ".yaml")
@@ -189,7 +191,7 @@ class Run:
             cut_short = {}
         finally:
             step.used.seconds, self._began = time.perf_counter() - start, None
-            row = self._row(name, step.used, step.examples) | step.done_by | cut_short
+            row = self._row(name, step.used, step.examples) | cut_short
             self._enter([row])
             if self.budget is not None:
                 self.budget.end_step(name, row["dollars"])
@@ -250,11 +252,6 @@ class Step:
 
     def __init__(self) -> None:
         self.examples, self.used = None, Usage()
-        self.done_by: dict[str, Any] = {}
-
-    def by(self, engine: str, bits: int) -> None:
-        """Says that other weights than the run's engine has did it: its rate is theirs."""
-        self.done_by = {"engine": engine, "bits": bits}
 
     def count(self, completions, examples: int | None = None) -> None:
         """Adds completions, and says how many examples they were for, by which later runs are forecast."""
@@ -273,11 +270,13 @@ def read_manifest(name: str) -> dict[str, Any] | None:
 def _earlier_manifest(name: str, data: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest from which a run of these settings goes on. Raises UserError if it began with others."""
     manifest = manifest_in(data)
-    if manifest is None or manifest["settings"] == settings:
+    if manifest is None:
+        return None
+    old = {k: v for k, v in SINCE_ADDED.items() if k in settings} | manifest["settings"]
+    if old == settings:
         return manifest
     if not any(data.glob("*.jsonl")):
         return None  # before its first row a run may still change its mind
-    old = manifest["settings"]
     differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
     changes = "; ".join(f"{k} was {_show(old.get(k))}, now {_show(settings.get(k))}" for k in differing)
     raise UserError(

@@ -32,6 +32,7 @@ REQUESTS = 16  # look-alikes among all kinds: they are not to outweigh the tasks
 DRAWN_BY = (
     *("name", "kind", "shots", "requests", "max_seq_length", "answer_tokens", "critique_tokens"),
     *("answer_temperature", "critique_temperature", "revision_temperature", "judge_temperature"),
+    "judge_rule",
 )
 
 

@@ -274,11 +274,11 @@ REASONS: dict[str, Reason] = {
         is_uncalled_refusal,
     ),
     "judged_not_better": Reason(
-        "The judge did not prefer the revision in both orders by its principle.",
+        "The judge did not prefer the revision by its principle.",
         lambda t: t.judgement is not None and not t.judgement.get("better", True),
     ),
     "judged_less_helpful": Reason(
-        "The judge preferred the first answer in both orders by helpfulness.",
+        "The judge preferred the first answer by helpfulness.",
         lambda t: t.judgement is not None and t.judgement.get("less_helpful", False),
     ),
     # Found elsewhere: over the whole run (spreading), by milestone 0, and by a guard model (Guard.inspect).

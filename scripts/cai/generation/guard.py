@@ -21,7 +21,7 @@ from cai.generation.filters import critique_verdict
 from cai.models.device import this_device
 from cai.models.engine import Engine, Sampling, TooLong, sampling
 from cai.models.engines import engine_of
-from cai.models.loader import load
+from cai.models.loader import check_access, check_local, load
 from cai.models.registry import REGISTRY, ModelSpec, resolve
 from cai.models.session import prompter_of
 from cai.prompts.constitution import load as load_constitution
@@ -176,6 +176,16 @@ def guard_spec(name: str, device: str | None = None) -> ModelSpec | None:
     if name == "auto":
         name = DEFAULT_ELSEWHERE if (device or this_device()) == "cpu" else DEFAULT_ON_GPU
     return resolve(name, instruct=name not in REGISTRY, flag="--guard")
+
+
+def check_guard(name: str) -> None:
+    """Raises UserError for a guard that cannot be loaded here, as far as that is seen before any loading."""
+    if spec := guard_spec(name):
+        check_local(spec, spec.bits)
+        try:
+            check_access(spec, spec.bits)
+        except UserError as error:
+            raise UserError(f"--guard {name}: {error}, or guard with --guard sandbox") from None
 
 
 def parse(text: str) -> tuple[bool, tuple[str, ...]] | None:

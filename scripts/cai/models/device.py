@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.core.cli import DOLLARS_PER_HOUR
+from cai.core.files import ROOT
 
 GB = 1e9
 BF16_CAPABILITY = (8, 0)  # Ampere
 VOLUME = Path("/workspace")  # where RunPod mounts the disk that outlives a pod's container
-CGROUP, STAT = Path("/sys/fs/cgroup"), Path("/proc/stat")
+CGROUP, STAT, MOUNTS = Path("/sys/fs/cgroup"), Path("/proc/stat"), Path("/proc/mounts")
+# File systems behind a network, as /proc/mounts calls them (RunPod's network volumes are of the type fuse).
+NETWORK_DISK = re.compile(
+    r"(nfs|cifs|smb|9p|ceph|lustre|gluster|beegfs|gpfs|afs)|fuse(\.(?!fuse-overlayfs)|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,10 @@ def _gpu(cells: list[str]) -> Gpu:
     return Gpu(name, driver, *(m * 2**20 for m in mib), (int(known[1]), int(known[2])) if known else None)
 
 
-def machine_kind() -> str:
-    """ "cuda" where nvidia-smi lists a GPU, else "cpu": which set of packages belongs here."""
-    return "cuda" if gpus()[0] else "cpu"
+def cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver, or a compatibility library before it, runs: nvidia-smi's header."""
+    said = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", output_of("nvidia-smi")[1])
+    return (int(said[1]), int(said[2])) if said else None
 
 
 def gpus_hidden() -> bool:
@@ -174,25 +181,63 @@ def _busy_seconds() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+# ---- CUDA's allocator ----
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch 2.13 reads both, the older one first
+EXPANDABLE = "expandable_segments:True"
+
+
+def settle_allocator() -> None:
+    """Lets torch's CUDA allocator grow its segments, unless the user has said how it is to work: texts of
+    many lengths leave holes in segments of fixed size, into which no batch fits.
+
+    To be called before torch is imported: it is read once, when CUDA is first used, and Unsloth, which sets
+    it, too, comes later. Windows' Linux has no such segments.
+    """
+    if not any(os.environ.get(name) for name in ALLOCATOR) and "microsoft" not in os.uname().release.lower():
+        os.environ[ALLOCATOR[0]] = EXPANDABLE
+
+
 # ---- disk and the model cache ----
 
 
 def cache_dir() -> Path:
     """Where huggingface_hub keeps models: the rule of its constants module, which is not imported here."""
     env = os.environ
-    home = env.get("HF_HOME") or os.path.join(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(hub).expanduser()
+    return Path(
+        env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or _hub_home() / "hub"
+    ).expanduser()
+
+
+def _hub_home() -> Path:
+    env = os.environ
+    return Path(
+        env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    ).expanduser()
 
 
 def settle_cache() -> None:
     """Puts the model cache on RunPod's volume unless the user has said where: 19 GB once, not once a pod.
 
-    To be called before huggingface_hub is imported, which reads the variable once.
+    To be called before huggingface_hub is imported, which reads the variable once. A token that `hf auth
+    login` has put under the home directory is still found.
     """
     chosen = any(os.environ.get(k) for k in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"))
     if not chosen and VOLUME.is_dir() and os.access(VOLUME, os.W_OK):
-        os.environ["HF_HOME"] = str(VOLUME / "huggingface")
+        token, there = _token_file(), VOLUME / "huggingface"
+        os.environ["HF_HOME"] = str(there)
+        if token.is_file() and not (there / "token").is_file():
+            os.environ["HF_TOKEN_PATH"] = str(token)
+
+
+def hub_token() -> bool:
+    """Whether there is a token of the model hub, where huggingface_hub looks for one."""
+    in_environment = any(os.environ.get(k, "").strip() for k in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    return in_environment or (_token_file().is_file() and _token_file().stat().st_size > 0)
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
 
 
 def cached(repo: str, revision: str | None = None) -> bool:
@@ -210,6 +255,34 @@ def cached_bytes(repo: str) -> int:
 
 def _place(repo: str) -> Path:
     return cache_dir() / f"models--{repo.replace('/', '--')}"
+
+
+def environment_dir(name: str) -> Path:
+    """Where the virtual environment lies that the checkout calls by a name (.venv): below VENV_DIR, where a
+    link of that name leads, in the checkout, or, where that is a network disk, below the home directory: an
+    environment is tens of thousands of small files, which a network disk reads and writes slowly. What a
+    container's disk loses when a pod stops, set-up builds again."""
+    here, home = ROOT / name, Path("~").expanduser()
+    if asked := os.environ.get("VENV_DIR"):
+        return Path(os.path.abspath(os.path.expanduser(asked))) / name
+    if here.is_symlink():
+        return Path(os.path.join(ROOT, os.readlink(here)))
+    if here.exists() or not network_disk(ROOT) or network_disk(home):
+        return here
+    checkout = hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:8]
+    return home / ".local/share/align" / f"{ROOT.name}-{checkout}" / name
+
+
+def network_disk(path: Path) -> str | None:
+    """The type of the file system that a path lies on, if others reach it over a network, too."""
+    try:
+        mounts = [line.split(" ") for line in MOUNTS.read_text().splitlines()]
+    except OSError:  # macOS
+        return None
+    path = Path(os.path.realpath(path))
+    kinds = {m[1].replace("\\040", " "): m[2] for m in mounts if len(m) > 2}  # a later mount hides an earlier
+    kind = next((kinds[str(place)] for place in (path, *path.parents) if str(place) in kinds), "")
+    return kind if NETWORK_DISK.match(kind) else None
 
 
 def disk_free(path: Path) -> float:

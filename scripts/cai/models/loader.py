@@ -6,17 +6,31 @@ The same code runs on CPU and GPU. Weights are safetensors only, and code from a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import ROOT, from_json, sha256_file
-from cai.models.device import CpuTime, cache_dir, choose_threads, settle_cache, short_waits, visible_gpus
+from cai.core.terminal import say
+from cai.models import pins
+from cai.models.device import (
+    CpuTime,
+    cache_dir,
+    cached,
+    choose_threads,
+    hub_token,
+    settle_allocator,
+    settle_cache,
+    short_waits,
+    visible_gpus,
+)
 from cai.models.fit import disk_fit, memory_fit
 from cai.models.model import Model, import_unsloth, quiet
 from cai.models.registry import ModelSpec
 
 # What a checkpoint may bring: safetensors, and text for configuration and tokenizer; no pickles, no code.
+WEIGHTS = "*.safetensors"
 SAFE_FILES = (
-    "*.safetensors",
+    WEIGHTS,
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
@@ -40,6 +54,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
     if bits not in (4, 8, 16):
         raise UserError(f"--bits {bits}: choose 4, 8 or 16")
     short_waits()
+    settle_allocator()
     started = CpuTime.now()
     import torch
 
@@ -64,7 +79,7 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
 
     transformers.utils.logging.disable_progress_bar()
     with quiet():
-        model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(path),
             max_seq_length=spec.max_seq_length,
             dtype=dtype,
@@ -82,10 +97,24 @@ def load(spec: ModelSpec, bits: int | None = None) -> Model:
             "so bitsandbytes does not work on this machine: "
             "rerun with --bits 16, or repair bitsandbytes (bash setup_environment.sh)"
         )
+    return Model(spec, model, own_tokenizer(path, model), bits, revision, threads=threads)
+
+
+def own_tokenizer(path: Path, model: Any) -> Any:
+    """The tokenizer as the checkpoint has it, padding on the left; the model pads with its token.
+
+    On CUDA, and only there, Unsloth mends what it takes for a fault: a model whose pad is its end of text
+    gets another pad, the sandbox even a new token, and every adapter would be saved with it. Attention masks,
+    and the trainers' masks of completions, tell a pad from an end of text here.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Model(spec, model, tokenizer, bits, revision, threads=threads)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
 
 
 def check_bits(bits: int, *, gpu: bool) -> None:
@@ -96,9 +125,17 @@ def check_bits(bits: int, *, gpu: bool) -> None:
         )
 
 
-def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
-    """(directory, revision) of the weights: a local directory as it is, a hub repository from the cache or
-    the network."""
+def load_tokenizer(spec: ModelSpec, bits: int) -> tuple[Any, str | None]:
+    """(tokenizer, revision) of the weights that a server has: these alone are needed here."""
+    path, revision = fetch(spec, bits, weights=False)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False), revision
+
+
+def fetch(spec: ModelSpec, bits: int, *, weights: bool = True) -> tuple[Path, str | None]:
+    """(directory, revision) of a model: a local directory as it is, a hub repository from the cache or the
+    network, without its weights if they are not asked for."""
     repo, revision = spec.source(bits)
     if local := _local(repo):
         return local, _check_directory(local)
@@ -115,9 +152,12 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
         RevisionNotFoundError,
     )
 
-    check_disk(spec, bits)
+    if weights:
+        check_disk(spec, bits)
+    files = [name for name in SAFE_FILES if weights or name != WEIGHTS]
+    fresh = not cached(repo, revision)
     try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(SAFE_FILES)))
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=files))
     except GatedRepoError:
         raise UserError(
             f"{repo} is gated: accept its terms on its hub page, then log in with `hf auth login`"
@@ -137,7 +177,10 @@ def fetch(spec: ModelSpec, bits: int) -> tuple[Path, str | None]:
             f"downloading {repo} failed ({type(error).__name__}): "
             "rerun the same command, the download goes on"
         ) from None
-    _check_directory(path, hashed=False)
+    if weights:
+        _check_directory(path, hashed=False)
+        if revision in (None, pins.pinned_commit(repo)) and (said := pins.settle(repo, path, fresh=fresh)):
+            say(said)
     return path, path.name  # snapshots/<commit>
 
 
@@ -171,6 +214,17 @@ def check_local(spec: ModelSpec, bits: int, *, context_is_set: bool = False) -> 
     if context_is_set and isinstance(made_for, int) and spec.max_seq_length > made_for:
         raise UserError(
             f"--set max_seq_length={spec.max_seq_length}: {spec.name} reads at most {made_for} tokens"
+        )
+
+
+def check_access(spec: ModelSpec, bits: int) -> None:
+    """Raises UserError for a gated repository that is not in the cache, where there is no token to get it."""
+    settle_cache()
+    repo, revision = spec.source(bits)
+    if spec.gated and not cached(repo, revision) and not hub_token():
+        raise UserError(
+            f"{repo} is gated, and there is no token of the model hub: accept its terms on "
+            f"https://huggingface.co/{repo}, then log in with `hf auth login`"
         )
 
 

@@ -10,6 +10,7 @@ two batch sizes on a GPU.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.ledger import STEP, Usage
 from cai.models.chat import chat_template
+from cai.models.completion import completion_of, end_tokens
 from cai.models.engine import Completion, Sampling, Score, TooLong
 from cai.models.model import Model
-from cai.prompts.markers import CHAT_TOKENS
+from cai.models.scores import OutputLayer, hidden_states
 
 CPU_BUDGET = 4e9  # bytes that one batch may take on a CPU
 # Examples in flight for each row of a batch: with fewer, batches mix lengths (specs/LOG.md has the figures).
@@ -62,17 +64,16 @@ class LocalEngine:
         self.max_batch = max_batch or model.spec.max_batch
         self.usage: dict[str, Usage] = {}
         self.chat = chat_template(model.spec, model.tokenizer)
-        tokenizer, config = model.tokenizer, model.model.generation_config
-        ends = {tokenizer.eos_token_id, *_as_list(config.eos_token_id)}
-        ends |= {i for t in CHAT_TOKENS if (i := tokenizer.get_vocab().get(t)) is not None}
-        self._ends = sorted(ends - {None})
+        config = model.model.generation_config
+        self._ends = end_tokens(model.tokenizer, _as_list(config.eos_token_id))
         # A checkpoint's own sampling defaults (top-k, repetition penalty, ...) must not slip into ours.
         model.model.generation_config = GenerationConfig(
-            eos_token_id=self._ends, pad_token_id=tokenizer.pad_token_id
+            eos_token_id=self._ends, pad_token_id=model.tokenizer.pad_token_id
         )
         self._criteria: dict[tuple[str, ...], Any] = {}
         self._waiting: dict[Hashable, list[Request]] = {}
         self._asked = self._batches = 0
+        self._scores_checked = False
         self._last: dict[Hashable, int] = {}  # when a group's latest request came
         self._server: asyncio.Task | None = None
 
@@ -214,22 +215,28 @@ class LocalEngine:
         self.max_batch = max(1, len(batch) // 2)
 
     def _rows_that_fit(self, lengths: Sequence[int], new_tokens: int) -> int:
-        """How many of these rows a batch takes, from the first on: their KV cache, and a few copies of their
-        logits."""
+        """How many of these rows a batch takes, from the first on. Generating needs their KV cache and a few
+        copies of their logits; scoring (new_tokens 0) keeps no cache, but what a layer makes of all tokens at
+        once, and one block of logits whatever the rows."""
         torch, config = self._torch, self._model.model.config
         if self._model.device.type == "cuda":
             reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             budget = 0.8 * (torch.cuda.mem_get_info()[0] + reserved)
         else:
             budget = CPU_BUDGET
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        bytes_a_token = 2 * config.num_hidden_layers * heads * head * 4
+        if new_tokens:
+            head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            a_token, a_row = 2 * config.num_hidden_layers * heads * head * 4, config.vocab_size * 4 * 6
+        else:
+            inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+            a_token, a_row = 4 * (3 * inner + 8 * config.hidden_size), config.vocab_size * 4
+            budget -= OutputLayer(self._model.model).block_bytes
         rows = longest = 0
         for length in lengths[: self.max_batch]:
             longest = max(longest, length)  # to which all are padded
-            logits = config.vocab_size * 4 * (6 if new_tokens else longest)
-            if (rows + 1) * ((longest + new_tokens) * bytes_a_token + logits) > budget:
+            mask = 0 if new_tokens else 4 * longest**2
+            if (rows + 1) * ((longest + new_tokens) * a_token + mask + a_row) > budget:
                 break
             rows += 1
         return max(rows, 1)
@@ -277,49 +284,45 @@ class LocalEngine:
         return [self._criteria[stop]] if stop else []
 
     def _completion(self, row: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:
-        """Cuts a generated row at its end token or its first stop string. Rows that end early are padded
-        behind."""
-        tokenizer = self._model.tokenizer
-        ends = {*self._ends, tokenizer.pad_token_id}
-        end = next((k for k, token in enumerate(row) if token in ends), None)
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        stops = (*sampling.stop, *CHAT_TOKENS)  # even spelt in pieces: no later prompt may hold one
-        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-        if found:
-            at, stop = min(found)
-            return Completion(text[:at].strip(), len(row[:end]), prompt_tokens, "stop", stop)
-        if end is not None:
-            return Completion(text.strip(), end + 1, prompt_tokens, "stop", "<eos>")
-        return Completion(text.strip(), len(row), prompt_tokens, "length")
+        return completion_of(self._model.tokenizer, self._ends, row, prompt_tokens, sampling)
 
-    def _log_softmax(self, batch: Sequence[Request], positions: int):
-        """Log-probabilities (rows, positions, vocabulary) at the last positions, in float32; and the ids."""
+    def _hidden(self, batch: Sequence[Request]):
+        """(hidden states, ids), left-padded, and the layer that projects them."""
         ids, mask = self._pad(batch)
-        logits = self._model.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=positions,
-        ).logits
-        return self._torch.log_softmax(logits[:, -positions:].float(), dim=-1), ids
+        model, layer = self._model.model, OutputLayer(self._model.model)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        hidden, logits = hidden_states(model, input_ids=ids, attention_mask=mask, position_ids=positions)
+        if not self._scores_checked:
+            layer.check(hidden[0, -1], logits[0])
+            self._scores_checked = True
+        return hidden, ids, layer
 
     def _next_token(self, batch: Sequence[Request]) -> list[list[float]]:
         """about: the options' token ids."""
-        logp, _ = self._log_softmax(batch, 1)
-        return [row[0, r.about].tolist() for row, r in zip(logp, batch, strict=True)]
+        hidden, _, layer = self._hidden(batch)
+        row_of = [row for row, r in enumerate(batch) for _ in r.about]
+        options = self._torch.tensor([option for r in batch for option in r.about])
+        found = iter(layer.log_probabilities(hidden[row_of, -1], options).tolist())
+        return [list(itertools.islice(found, len(r.about))) for r in batch]
 
     def _score(self, batch: Sequence[Request]) -> list[Score]:
         """about: the continuation's length in tokens."""
-        longest = max(r.about for r in batch)
-        logp, ids = self._log_softmax(batch, longest + 1)
-        own = logp[:, :-1].gather(2, ids[:, -longest:, None])[..., 0].tolist()  # (rows, longest)
-        tails = [tuple(row[longest - r.about :]) for row, r in zip(own, batch, strict=True)]
-        return [Score(sum(tail), tail) for tail in tails]
+        hidden, ids, layer = self._hidden(batch)
+        tails = self._torch.zeros_like(ids, dtype=self._torch.bool)
+        for row, r in zip(tails, batch, strict=True):
+            row[-r.about :] = True
+        before = tails.roll(-1, dims=1)  # a prompt has a token, so no tail begins at the first place
+        found = iter(layer.log_probabilities(hidden[before], ids[tails]).tolist())
+        rows = [tuple(itertools.islice(found, r.about)) for r in batch]
+        return [Score(sum(row), row) for row in rows]
 
 
 class _RowSampler:
-    """A logits processor that samples each row with its own generator, as noise before an argmax."""
+    """A logits processor that samples each row with its own generator, as noise before an argmax.
+
+    The logits are the model's own, on a GPU bfloat16: of 16 to 32 they are rounded to steps of 0.125, so
+    that the odds of two tokens are up to 13 % off, either way, and of several tokens within a step the noise
+    chooses (greedy: the first). Scores do not come from them: see models/scores.py."""
 
     def __init__(self, temperature: float, seeds: Sequence[int], vocabulary: int, device):
         import torch

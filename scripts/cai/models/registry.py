@@ -15,7 +15,12 @@ from cai.core.cli import MOST, MOST_BETA, MOST_LEARNING_RATE, MOST_LORA_R
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models.device import this_device
+from cai.models.pins import pinned_commit
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
+
+# By which rule a judge decides that was asked in both orders (generation/judge.py): only if both agree, or by
+# the log-odds of both together.
+JUDGE_RULES = BOTH_ORDERS, LOG_ODDS = "both orders", "log-odds"
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class ModelSpec:
     """One row of the registry. Lengths in tokens, lr per step, parameters in billions.
 
     repo: a hub id, or a directory relative to the repository. revision: its commit. repo_4bit: weights
-    already in NF4, taken when 4 bits are asked for. kind: "base" (continues text; never sees a chat token) or
-    "instruct" (its own chat template). sandbox: it speaks of the invented world, in which all is known.
+    already in NF4, taken when 4 bits are asked for. gated: the hub wants its terms accepted. kind: "base"
+    (continues text; never sees a chat token) or "instruct" (its own chat template). sandbox: it speaks of the
+    invented world, in which all is known.
     """
 
     name: str
@@ -36,6 +42,7 @@ class ModelSpec:
     bits: int = 16
     repo_4bit: str | None = None
     revision_4bit: str | None = None
+    gated: bool = False
     shots: int = 4  # exemplars before an answer, a critique, a revision
     requests: bool = True  # write the constitution's critique and revision requests out
     list_shots: int = 8  # seed instructions in a list to continue
@@ -53,6 +60,7 @@ class ModelSpec:
     critique_temperature: float = 0.3
     revision_temperature: float = 0.3
     judge_temperature: float = 0.3
+    judge_rule: str = BOTH_ORDERS
     lora_r: int = 32
     lora_alpha: int = 64
     learning_rate: float = 5e-6
@@ -60,15 +68,16 @@ class ModelSpec:
     passes: float = 2.0  # over the pairs, where no number of steps is given
     beta: float = 0.1
     loss: str = "dpo"  # of training.losses.LOSSES
-    batch_size: int = 1  # pairs per training step on one device; gradient accumulation makes up the rest
-    gradient_accumulation: int = 8
+    batch_size: int = 4  # pairs trained on at once, where GPU memory allows it (training/memory.py)
+    gradient_accumulation: int = 2  # times that a step's worth: 8 pairs
     max_batch: int = 64  # rows generated at once, where the memory allows it
 
     def source(self, bits: int) -> tuple[str, str | None]:
-        """(repository or directory, revision) that is loaded for a precision."""
-        if bits == 4 and self.repo_4bit:
-            return self.repo_4bit, self.revision_4bit
-        return self.repo, self.revision
+        """(repository or directory, revision) that is loaded for a precision: the one named here, else the
+        pinned one (models/pins.json), else None."""
+        four = bits == 4 and self.repo_4bit
+        repo, revision = (self.repo_4bit, self.revision_4bit) if four else (self.repo, self.revision)
+        return repo, revision or pinned_commit(repo)
 
     def download_gb(self, bits: int) -> float:
         """What loading has to fetch: NF4 with 16-bit embeddings is about 0.6 bytes a parameter, everything
@@ -115,8 +124,7 @@ REGISTRY: dict[str, ModelSpec] = {
             gradient_accumulation=1,
             max_batch=128,
         ),
-        # No commit of the ready 4-bit weights has been checked yet; the one that is taken is recorded with
-        # the run.
+        # No commit of the ready 4-bit weights has been checked yet: the first download pins it.
         _qwen(
             "Qwen/Qwen2.5-32B",
             "1818d35814b8319459f4bd55ed1ac8709630f003",
@@ -138,12 +146,13 @@ REGISTRY: dict[str, ModelSpec] = {
         _qwen("Qwen/Qwen2-7B-Instruct", "f2826a00ceef68f0f2b946d945ecc0477ce4450c", 7.62),
         _qwen("Qwen/Qwen2-1.5B-Instruct", "ba1cf1846d7df0a0591d6c00649f57e798519da8", 1.54),
         _qwen("Qwen/Qwen2-0.5B-Instruct", "c540970f9e29518b1d8f06ab8b24cba66ad77b6d", 0.49),
-        # A guard, not a writer (generation/guard.py). Gated: the hub asks for its terms to be accepted first.
+        # A guard, not a writer (generation/guard.py).
         ModelSpec(
             "meta-llama/Llama-Guard-3-8B",
             "meta-llama/Llama-Guard-3-8B",
             "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
             kind="instruct",
+            gated=True,
             parameters=8.03,
             max_seq_length=8192,
         ),
@@ -189,7 +198,8 @@ def is_directory(name: str) -> bool:
 SHOTS = min(map(len, (ANSWERED, EDITED, JUDGED)))  # at most
 
 # What a model is, and what follows from --model and --bits: no value to set.
-IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits", "repo_4bit", "revision_4bit")
+IDENTITY = ("name", "repo", "revision", "kind", "sandbox", "parameters", "bits")
+IDENTITY += ("repo_4bit", "revision_4bit", "gated")
 FILES = ("seeds", "skill_seeds", "heldout", "neutral")
 SETTABLE = tuple(f.name for f in fields(ModelSpec) if f.name not in (*IDENTITY, "loss"))  # there is --loss
 AT_MOST = {"lora_r": MOST_LORA_R, "learning_rate": MOST_LEARNING_RATE, "beta": MOST_BETA, "passes": 1000}
@@ -250,6 +260,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         raise UserError(f"--set {name}={text}: there are {SHOTS} exemplars")
     if name in ("warmup", "near_duplicate") and value > 1:
         raise UserError(f"--set {name}={text}: a share, at most 1")
+    if name == "judge_rule" and value not in JUDGE_RULES:
+        raise UserError(f"--set {name}={text[:40]}: choose one of {', '.join(map(repr, JUDGE_RULES))}")
     if name in FILES and not (ROOT / value).is_file():
         raise UserError(f"--set {name}={text}: there is no such file")
     return value

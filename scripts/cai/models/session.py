@@ -14,8 +14,8 @@ from cai.core.files import ROOT, display_path
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run, read_manifest
 from cai.models.device import hourly_rate, this_device
-from cai.models.engine import Engine
-from cai.models.engines import engine_of
+from cai.models.engine import Engine, together
+from cai.models.engines import EngineChoice, engine_of, free_memory, server_engine
 from cai.models.loader import check_bits, check_local, load
 from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
@@ -23,18 +23,21 @@ from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 
+IN_PROCESS = EngineChoice()
+
 
 @dataclass
 class Session:
-    """An open run with its engine. It is a context manager that closes the run. model: what training trains;
-    everything else sees the engine."""
+    """An open run with its engine. It is a context manager that closes the run. model: the weights in this
+    process, None while a server has them; bits: those to train with."""
 
     run: Run
     constitution: Constitution
     engine: Engine
     prompter: Prompter
-    model: Model
+    model: Model | None
     seed: int = 0
+    bits: int = 16
 
     @property
     def spec(self) -> ModelSpec:
@@ -44,7 +47,24 @@ class Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.engine.release()
         self.run.__exit__(*exc)
+
+    def load_weights(self) -> None:
+        """The model into this process, to be trained. A server of ours gives the GPU back first."""
+        if self.model is None:
+            self.engine.release()
+            self.model, _ = load_engine(self.spec, self.bits, self.run, quiet=True)
+
+    def use_trained(self) -> None:
+        """The engine carries the adapter that was saved for the run, as "default": in this process it does so
+        since training; else the model goes, and a server takes the adapter."""
+        if self.engine.name == "local":
+            return
+        self.model = None
+        free_memory()
+        self.engine.load_adapter(self.run.checkpoints, "default")
+        start(self.engine, self.run, quiet=True)
 
 
 def check_inputs(args: argparse.Namespace) -> tuple[Constitution, ModelSpec, str]:
@@ -70,11 +90,13 @@ def check_inputs(args: argparse.Namespace) -> tuple[Constitution, ModelSpec, str
     return constitution, spec, why
 
 
-def open_session(args: argparse.Namespace, *own: str, budget: Any = None) -> Session:
+def open_session(
+    args: argparse.Namespace, *own: str, budget: Any = None, choice: EngineChoice = IN_PROCESS
+) -> Session:
     """Bad input is found before anything heavy is loaded; the first line printed says which model, and why.
 
     own: the script's own flags that its rows depend on. budget: a costs.budget.Budget, which is asked before
-    the model is loaded and before each step after that.
+    the model is loaded and before each step after that. choice: the engine that generates and evaluates.
     """
     constitution, spec, why = check_inputs(args)
     bits = args.bits or spec.bits
@@ -87,14 +109,14 @@ def open_session(args: argparse.Namespace, *own: str, budget: Any = None) -> Ses
         **{name: getattr(args, name) for name in own},
     }
     prompts = prompt_settings()
-    settings = with_registry(flags | prompts, spec)
+    settings = with_registry(flags | prompts, spec) | choice.settings()
     run = Run.open(args.run, settings, fresh=args.fresh)
     try:
         run.log(f"model: {spec.name} - {why}")
         run.hourly_rate = hourly_rate(args.hourly_rate)
         if budget is not None:
             budget.watch(run)
-        model, engine = load_engine(spec, bits, run)
+        model, engine = open_engine(spec, bits, run, choice)
         run.pin(revision=engine.revision)
         run.record(
             dollars_per_hour=run.hourly_rate,
@@ -108,10 +130,51 @@ def open_session(args: argparse.Namespace, *own: str, budget: Any = None) -> Ses
             },
         )
         run.log(f"run:   {run.name} in {display_path(run.data)}/")
-        return Session(run, constitution, engine, prompter_of(engine), model, args.seed)
+        return Session(run, constitution, engine, prompter_of(engine), model, args.seed, bits)
     except BaseException:
         run.__exit__()
         raise
+
+
+def open_engine(
+    spec: ModelSpec,
+    bits: int,
+    run: Run,
+    choice: EngineChoice,
+    *,
+    adapter: tuple[Path, str] | None = None,
+    quiet: bool = False,
+) -> tuple[Model | None, Engine]:
+    """The engine of a choice, ready to be asked; in this process with its model. adapter: (directory, name)
+    of one that it carries."""
+    if choice.is_local:
+        model, engine = load_engine(spec, bits, run, quiet=quiet)
+        if adapter:
+            engine.load_adapter(*adapter)
+        return model, engine
+    if not quiet:
+        run.log(f"engine: {choice.engine} - {choice.why}")
+    engine = server_engine(spec, choice, run.log)
+    if adapter:  # before the start, at which a server of ours takes it at once
+        engine.load_adapter(*adapter)
+    start(engine, run, quiet=quiet)
+    return None, engine
+
+
+def start(engine: Engine, run: Run, *, quiet: bool = False) -> None:
+    """Starts and checks servers as a step of a run, which records what they are."""
+    with run.step("loading", quiet=quiet):
+        record_engine(run, engine)
+        together([engine.choose("A or B?", (" A", " B"))])
+        if not quiet:
+            about = f"{engine.spec.name} ({engine.spec.kind}), {engine.precision}"
+            run.log(f"       {about}, ${run.hourly_rate:.2f} an hour")
+
+
+def record_engine(run: Run, engine: Engine) -> None:
+    """What works for a run from now on, as the ledger's rows have it."""
+    about = {"model": engine.spec.name, "bits": engine.bits, "device": engine.device}
+    run.record(**about, engine=engine.name, precision=engine.precision, caveat=engine.caveat)
 
 
 def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, Engine]:
@@ -119,7 +182,7 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
     with run.step("loading", quiet=quiet):
         model = load(spec, bits)
         engine = engine_of(model)
-        run.record(model=spec.name, bits=engine.bits, device=engine.device)  # as the ledger's row has them
+        record_engine(run, engine)
         if model.threads:  # sums of floats may depend on it
             run.record(threads=model.threads.number)
         if not quiet:

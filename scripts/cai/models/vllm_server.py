@@ -1,31 +1,312 @@
-"""What a forecast needs to know of a vLLM server before one is started."""
+"""A vLLM server that this process owns: started when it is first needed, its GPU memory given back by stop().
+
+A server whose owner was killed is taken over by a rerun that needs the same; another is ended before one
+starts, and one that nobody takes over ends by itself (models/vllm_watchdog.py)."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
 from cai.core.errors import UserError
-from cai.core.files import ROOT
+from cai.core.files import directories, display_path, write_json
+from cai.core.text import format_duration, one_line
+from cai.models import vllm_watchdog
+from cai.models.device import GB, Gpu, visible_gpus
+from cai.models.loader import fetch
+from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
+from cai.models.vllm_environment import (
+    ENVIRONMENT_GB,
+    OWN,
+    SAY_SECONDS,
+    ensure_environment,
+    environment_ready,
+    last_line,
+    tail,
+)
+from cai.models.vllm_process import (
+    END_SECONDS,
+    KEY,
+    ask,
+    end,
+    free_port,
+    healthy,
+    is_watchdog,
+    running,
+    state_file,
+    take_lock,
+)
+from cai.models.vllm_settings import (
+    check_deterministic,
+    child_environment,
+    command,
+    download_gb,
+    is_loopback,
+    lora_rank,
+    serving_bits,
+    serving_precision,
+    write_stops,
+)
 
-ENVIRONMENT_GB = 12.0  # assumed
-START_SECONDS = 240.0  # assumed: 65 GB read from the disk and rounded, then compiled
-ROOM_GB = {"asked": 3.0, "chosen": 10.0}  # beside the weights: what it computes in, and cache for some rows
-USED = 0.92  # of the GPU's memory, that a server may take
+__all__ = [
+    "ENVIRONMENT_GB",
+    "START_SECONDS",
+    "VllmServer",
+    "download_gb",
+    "environment_ready",
+    "serving_bits",
+]
+
+# The 32B's: 65 GB read, quantised, compiled, CUDA graphs. Assumed until it was measured.
+START_SECONDS = 240.0
+SMALL_START_SECONDS = 60.0  # a small model's: most of it is imports
+MOST_SECONDS = 1800.0  # a start that takes longer has failed
+ORPHAN_SECONDS = 120.0  # that a server outlives an owner that was killed: time for a rerun to take it over
+LOOK_SECONDS = 0.5
 
 
-def environment_ready() -> bool:
-    return (ROOT / ".venv-vllm/bin/vllm").exists()
+def gpu_to_serve_on() -> Gpu | None:
+    """The GPU that vLLM takes: the first that this process may use. None on a CPU, with an environment made
+    for it. Raises UserError for a CPU without."""
+    gpus = visible_gpus()
+    if not gpus and not os.environ.get(OWN, "").strip():
+        raise UserError(
+            "vLLM needs a CUDA GPU, and there is none here: use --engine local "
+            "(vLLM's unofficial CPU build is for tests alone: bash tests/vllm.sh)"
+        )
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    number = int(first) if first.isdecimal() else 0
+    return gpus[number if number < len(gpus) else 0] if gpus else None
 
 
-def serving_bits(spec: ModelSpec, bits: int | None, gpu_memory_gb: float, *, beside_gb: float = 0.0) -> int:
-    room = gpu_memory_gb * USED - beside_gb - ROOM_GB["asked" if bits else "chosen"]
-    for each in (bits,) if bits else (16, 8, 4):
-        if spec.parameters * {16: 2.0, 8: 1.03, 4: 0.6}[each] <= room:
-            return each
-    asked = f"in {bits} bits" if bits else "in any precision"
-    raise UserError(
-        f"{spec.name} {asked} and its cache do not fit into {gpu_memory_gb:.0f} GB: take --engine local"
-    )
+def precision_of(bits: int) -> str:
+    """What a server here computes in, in words."""
+    return serving_precision(bits, gpu_to_serve_on())
 
 
-def download_gb(spec: ModelSpec, bits: int) -> float:
-    return spec.download_gb(bits)
+class VllmServer:
+    """See models.server_engine.Servers. port: the first free one from 8000 on, if none is given.
+    revision: of the weights, once it runs."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        bits: int,
+        *,
+        beside_gb: float = 0.0,
+        deterministic: bool = False,
+        log: Callable[[str], None] = print,
+        port: int | None = None,
+        host: str = "127.0.0.1",
+    ):
+        """Raises UserError for what cannot be served here; whether the memory suffices shows at the start."""
+        gpu = gpu_to_serve_on()
+        if gpu is None and bits != 16:
+            raise UserError(f"{bits} bits: vLLM's CPU build serves 16-bit weights alone; use 16 bits")
+        if not is_loopback(host) and not os.environ.get(KEY):
+            raise UserError(
+                f"--host {host}: others could use this server: "
+                f"set {KEY} to a key of your choice first, for it and for its clients"
+            )
+        if deterministic:
+            check_deterministic(bits, gpu)
+        self.spec, self.bits, self.beside_gb, self.deterministic = spec, bits, beside_gb, deterministic
+        self.url, self.revision = "", None
+        self._asked_port, self._host, self._log = port, host, log
+        self._adapters: dict[str, Path] = {}
+        self._rank = lora_rank([spec.lora_r])
+        self._lock: TextIO | None = None
+        self._process: subprocess.Popen | None = None  # the watchdog, if it is our child
+        self._pid = 0  # its number, and its group's
+
+    # ---- models.server_engine.Servers ----
+
+    def urls(self) -> Sequence[str]:
+        """Starts the server if it does not run. Raises UserError: no environment, disk, memory or port; a
+        server that ends, with its log's tail."""
+        if not self.runs():
+            self.stop()
+            try:
+                self._start()
+            except BaseException:
+                self.stop()
+                raise
+        return [self.url]
+
+    def load_adapter(self, path: Path, served: str) -> None:
+        path = Path(os.path.abspath(path))
+        rank, before = lora_rank([self._rank, lora_of(path)[0]]), self._rank
+        known = self._adapters.get(served) == path
+        self._adapters[served], self._rank = path, rank
+        if known or not self.runs():
+            return
+        if rank > before:  # what the server reserved is too small
+            self._log(f"restarting vLLM: the adapter {display_path(path)} has LoRA rank {rank}")
+            self.stop()
+            self.urls()
+        else:
+            self._load(served, path)
+
+    def stop(self) -> None:
+        """Ends all of the server's processes: the GPU's memory is free again when this returns."""
+        if self._lock is None:
+            return
+        if self._pid:
+            end(self._pid, self._process)
+            state_file().unlink(missing_ok=True)
+        self._lock.close()
+        self._lock, self._process, self._pid = None, None, 0
+        atexit.unregister(self.stop)
+
+    def runs(self) -> bool:
+        if self._lock is None:
+            return False
+        return self._process.poll() is None if self._process else is_watchdog(self._pid)
+
+    def is_recorded(self) -> bool:
+        """Whether logs/vllm.json still speaks of it: serve.py --stop takes that away first."""
+        return state_file().exists()
+
+    @property
+    def log_file(self) -> Path:
+        return directories("")[2] / f"vllm-{self.url.rpartition(':')[2]}.log"
+
+    # ---- how it is started ----
+
+    def _start(self) -> None:
+        self._lock = take_lock()
+        atexit.register(self.stop)
+        found = running()
+        if found is None:
+            self._check_memory()
+        python = ensure_environment(self._log)
+        weights, self.revision = fetch(self.spec, self.bits)
+        if found and self._settings() == found["settings"] and healthy(found["url"]):
+            self._take_over(found)
+            return
+        if found:
+            self._log(f"ending the vLLM server that a run with other settings has left: {found['url']}")
+            end(found["pid"])
+            self._check_memory()
+        self.url = self._url(free_port(self._asked_port, self._host))
+        expected = START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
+        self._log(
+            f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; "
+            f"expected to take {format_duration(expected)} (assumed); log: {display_path(self.log_file)}"
+        )
+        self._launch(python, weights)
+        self._wait()
+
+    def _url(self, port: int) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def _check_memory(self) -> None:
+        if gpu := gpu_to_serve_on():
+            serving_bits(self.spec, self.bits, gpu.free / GB, beside_gb=self.beside_gb)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a server must have in common with ours for us to use it."""
+        return {
+            **{"model": self.spec.name, "revision": self.revision, "bits": self.bits, "rank": self._rank},
+            **{"context": self.spec.max_seq_length, "deterministic": self.deterministic, "host": self._host},
+            **{"beside_gb": self.beside_gb},
+        }
+
+    def _launch(self, python: Path, weights: Path) -> None:
+        gpu, logs = gpu_to_serve_on(), directories("")[2]
+        served = command(
+            python,
+            self.spec,
+            weights,
+            self.bits,
+            gpu=gpu,
+            beside_gb=self.beside_gb,
+            host=self._host,
+            port=int(self.url.rpartition(":")[2]),
+            rank=self._rank,
+            adapters=self._adapters,
+            stops=write_stops(weights, self.spec, logs / "vllm-generation"),
+            deterministic=self.deterministic,
+        )
+        watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
+        watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
+        with open(self.log_file, "wb") as out:
+            self._process = subprocess.Popen(
+                [*watch, *served],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=child_environment(gpu=gpu, host=self._host, deterministic=self.deterministic),
+                cwd=logs,
+                start_new_session=True,  # Ctrl-C is for us; and one group to end
+            )
+        self._pid = self._process.pid
+        self._write_state()
+
+    def _write_state(self) -> None:
+        facts = {"pid": self._pid, "url": self.url, "owner": os.getpid(), "settings": self._settings()}
+        facts |= {"adapters": {name: str(path) for name, path in self._adapters.items()}}
+        write_json(state_file(), facts | {"written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+    def _wait(self) -> None:
+        began = spoken = time.monotonic()
+        while not (healthy(self.url) and self.runs()):
+            seconds = time.monotonic() - began
+            if not self.runs():
+                raise self._failed("vLLM ended before it was ready")
+            if seconds > MOST_SECONDS:
+                raise self._failed(f"vLLM was not ready after {format_duration(seconds)}")
+            if time.monotonic() - spoken > SAY_SECONDS:
+                spoken = time.monotonic()
+                self._log(f"  vLLM, {format_duration(seconds)}: {last_line(self.log_file)}")
+            time.sleep(LOOK_SECONDS)
+        self._log(f"vLLM is ready after {format_duration(time.monotonic() - began)}")
+
+    def _failed(self, what: str) -> UserError:
+        """With the log's reason in one sentence; its tail is said before."""
+        lines = tail(self.log_file, 400)
+        for line in lines[-12:]:
+            self._log(f"  | {line[:200]}")
+        reasons = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+        why = re.sub(
+            r"^\(\w+ pid=\d+\) (\w+ [\d-]+ [\d:]+ \[[\w.]+:\d+\] )?",
+            "",
+            (reasons or lines or ["it said nothing"])[-1],
+        )
+        return UserError(f"{what} ({why[:300]}): see {display_path(self.log_file)}, or use --engine local")
+
+    def _take_over(self, found: dict[str, Any]) -> None:
+        self._pid, self.url = found["pid"], found["url"]
+        self._log(f"using the vLLM server that a killed run has left: {self.url}")
+        wanted, self._adapters = self._adapters, {n: Path(path) for n, path in found["adapters"].items()}
+        self._write_state()
+        for served, path in wanted.items():
+            self.load_adapter(path, served)
+
+    def _load(self, served: str, path: Path) -> None:
+        try:
+            ask(f"{self.url}/v1/load_lora_adapter", {"lora_name": served, "lora_path": str(path)})
+        except urllib.error.HTTPError as error:
+            said = one_line(error.read().decode("utf-8", "replace"))[:300]
+            raise UserError(
+                f"vLLM does not take the adapter {display_path(path)} ({said}): "
+                "train it again, or use --engine local"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"vLLM at {self.url} does not answer ({one_line(error)}): see {display_path(self.log_file)}, "
+                "then rerun the same command"
+            ) from None
+        self._write_state()

@@ -1,5 +1,5 @@
-"""What scripts/benchmark.py gpu measures, section by section. What is measured is kept at once and not measured
-again: a rented GPU costs by the second."""
+"""What scripts/benchmark.py gpu measures, section by section. What is measured is kept at once and not
+measured again: a rented GPU costs by the second."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ class GpuFigures:
     @cached_property
     def model(self) -> Model:
         """A random one in NF4; the first to need it writes and loads it."""
-        with measurements.random_checkpoint(self.shape, 4, self.scratch, self.seed, self._files) as (spec, made):
+        with measurements.random_checkpoint(self.shape, 4, self.scratch, self.seed, self._files) as (
+            spec,
+            made,
+        ):
             model, seconds = measurements.timed(lambda: load(spec, 4))
         made |= {"parameters": shape_of(self.shape).parameters, "load_seconds": seconds}
         made |= {"weights_bytes": measurements.weights_bytes(), "memory_rate": measurements.memory_rate()}
@@ -109,7 +112,9 @@ class GpuFigures:
                         break  # shorter ones did not fit
                     if not found:  # the first of all pays for what is compiled
                         measurements.dpo_step(self.model, tokens, batch, self.seed)
-                    self._keep("train", found | {key: measurements.dpo_step(self.model, tokens, batch, self.seed)})
+                    self._keep(
+                        "train", found | {key: measurements.dpo_step(self.model, tokens, batch, self.seed)}
+                    )
                     found = self.facts["train"]
 
     # ---- the server ----
@@ -149,9 +154,10 @@ class GpuFigures:
         raise refused
 
     def _served(self, spec: Any, bits: int) -> None:
+        from transformers import AutoTokenizer
+
         from cai.models.server_engine import ServerEngine
         from cai.models.vllm_server import VllmServer
-        from transformers import AutoTokenizer
 
         weights, tokenizer = Weights("vllm", bits), AutoTokenizer.from_pretrained(spec.repo)
         try:
@@ -221,7 +227,9 @@ def _last(found: Any) -> str:
     """What was measured last, for the terminal."""
     last = list(found.values())[-1] if isinstance(found, dict) else found
     last = last[-1] if isinstance(last, list) and last else last
-    return ", ".join(f"{k} {_number(v)}" for k, v in last.items()) if isinstance(last, dict) else _number(last)
+    return (
+        ", ".join(f"{k} {_number(v)}" for k, v in last.items()) if isinstance(last, dict) else _number(last)
+    )
 
 
 def _number(value: Any) -> str:

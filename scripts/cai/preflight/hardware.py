@@ -12,30 +12,55 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 from cai.core.cli import BAD_INPUT, GO, cli
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device
-from cai.models.device import GB, cache_dir, cached, disk_free, gpus, machine_kind, output_of, settle_cache
+from cai.models.device import (
+    GB,
+    Gpu,
+    cache_dir,
+    cached,
+    cuda_version,
+    disk_free,
+    environment_dir,
+    gpus,
+    hub_token,
+    settle_cache,
+)
 from cai.models.fit import disk_fit, memory_fit
-from cai.models.registry import ModelSpec, choose, resolve
+from cai.models.registry import REGISTRY, ModelSpec, choose, resolve
 from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
 
-CUDA_NEEDED = 13  # the CUDA version that the pinned torch is built for
-DRIVER_NEEDED = 580  # the first driver that runs it
+CUDA, DRIVER = 13, 580  # what the pinned torch is built for, and the first driver that runs it
+DRIVER_12 = 525  # the first driver that runs what is built for any CUDA 12
+COMPAT = Path("/usr/local/cuda-13.0/compat")  # where NVIDIA's package cuda-compat-13-0 puts its library
+# GPUs that NVIDIA documents the package for, by name: those of data centres, not GeForce.
+DATA_CENTRE = re.compile(r"\b([ABH][1-9]00|[HB]200|GH200|A10|A16|A2|A30|A40|L4|L40S?|T4|V100)\b")
 
 # Free space in GB that an installation needs: the environment, and pip's downloads of it. Measured for the
-# CPU set (2.0 + 0.5), estimated from its wheels for the CUDA set (12 + 5).
-INSTALL_GB = {"cpu": 3, "cuda": 17}
+# CPU set (2.0 + 0.5), estimated from its wheels for the CUDA sets (12 + 5).
+INSTALL_GB = {"cpu": 3, "cuda": 17, "cuda12": 17}
 
 
-def cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the driver runs, as nvidia-smi's header says it."""
-    said = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", output_of("nvidia-smi")[1])
-    return (int(said[1]), int(said[2])) if said else None
+def package_set() -> str:
+    """Which set of packages belongs on this machine: cpu, cuda (CUDA 13), or cuda12 for an older driver."""
+    found, _ = gpus()
+    return "cpu" if not found else "cuda" if cuda_major(found[0].driver) >= CUDA else "cuda12"
+
+
+def cuda_major(driver: str) -> int:
+    """The newest major version of CUDA that runs here, by the driver's number if nvidia-smi does not say."""
+    if version := cuda_version():
+        return version[0]
+    number = int(re.match(r"\d*", driver)[0] or 0)
+    return CUDA if number >= DRIVER else 12 if number >= DRIVER_12 else 11
 
 
 # ---- rows ----
@@ -57,7 +82,7 @@ def packages_row(kind: str) -> Row:
 
 
 def gpu_rows() -> list[Row]:
-    """A row for each GPU, then bf16 and the driver; one row that says why where there is none."""
+    """A row for each GPU, then bf16, driver and compiler; one row that says why where there is none."""
     found, reason = gpus()
     if not found and "does not answer" in reason:
         return [Row("gpu", WARN, reason, "repair the driver or rent another machine")]
@@ -76,19 +101,53 @@ def gpu_rows() -> list[Row]:
     if device.gpus_hidden():
         do = "unset it to use them"
         rows.append(Row("gpu in use", WARN, "none: CUDA_VISIBLE_DEVICES hides all, so the CPU is used", do))
-    return [*rows, driver_row(found[0].driver)]
+    return [*rows, driver_row(found[0]), compiler_row()]
 
 
-def driver_row(driver: str) -> Row:
-    cuda = cuda_version()
-    major = re.match(r"\d+", driver)
-    fits = cuda[0] >= CUDA_NEEDED if cuda else int(major[0] if major else 0) >= DRIVER_NEEDED
-    found = f"{driver}, CUDA {cuda[0]}.{cuda[1]}" if cuda else driver
-    do = (
-        f"the pinned torch needs CUDA {CUDA_NEEDED} (driver {DRIVER_NEEDED} or newer): rent one with it "
-        f"(RunPod: filter by CUDA version {CUDA_NEEDED}.0)"
-    )
-    return Row("driver", OK, found) if fits else Row("driver", FAIL, found, do)
+def driver_row(gpu: Gpu) -> Row:
+    """CUDA 13 is what the pins are built for; CUDA 12 gets its own builds of them, but no vLLM."""
+    major, version = cuda_major(gpu.driver), cuda_version()
+    found = f"{gpu.driver}, CUDA {version[0]}.{version[1]}" if version else gpu.driver
+    if major >= CUDA:
+        return Row("driver", OK, found)
+    rent = f"rent a machine with driver {DRIVER} or newer (RunPod: filter by CUDA version {CUDA}.0)"
+    if major < 12:
+        return Row("driver", FAIL, f"{found}: too old for any build of the pinned torch", rent)
+    of_compat = str(COMPAT) in os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    use = f"export LD_LIBRARY_PATH={COMPAT}:$LD_LIBRARY_PATH and run bash setup_environment.sh again"
+    if of_compat:
+        do = f"NVIDIA's compatibility library ({COMPAT}) is in LD_LIBRARY_PATH, and is not used here: {rent}"
+    elif (COMPAT / "libcuda.so.1").exists():
+        do = f"NVIDIA's compatibility library is here and not used: {use}; or {rent}"
+    elif DATA_CENTRE.search(gpu.name):
+        do = f"for vLLM {rent}; or apt-get install cuda-compat-13-0 (from NVIDIA's package source), {use}"
+    else:
+        do = f"for vLLM {rent}"
+    return Row("driver", WARN, f"{found}: torch's build for CUDA 12 is taken, and vLLM does not run", do)
+
+
+def compiler_row() -> Row:
+    """Triton compiles as it runs: with CC, gcc or clang, against Python's headers."""
+    compiler = next(filter(shutil.which, (os.environ.get("CC") or "gcc", "clang")), None)
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    missing = [] if compiler else ["a C compiler"]
+    missing += [] if headers else [f"{python}'s headers (Python.h)"]
+    if not missing:
+        return Row("compiler", OK, f"{compiler}, with {python}'s headers")
+    wanted = ["gcc"] * (not compiler) + [f"{python}-dev"] * (not headers)
+    do = f"apt-get update && apt-get install -y {' '.join(wanted)}"
+    return Row("compiler", FAIL, f"Triton needs {' and '.join(missing)} on a GPU", do)
+
+
+def environment_row() -> Row:
+    place = environment_dir(".venv")
+    if kind := device.network_disk(place):
+        do = "move .venv away and run bash setup_environment.sh again, with VENV_DIR=/a/local/disk if need be"
+        return Row("environment", WARN, f"{place}: on a network disk ({kind}), slow for many small files", do)
+    if place == ROOT / ".venv":
+        return Row("environment", OK, str(place))
+    return Row("environment", OK, f"{place}, by the link .venv: built again by set-up when that disk is gone")
 
 
 def cache_row() -> Row:
@@ -101,11 +160,21 @@ def cache_row() -> Row:
     return Row("model cache", OK, str(place))
 
 
+def token_row() -> Row:
+    """Of a gated model there is more than enough time to ask for access before milestone 3 needs it."""
+    shut = [spec.name for spec in REGISTRY.values() if spec.gated and not cached(*spec.source(spec.bits))]
+    if not shut or hub_token():
+        return Row("hub token", OK, "there" if shut else "not needed: gated models are in the cache")
+    do = f"accept the terms on https://huggingface.co/{shut[0]}, then hf auth login; or --guard sandbox"
+    return Row("hub token", WARN, f"none: {', '.join(shut)}, milestone 3's guard, is gated", do)
+
+
 def space_row(kind: str) -> Row:
-    need, free = INSTALL_GB[kind], disk_free(ROOT) / GB
-    found = f"{free:.1f} GB free at {ROOT}; installing the {kind} set takes {need} GB"
-    do = "" if free >= need else "free some space there"
-    return Row("disk for packages", FAIL if do else OK, found, do)
+    place = environment_dir(".venv")
+    need, free = INSTALL_GB[kind], disk_free(place) / GB
+    found = f"{free:.1f} GB free at {place.parent}; installing the {kind} set takes {need} GB"
+    do = "free some space there (RunPod: a larger container disk), or use another: VENV_DIR=/a/local/disk"
+    return Row("disk for packages", OK, found) if free >= need else Row("disk for packages", FAIL, found, do)
 
 
 def runs_row() -> Row:
@@ -160,8 +229,10 @@ def memory_row(spec: ModelSpec, bits: int, short: str) -> Row:
 
 def report(spec: ModelSpec | None = None, bits: int | None = None, *, must_fit: bool = False) -> list[Row]:
     """The whole table for this machine, with its default model unless one is given."""
-    kind, spec = machine_kind(), spec or choose("auto")[0]
-    machine = [python_row(), packages_row(kind), *gpu_rows(), cache_row(), runs_row()]
+    kind, spec = package_set(), spec or choose("auto")[0]
+    machine = [python_row(), packages_row(kind), environment_row(), *gpu_rows(), cache_row(), runs_row()]
+    if kind != "cpu":
+        machine.append(token_row())
     return machine + model_rows(spec, bits or spec.bits, must_fit=must_fit)
 
 
@@ -170,13 +241,18 @@ def main() -> int:
     p.add_argument("--model", help="the model that must fit (default: this machine's own, which only warns)")
     p.add_argument("--bits", type=int, help="4, 8 or 16 (default: the model's own)")
     ask = p.add_mutually_exclusive_group()
-    ask.add_argument("--kind", action="store_true", help="print cpu or cuda, nothing else")
+    ask.add_argument("--kind", action="store_true", help="print cpu, cuda or cuda12, nothing else")
+    ask.add_argument("--environment", action="store_true", help="print where .venv lies, or is to lie")
     ask.add_argument("--versions", choices=INSTALL_GB, help="status 0 if the packages are as pinned, else 1")
     ask.add_argument("--torch-suits", choices=INSTALL_GB, help="status 0 if torch is missing or fits, else 1")
     ask.add_argument("--before-install", choices=INSTALL_GB, help="only what makes an installation pointless")
     args = p.parse_args()
     if args.kind:
-        print(machine_kind())
+        print(package_set())
+        return GO
+    if args.environment:
+        place = environment_dir(".venv")
+        print(".venv" if place == ROOT / ".venv" else place)
         return GO
     if args.versions:
         return int(bool(misfits(args.versions)))

@@ -12,14 +12,17 @@ import sys
 
 from cai.core.files import ROOT
 
+# The builds of torch that suit a kind of machine, by their local versions; PyPI's, for CUDA 13, has none.
+BUILDS = {"cpu": ("cpu",), "cuda": ("", "cu130"), "cuda12": ("cu126",)}
+
 # What set-up installs beside requirements-cpu.txt.
 BESIDE_THE_CPU_FILE = ("torch", "unsloth", "unsloth-zoo")
 
 
 def pins(kind: str) -> dict[str, str]:
-    """Package -> pinned version of the set that a kind of machine ("cuda" or "cpu") installs."""
+    """Package -> pinned version of the set that a kind of machine ("cuda", "cuda12" or "cpu") installs."""
     pinned = _pins_of("requirements.txt")
-    if kind == "cuda":
+    if kind != "cpu":
         linux_x86 = platform.machine() == "x86_64" and sys.platform == "linux"
         return {name: version for name, version in pinned.items() if name != "xformers" or linux_x86}
     text = (ROOT / "requirements-cpu.txt").read_text(encoding="utf-8")
@@ -42,12 +45,12 @@ def misfits(kind: str) -> list[str]:
 
 
 def torch_suits(kind: str) -> bool:
-    """Whether this Python's torch, if any, is the kind's build: both satisfy the same version pin."""
+    """Whether this Python's torch, if any, is the kind's build: all satisfy the same version pin."""
     try:
         build = importlib.metadata.version("torch").partition("+")[2]
     except importlib.metadata.PackageNotFoundError:
         return True
-    return (build == "cpu") == (kind == "cpu" and sys.platform != "darwin")
+    return sys.platform == "darwin" or build in BUILDS[kind]
 
 
 def _plain(name: str) -> str:

@@ -1,8 +1,8 @@
 """Random models of a known shape, written as checkpoints in 16 bits or, ready made, in 4.
 
-A benchmark measures a 32B before anything of it is downloaded: the weights are drawn layer by layer, for 4 bits
-rounded to NF4 on the machine's own device, and written in the format of the real repositories, so that they
-load by the very path that those take. Speed and memory depend on the shape alone; the text is noise.
+A benchmark measures a 32B before anything of it is downloaded: the weights are drawn layer by layer, for 4
+bits rounded to NF4 on the machine's own device, and written in the format of the real repositories, so that
+they load by the very path that those take. Speed and memory depend on the shape alone; the text is noise.
 """
 
 from __future__ import annotations

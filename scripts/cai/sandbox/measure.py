@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from cai.core.schema import row_seed
 from cai.core.stats import wilson
 from cai.generation import self_instruct
-from cai.generation.judge import HELPFUL, Case, compare_all
+from cai.generation.judge import HELPFUL, Case, Judgement, compare_all
 from cai.models.engine import Completion, Engine, complete_all, sampling
+from cai.models.registry import BOTH_ORDERS, JUDGE_RULES
 from cai.prompts.constitution import Principle
 from cai.prompts.templates import Prompter
 from cai.prompts.training_format import training_prompt
@@ -51,6 +52,8 @@ TARGETS = (
     Target("five skills: revision right", "revisions right, average of the five skills", 0.75),
     Target("lists of skills: well formed", "generated instructions for the skills well formed", 0.85),
 )
+
+AFTER = {True: "after a reason", False: "at once"}  # how the judge's letters are read
 
 COLUMNS = ("first answer right", "bare format right", "verdict right", "critique right", "revision right")
 
@@ -199,28 +202,50 @@ class Measurement:
                 if good != other:
                     case = Case(item.instruction, item.instruction, good, other, self._principle(item, own))
                     cases.append(("equal", case))
-        done = compare_all(self.engine, self.prompter, [c for _, c in cases], self.seed, self.adapter)
-        for (name, case), found in zip(cases, done, strict=True):
-            if name == "equal":
-                self._count("judge, equal: tied", found.tie)
-            else:
-                for key in ("judge of skills" if name in SKILLS else "judge", f"judge, {name}"):
-                    self._count(f"{key}: right", found.forward > 0.5)
-                    self._count(f"{key}: right", found.backward > 0.5)
-                    self._count(f"{key}: right in both orders", found.second_wins)
-                    self._count(f"{key}: wrong in both orders", found.first_wins)
-            self.transcripts.append(
-                {
-                    "group": f"judge, {name}",
-                    "instruction": case.instruction,
-                    "worse": case.first,
-                    "better": case.second,
-                    "principle": case.principle.principle,
-                    **found.as_dict(),
-                }
+        for reasoned, how in AFTER.items():
+            done = compare_all(
+                *(self.engine, self.prompter, [c for _, c in cases], self.seed, self.adapter),
+                reasoned=reasoned,
             )
+            for (name, case), found in zip(cases, done, strict=True):
+                self._verdicts(name, how, found)
+                if reasoned:
+                    self._orders(name, found)
+                    self.transcripts.append(
+                        {
+                            "group": f"judge, {name}",
+                            "instruction": case.instruction,
+                            "worse": case.first,
+                            "better": case.second,
+                            "principle": case.principle.principle,
+                            **found.as_dict(),
+                        }
+                    )
         shown = ("right", "right in both orders", "wrong in both orders")
         self.report("judge: " + ", ".join(f"{self.counts[f'judge: {key}']} {key}" for key in shown))
+
+    def _orders(self, name: str, found: Judgement) -> None:
+        """What each order says, for the table of targets."""
+        if name == "equal":
+            self._count("judge, equal: tied", found.tie)
+            return
+        winner = found.winner_by(BOTH_ORDERS)
+        for key in ("judge of skills" if name in SKILLS else "judge", f"judge, {name}"):
+            self._count(f"{key}: right", found.forward > 0.5)
+            self._count(f"{key}: right", found.backward > 0.5)
+            self._count(f"{key}: right in both orders", winner == "second")
+            self._count(f"{key}: wrong in both orders", winner == "first")
+
+    def _verdicts(self, name: str, how: str, found: Judgement) -> None:
+        """What each rule makes of it; of all cases, those of skills too."""
+        for rule in JUDGE_RULES:
+            winner = found.winner_by(rule)
+            if name == "equal":
+                self._count(f"judge by {rule} {how}: equals tied", winner == "tie")
+                continue
+            self._count(f"judge by {rule} {how}: recall", winner == "second")
+            if winner != "tie":
+                self._count(f"judge by {rule} {how}: precision", winner == "second")
 
     # ---- helpers ----
 
@@ -317,3 +342,23 @@ def details(counts: dict[str, list[int]]) -> str:
         )
         lines.append(f"| {name} | {cells[0][1]} | {' | '.join(shares)} |")
     return "\n".join(lines)
+
+
+def judging_rules(counts: dict[str, list[int]]) -> str:
+    """What each rule makes of the same answers of the judge, in Markdown, with 95 % Wilson intervals. Recall:
+    of all cases that have a better response, those where it is named. Precision: of those where one is
+    named."""
+    columns = ("recall", "precision", "equals tied")
+    lines = [f"| judge | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for how in AFTER.values():
+        for rule in JUDGE_RULES:
+            cells = [counts.get(f"judge by {rule} {how}: {column}", [0, 0]) for column in columns]
+            lines.append(f"| {rule}, {how} | {' | '.join(_share(*cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _share(hits: int, n: int) -> str:
+    if not n:
+        return "none"
+    low, high = wilson(hits, n)
+    return f"{hits / n:.1%} of {n} ({low:.1%} to {high:.1%})"

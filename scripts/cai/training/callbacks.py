@@ -19,8 +19,9 @@ from cai.models.model import Model
 from cai.training import checkpoints
 from cai.training.implicit_reward import Preference, prefer, scores
 from cai.training.likelihood_displacement import DISPLACED, FEW, Watch
-from cai.training.losses import LOSSES, Loss
-from cai.training.settings import LN2, START_TOLERANCE, Settings
+from cai.training.losses import LOSSES
+from cai.training.settings import Settings
+from cai.training.start import Start
 
 MEASURED = 200  # pairs of a kind that a measurement takes at most: an accuracy to within 7 points
 LOG_KEYS = {"kind": str, "step": int}
@@ -28,10 +29,13 @@ LOG_KEYS = {"kind": str, "step": int}
 
 @dataclass
 class Log:
-    """Writes every logged step to training.jsonl; checks the first one and that the loss stays finite."""
+    """Writes every logged step to training.jsonl; checks the first one and that the loss stays finite.
+    first: what the first step has seen, of a loss with a reference."""
 
     settings: Settings
     output: Path
+    say: Callable[[str], None] = field(default=lambda text: None, kw_only=True)
+    first: Start | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -44,8 +48,8 @@ class Log:
         row |= {k.removeprefix("rewards/"): float(v) for k, v in logs.items()}
         row.pop("num_tokens", None)  # TRL counts them from the process's start, not the training's
         row = {loss.renamed.get(k, k): v for k, v in row.items()}
-        if number == 1:
-            check_start(row, loss)
+        if number == 1 and self.first is not None:
+            self.say(f"      {self.first.check(row, loss)}")
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
                 what = f"the {self.settings.loss} loss" if name == "loss" else name.replace("_", " ")
@@ -54,6 +58,10 @@ class Log:
                     f"lower the learning rate ({self.settings.learning_rate})"
                 )
         self.write(row)
+
+    @property
+    def step_reached(self) -> int:
+        return max((row["step"] for row in self.rows if row["kind"] == "train"), default=0)
 
     # What Watched adds.
 
@@ -98,8 +106,8 @@ class Watched(Log):
         say: Callable[[str], None],
         budget: Budget | None = None,
     ):
-        super().__init__(settings, output)
-        self.engine, self.model, self.say, self.trainer = engine, model, say, None
+        super().__init__(settings, output, say=say)
+        self.engine, self.model, self.trainer = engine, model, None
         self.budget, self.pieces, self.closing = budget, None, 0.0  # closing: dollars of what ends a training
         self.sets = {"train": _some(pairs), "held_out": _some(held_out)}
         self.sets = {name: rows for name, rows in self.sets.items() if rows}
@@ -237,20 +245,6 @@ def callback(log: Log, model: Model) -> Any:
             log.saved(state.global_step)
 
     return Callback()
-
-
-def check_start(row: dict[str, Any], loss: Loss) -> None:
-    """Raises UserError unless margin and rewards of the first step are 0, and the loss ln 2 where it is the
-    margin's alone: the policy starts as its own reference."""
-    if not loss.has_reference:
-        return
-    away = max(abs(row.get(key, 0.0)) for key in ("margins", "chosen", "rejected"))
-    if away > START_TOLERANCE or (loss.starts_at_ln2 and abs(row["loss"] - LN2) > START_TOLERANCE):
-        raise UserError(
-            "training does not start from its reference: "
-            f"at step 0 the loss is {row['loss']:.4f} (ln 2 is {LN2:.4f}) "
-            f"and the margin {row['margins']:.4f} (0): the adapter and the reference differ"
-        )
 
 
 def _some(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

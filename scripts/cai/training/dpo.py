@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
 from cai.core.files import display_path, write_json
 from cai.core.jsonl import read
+from cai.core.run import Run
 from cai.core.stats import wilson
 from cai.costs.budget import Budget
 from cai.models.engines import engine_of
@@ -29,9 +31,10 @@ from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
 from cai.training.callbacks import LOG_KEYS, Log, Watched
 from cai.training.likelihood_displacement import DISPLACED, WAY_OUT, displaced, pair_statistics
+from cai.training.memory import after_out_of_memory, fitting, give_memory_back, out_of_memory
 from cai.training.pair_files import refuse_special_tokens, same_tokens
 from cai.training.settings import FINISHED, Settings, default_every
-from cai.training.trainer import build
+from cai.training.trainer import build, told
 
 
 @dataclass
@@ -76,21 +79,38 @@ class Result:
 
 def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: Settings) -> Result:
     """Trains on the pairs that are not held out, as the step "training" of the session's run, which records
-    it. The model carries the adapter "default" then, be it of an earlier call of the same."""
+    it. The engine carries the adapter "default" then, be it of an earlier call of the same."""
     seen, held_out = ([row for row in pairs if row["held_out"] is side] for side in (False, True))
     if not seen:
         raise UserError("no pair to train on: see the table above for which reason took how many")
     run = session.run
     how = {"resume": True, "log": run.log, "budget": run.budget}
     how["pairs_file"] = run.manifest.get("pairs", {}).get("sha256")
-    with run.step("training") as step:
-        step.by("local", session.model.bits)
-        result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
-        step.examples = result.taken
+    if session.model is None and (result := _earlier(run, settings)):
+        run.log(f"this training was done earlier ({result.status}): {display_path(run.checkpoints)}")
+    else:
+        session.load_weights()
+        with run.step("training") as step:
+            result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
+            step.examples = result.taken
     facts = ("status", "steps", "before", "after")
     found = {key: getattr(result, key) for key in facts}
     run.record(adapter=result.adapter, training=found)
+    session.use_trained()
     return result
+
+
+def _earlier(run: Run, settings: Settings) -> Result | None:
+    """What a training that has ended for a run came to, if it was of these settings and pairs: to know it, no
+    gigabytes have to be loaded."""
+    if not manifest.is_finished(run.checkpoints):
+        return None
+    earlier = manifest.read_training(run.checkpoints)
+    told = replace(settings, every=settings.every or default_every(settings.steps))
+    same = asdict(told).items() <= earlier["settings"].items()
+    if not same or earlier.get("pairs_file") != run.manifest.get("pairs", {}).get("sha256"):
+        return None
+    return Result(**{k: earlier["result"][k] for k in manifest.RESULT_KEYS})
 
 
 def train(
@@ -154,20 +174,21 @@ def train(
     for line in statistics.lines():
         log(f"      {line}")
     settings = begin(model, settings, start)
-    engine = engine_of(model)  # for what is measured along the way
-    state = Watched(engine, model, pairs, held_out, settings, output, _past_redirection(log), budget)
-    last = state.resume_at
+    fit = fitting(model, settings, statistics.longest, log)
+    say = _past_redirection(log)
+    watched = partial(Watched, engine_of(model), model, pairs, held_out, settings, output, say, budget)
+    state = watched()
+    last = begun_at = state.resume_at
     if budget is not None:
         ahead = settings.steps - last
         budget.step(f"{ahead} training steps", ahead * budget.rates.get("training", 0.0))
     if state.watch.stopped or last == settings.steps:  # it was killed between its last step and its end
         state.start()
     else:
-        with contextlib.redirect_stdout(io.StringIO()):  # the libraries' own printing
-            trainer = build(model, pairs, settings, output, state, trackers.prepare(tracker, output))
-            state.trainer = trainer if tracker != "none" else None
-            trainer.train(resume_from_checkpoint=str(checkpoints.place(output, last)) if last else None)
-        last = trainer.state.global_step
+        while (last := _train_steps(state, pairs, fit, output, tracker)) is None:
+            fit = after_out_of_memory(fit, state.step_reached, say)
+            _back_to_the_start(model, output)
+            state = watched()
         if budget is not None:
             budget.stop_if_reached()
     _drop_reference(model)
@@ -190,9 +211,10 @@ def train(
         before=state.before,
         after=after,
         forecast=asdict(statistics),
-        taken=last - state.resume_at,
+        taken=last - begun_at,
     )
-    write_json(output / manifest.NAME, earlier | {"status": status, "result": asdict(result)})
+    ended = {"status": status, "trainer": told(model, fit, len(pairs)), "result": asdict(result)}
+    write_json(output / manifest.NAME, earlier | ended)
     shutil.rmtree(output / checkpoints.DIRECTORY)
     return result
 
@@ -214,14 +236,45 @@ def train_dpo(
     settings.checked()
     if same_tokens(model.tokenizer, pairs)[0]:
         raise UserError("'chosen' and 'rejected' of a pair are the same tokens: there is nothing to learn")
+    import torch
+
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.jsonl").unlink(missing_ok=True)  # this training starts at step 0
     log = Log(settings, output)
     with contextlib.redirect_stdout(io.StringIO()):  # TRL's own printing of the log
-        build(model, pairs, settings, output, log).train()
+        try:
+            build(model, pairs, settings, output, log).train()
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(log.step_reached, min(settings.batch_size, len(pairs))) from error
     _drop_reference(model)
     shutil.rmtree(output / checkpoints.DIRECTORY, ignore_errors=True)  # the trainer's own, empty
     return log.rows
+
+
+def _train_steps(
+    state: Watched, pairs: Sequence[Mapping[str, Any]], fit: Settings, output: Path, tracker: str
+) -> int | None:
+    """TRL's training from the state's checkpoint on; the last step. None where the GPU's memory ran out."""
+    import torch
+
+    start = state.resume_at
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the libraries' own printing
+            trainer = build(state.model, pairs, fit, output, state, trackers.prepare(tracker, output))
+            state.trainer = trainer if tracker != "none" else None
+            trainer.train(resume_from_checkpoint=str(checkpoints.place(output, start)) if start else None)
+        return trainer.state.global_step
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _back_to_the_start(model: Model, output: Path) -> None:
+    """The adapter as it was before the first step, and the memory of the trainer that has failed."""
+    _drop_reference(model)
+    start = checkpoints.place(output, 0)
+    if start.exists():
+        checkpoints.load_weights(model.model, start)
+    give_memory_back()
 
 
 def begin(model: Model, settings: Settings, start: Path | None) -> Settings:

@@ -28,7 +28,8 @@ WAY_OUT = "Lower --lr, raise --beta, or use --loss dpo+nll"
 @dataclass(frozen=True)
 class PairStatistics:
     """Lengths in tokens, end token included. similarity: mean of 1 - edit distance / longer length, over
-    tokens; near: share of pairs at NEAR or above; over_length: pairs longer than max_length."""
+    tokens; near: share of pairs at NEAR or above; over_length: pairs longer than max_length; longest: of
+    those that are not."""
 
     pairs: int
     prompt: float
@@ -38,6 +39,7 @@ class PairStatistics:
     p95: int
     max_length: int
     over_length: int
+    longest: int
     similarity: float
     near: float
 
@@ -92,6 +94,7 @@ def pair_statistics(
         p95=sorted(whole)[math.ceil(0.95 * n) - 1],
         max_length=max_length,
         over_length=n - sum(fits),
+        longest=max((length for length, fit in zip(whole, fits, strict=True) if fit), default=0),
         similarity=sum(like) / n,
         near=sum(x >= NEAR for x in like) / n,
     )

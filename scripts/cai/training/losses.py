@@ -19,6 +19,17 @@ def _orpo() -> tuple[type, type]:
     return ORPOConfig, ORPOTrainer
 
 
+# TRL's own values of DPO, stated because Unsloth has defaults of its own (training/trainer.py).
+DPO = {
+    "f_divergence_type": "reverse_kl",
+    "label_smoothing": 0.0,
+    "padding_free": False,
+    "precompute_ref_log_probs": False,
+    "sync_ref_model": False,
+    "use_weighting": False,
+}
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss as TRL has it. says: for --help. classes: TRL's configuration and trainer, imported when called.
@@ -31,12 +42,15 @@ class Loss:
     terms: Mapping[str, float | str] = field(default_factory=dict)
     has_reference: bool = True
     starts_at_ln2: bool = True
+    fused_head: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=lambda: dict(DPO))
 
-    def config(self, settings: Any) -> dict[str, list]:
+    def config(self, settings: Any) -> dict[str, Any]:
         """What TRL's configuration is told of the loss itself."""
         weights = [getattr(settings, w) if isinstance(w, str) else w for w in self.terms.values()]
-        return {"loss_type": list(self.terms), "loss_weights": weights} if self.terms else {}
+        terms = {"loss_type": list(self.terms), "loss_weights": weights} if self.terms else {}
+        return terms | dict(self.stated)
 
 
 LOSSES = {
@@ -51,6 +65,8 @@ LOSSES = {
         classes=_orpo,
         has_reference=False,
         starts_at_ln2=False,
+        fused_head=False,  # Unsloth has one, and falls back to whole logits without a word
+        stated={},
         renamed={f"logps/{side}": f"logps per token/{side}" for side in ("chosen", "rejected")},
     ),
 }

@@ -15,7 +15,7 @@ from cai.training.losses import LOSSES
 LEAST_STEPS, MOST_STEPS_OF_FEW = 10, 100
 FINISHED = "finished"  # how a training ended that was not stopped: see likelihood_displacement
 LN2 = math.log(2)
-START_TOLERANCE = 0.02  # of the loss at step 0 around ln 2: what bfloat16 rounding leaves
+START_TOLERANCE = 0.02  # of a loss around ln 2, where the tokens it is of are not counted (else: start.py)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,320 @@
+"""The servers of an engine, as one event loop sees them: which of them gets a request, what is tried again,
+which of them is left out and when it is taken back.
+
+A server works for one adapter at a time: rows of the base model came out wrong beside rows of an adapter in
+one batch (specs/engines.md). So it takes requests of the adapter that it is at, and is drained before it
+turns to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cai.core.errors import RERUN, UserError
+from cai.core.text import format_duration
+from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault
+
+KEY = "CAI_API_KEY"  # where the servers' key stands; nowhere else
+ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
+PATIENCE = 8 * ROWS  # requests that another adapter's let pass, before a server is drained for them
+TRIES = 5  # of one request that servers answer wrongly
+FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between tries: twice as long each time
+GIVE_UP = 600.0  # seconds without any server, before the run ends
+NEVER_SEEN = 10.0  # the same, of servers none of which has answered yet
+
+T = TypeVar("T")
+
+
+def back_off(tries: int) -> float:
+    return min(LONGEST_WAIT, FIRST_WAIT * 2**tries)
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """url: without /v1. model: what it calls the base model. adapter: whose requests it is at (None: the
+    base's). drains: it takes none until it is empty."""
+
+    url: str
+    model: str = ""
+    adapter: str | None = None
+    flying: int = 0
+    live: bool = False
+    drains: bool = False
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that waits for a server. came: how many had been given to one by then."""
+
+    adapter: str | None
+    came: int
+    avoid: Endpoint | None
+    given: asyncio.Future[Endpoint] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Endpoints:
+    """find: the servers' URLs; it may start one that has stopped, and take its time. admit: checks a server,
+    anew where it was gone meanwhile, and names its model; raises Fault or UserError."""
+
+    def __init__(
+        self,
+        find: Callable[[], Sequence[str]],
+        admit: Callable[[Endpoint, Any, bool], Awaitable[None]],
+        *,
+        seen: bool,
+        log: Callable[[str], None],
+    ):
+        self._find, self._admit, self._log = find, admit, log
+        self.loop = asyncio.get_running_loop()
+        self.endpoints: list[Endpoint] = []
+        self.seen = seen  # one of them has answered, now or in an earlier loop
+        self._waiting: dict[str | None, deque[Ticket]] = {}
+        self._given = 0
+        self._error: UserError | None = None
+        self._alone_since = time.monotonic()
+        self._watched: dict[Endpoint, asyncio.Task] = {}
+        self._client = self._closing = None
+        self._starting: asyncio.Task | None = None
+
+    # ---- asking ----
+
+    async def ask(self, adapter: str | None, work: Callable[[Endpoint, Any], Awaitable[T]]) -> T:
+        """work on one of the servers, and on another where it comes to a Fault. Raises UserError."""
+        self._starting = self._starting or asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+        avoid, tries = None, 0
+        while True:
+            endpoint = await self._slot(adapter, avoid)
+            try:
+                return await work(endpoint, self._client)
+            except Fault as found:
+                avoid, fault = endpoint, found
+            finally:
+                self._release(endpoint)
+            if fault.changed or (fault.down and not await self._healthy(endpoint)):
+                self._leave_out(endpoint, str(fault))
+                continue
+            tries += 1
+            if tries >= TRIES:
+                raise self._useless(endpoint, fault)
+            await asyncio.sleep(back_off(tries - 1))
+
+    async def _start(self) -> None:
+        self._client = client()
+        self._closing = _closed_with_the_loop(self._client)
+        await anext(self._closing)
+        self.endpoints = [Endpoint(url) for url in await in_a_thread(self._find)]
+        await asyncio.gather(*(self._try_to_take(endpoint) for endpoint in self.endpoints))
+
+    async def _try_to_take(self, endpoint: Endpoint) -> None:
+        try:
+            await self._take(endpoint, anew=False)
+        except Fault as fault:
+            self._leave_out(endpoint, str(fault))
+
+    def _useless(self, endpoint: Endpoint, fault: Fault) -> UserError:
+        return UserError(
+            f"the server {endpoint.url} gave {fault}, and none did better in {TRIES} tries: "
+            f"see its log, then {RERUN}; what is finished is kept"
+        )
+
+    # ---- who gets what ----
+
+    async def _slot(self, adapter: str | None, avoid: Endpoint | None) -> Endpoint:
+        if self._error:
+            raise self._error
+        ticket = Ticket(adapter, self._given, avoid)
+        self._waiting.setdefault(adapter, deque()).append(ticket)
+        self._dispatch()
+        try:
+            return await ticket.given
+        except asyncio.CancelledError:
+            if ticket.given.done() and not ticket.given.cancelled() and not ticket.given.exception():
+                self._release(ticket.given.result())  # given and cancelled at once
+            raise
+
+    def _release(self, endpoint: Endpoint) -> None:
+        endpoint.flying -= 1
+        endpoint.drains = endpoint.drains and endpoint.flying > 0
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while found := self._next():
+            ticket, endpoint = found
+            self._waiting[ticket.adapter].remove(ticket)
+            endpoint.adapter, endpoint.flying = ticket.adapter, endpoint.flying + 1
+            self._given += 1
+            ticket.given.set_result(endpoint)
+
+    def _next(self) -> tuple[Ticket, Endpoint] | None:
+        """To the least loaded server that may take one, the oldest request."""
+        self._waiting = {
+            adapter: left
+            for adapter, group in self._waiting.items()
+            if (left := deque(t for t in group if not t.given.done()))
+        }
+        oldest = sorted((group[0] for group in self._waiting.values()), key=lambda t: t.came)
+        live = sorted((e for e in self.endpoints if e.live), key=lambda e: e.flying)
+        self._drain_for(oldest, live)
+        for endpoint in live:
+            if endpoint.drains or endpoint.flying >= ROWS:
+                continue
+            for first in oldest:
+                if endpoint.flying and endpoint.adapter != first.adapter:
+                    continue
+                for ticket in self._waiting[first.adapter]:
+                    if ticket.avoid is not endpoint or len(live) == 1:
+                        return ticket, endpoint
+        return None
+
+    def _drain_for(self, oldest: Sequence[Ticket], live: Sequence[Endpoint]) -> None:
+        """Nothing waits for ever: once a request has let PATIENCE others pass, and no server is at its
+        adapter, one is emptied for it."""
+        for ticket in oldest:
+            late = self._given - ticket.came > PATIENCE
+            if late and live and not any(e.adapter == ticket.adapter or e.drains for e in live):
+                live[0].drains = live[0].flying > 0
+
+    # ---- who is there ----
+
+    async def _take(self, endpoint: Endpoint, *, anew: bool) -> None:
+        """A server that is new or was gone may work, if it is what it should be. Raises Fault (it may still
+        be on its way) or UserError."""
+        for tries in range(TRIES):
+            try:
+                await self._admit(endpoint, self._client, anew)
+                break
+            except Fault as fault:
+                if fault.down or fault.changed:
+                    raise
+                if tries == TRIES - 1:
+                    raise self._useless(endpoint, fault) from None
+                await asyncio.sleep(back_off(tries))
+        endpoint.live, self.seen, self._error = True, True, None
+        self._dispatch()
+
+    async def _healthy(self, endpoint: Endpoint) -> bool:
+        import openai
+
+        options = {"timeout": CONNECT_SECONDS}
+        try:
+            await self._client.get(endpoint.url + "/health", cast_to=object, options=options)
+        except openai.APIStatusError as error:
+            return error.status_code < 500  # a server may lack the page
+        except openai.APIConnectionError:
+            return False
+        except ValueError:  # no JSON: it answers
+            pass
+        return True
+
+    def _leave_out(self, endpoint: Endpoint, reason: str) -> None:
+        """Until it answers again. Of a server's many requests the first that fails says so."""
+        if endpoint in self._watched:
+            return
+        endpoint.live = False
+        others = sum(e.live for e in self.endpoints)
+        if not others:
+            self._alone_since = time.monotonic()
+        meanwhile = f"going on with {others} more" if others else "waiting for it"
+        self._log(f"note: the server {endpoint.url} is left out: {reason}; {meanwhile}")
+        self._watched[endpoint] = asyncio.ensure_future(self._watch(endpoint, reason))
+
+    async def _watch(self, endpoint: Endpoint, reason: str) -> None:
+        """Until it answers, and is what it should be."""
+        try:
+            for tries in itertools.count():
+                await asyncio.sleep(back_off(tries))
+                urls = await in_a_thread(self._find)  # one of ours is started again
+                endpoint.url = urls[self.endpoints.index(endpoint)]
+                if await self._healthy(endpoint):
+                    try:
+                        await self._take(endpoint, anew=True)
+                        self._log(f"note: the server {endpoint.url} answers again")
+                        return
+                    except Fault as fault:
+                        reason = str(fault)
+                self._give_up_after(GIVE_UP if self.seen else NEVER_SEEN, reason)
+        except UserError as error:  # it cannot be started, it is another one now, or all have gone
+            if any(e.live for e in self.endpoints):
+                self._log(f"note: the server {endpoint.url} stays out: {error}")
+            else:
+                self._fail(error)
+        finally:
+            del self._watched[endpoint]
+
+    def _give_up_after(self, patience: float, reason: str) -> None:
+        alone = time.monotonic() - self._alone_since
+        if alone >= patience and not any(e.live for e in self.endpoints):
+            names = ", ".join(e.url for e in self.endpoints)
+            raise UserError(
+                f"no server has answered for {format_duration(alone)} ({names}: {reason}): start one again, "
+                f"then {RERUN}; what is finished is kept"
+            )
+
+    def _fail(self, error: UserError) -> None:
+        self._error = error
+        for group in self._waiting.values():
+            for ticket in group:
+                if not ticket.given.done():
+                    ticket.given.set_exception(error)
+
+
+# ---- connections ----
+
+
+def client(kind: str = "AsyncOpenAI") -> Any:
+    """A client of the openai package that does one try, follows nobody elsewhere and takes its key from
+    CAI_API_KEY alone. It belongs to one event loop."""
+    import httpx2  # openai's own
+    import openai
+
+    http = openai.DefaultAsyncHttpxClient if kind == "AsyncOpenAI" else openai.DefaultHttpxClient
+    seconds = openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return getattr(openai, kind)(
+        base_url="http://every.request.names.its.server.invalid",
+        api_key=os.environ.get(KEY) or "none",
+        max_retries=0,
+        timeout=seconds,
+        http_client=http(follow_redirects=False, timeout=seconds, limits=limits),
+    )
+
+
+async def _closed_with_the_loop(client: Any) -> AsyncIterator[None]:
+    """Begun once and never finished: when its event loop ends, asyncio closes it, and it the client."""
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+async def in_a_thread(work: Callable[..., T], *args: Any) -> T:
+    """What may take minutes, so that Ctrl-C does not wait for it: nothing joins this thread."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(result) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        try:
+            found = work(*args), None
+        except Exception as error:
+            found = None, error
+        with contextlib.suppress(RuntimeError):  # the loop may be gone
+            loop.call_soon_threadsafe(settle, *found)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done

@@ -1,0 +1,145 @@
+"""The vLLM server that runs on this machine: who owns it, whether it lives, how all of it is ended.
+
+One at a time for a directory of outputs: two on one GPU would both fail. logs/vllm.json says what runs;
+the lock logs/.vllm.lock is its owner's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from cai.core.errors import UserError
+from cai.core.files import directories
+from cai.models import vllm_watchdog
+
+END_SECONDS = 15.0  # that vLLM has to end by itself
+FIRST_PORT, LAST_PORT = 8000, 8099
+KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
+STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
+# Without proxies: what is asked is this machine.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def state_file() -> Path:
+    return directories("")[2] / "vllm.json"
+
+
+def take_lock() -> TextIO:
+    """To own the server. Raises UserError while another process does."""
+    logs = directories("")[2]
+    logs.mkdir(parents=True, exist_ok=True)
+    lock = open(logs / ".vllm.lock", "a+", encoding="utf-8")
+    for wait in (0.1, 0.4, 1.0, None):  # a watchdog holds it for a moment when it looks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if wait:
+                time.sleep(wait)
+    lock.close()
+    state = _state()
+    where = f" ({state['url']}, process {state['owner']})" if state else ""
+    raise UserError(
+        f"a vLLM server of another process runs here{where}: "
+        f"use it with --engine {state['url'] if state else 'URL'}, wait for that process, "
+        "or end its server with python scripts/serve.py --stop"
+    )
+
+
+def running() -> dict[str, Any] | None:
+    """What logs/vllm.json says of a server, if its processes are there."""
+    state = _state()
+    return state if state and is_watchdog(state["pid"]) else None
+
+
+def _state() -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads(state_file().read_text(encoding="utf-8"))
+        if isinstance(state, dict) and state.keys() >= STATE_KEYS:
+            return state
+    return None
+
+
+def is_watchdog(pid: int) -> bool:
+    """Whether this is a server's watchdog, and not another process that was given its number."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and vllm_watchdog.__file__ in process.cmdline()
+    return False
+
+
+def _members(group: int) -> Iterator[int]:
+    """The processes of a group that still hold memory: a dead one does, while threads of it live."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group:
+                if process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1:
+                    yield process.pid
+
+
+def end(pid: int, child: subprocess.Popen | None = None) -> None:
+    """Ends a watchdog and everything of its group: asked to first, then killed. child: it, if it is ours."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
+    while any(_members(pid)):
+        if not is_watchdog(pid) or time.monotonic() - began > 2 * END_SECONDS:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    if child:
+        child.wait()
+
+
+def stop_running() -> str | None:
+    """Ends the server that runs here, whoever owns it; its URL, None if there is none."""
+    state = running()
+    if state is None:
+        return None
+    state_file().unlink(missing_ok=True)  # its owner sees by it that this was asked for
+    end(state["pid"])
+    return state["url"]
+
+
+def free_port(asked: int | None, host: str) -> int:
+    """Raises UserError where the port that was asked for, or every one of ours, is in use."""
+    for port in [asked] if asked else range(FIRST_PORT, LAST_PORT + 1):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return port
+    which = f"--port {asked} is" if asked else f"all ports from {FIRST_PORT} to {LAST_PORT} are"
+    raise UserError(f"{which} in use on {host}: give another --port, or end what listens there")
+
+
+def healthy(url: str) -> bool:
+    try:
+        with _OPENER.open(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):
+        return False
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> str:
+    """A GET, with a body a POST; the answer's text. Raises OSError, urllib's HTTPError among them."""
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    with _OPENER.open(urllib.request.Request(url, data, headers), timeout=120) as answer:
+        return answer.read().decode("utf-8", "replace")
