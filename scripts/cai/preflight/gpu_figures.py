@@ -20,14 +20,18 @@ from cai.models.engine import Engine
 from cai.models.engines import engine_of
 from cai.models.loader import load
 from cai.models.model import Model
+from cai.models.registry import ModelSpec
+from cai.models.server_engine import ServerEngine
+from cai.models.vllm_server import VllmServer, precision_of, serving_bits
 from cai.preflight import measurements
 from cai.preflight.random_weights import shape_of
 
 SECTIONS = ("load", "generate", "train", "vllm")
 SHAPE, TINY = "Qwen/Qwen2.5-32B", "tiny"
-SERVED = (8, 16, 4)  # bits
+LOCAL = Weights("local", 4)
+SERVED = {16: (8, 16), 4: (4,)}  # bits of a checkpoint -> those it is served in: FP8 is rounded on loading
 BATCHES = (1, 4)  # pairs of a batch; accumulation makes 8 of them
-WHAT_IT_IS = ("shape", "gpu", "driver", "versions")  # other figures are of something else
+WHAT_IT_IS = ("shape", "gpu", "driver", "versions")  # figures of another are no figures of this
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class GpuFigures:
     ):
         self.shape, self.scale, self.path, self.scratch = shape, scale, path, scratch
         self.seed, self.log = seed, log
-        gpus = machine.visible_gpus()
+        gpu = next(iter(machine.visible_gpus()), None)
         self.facts: dict[str, Any] = {
             "shape": shape,
-            "gpu": gpus[0].name if gpus else None,
-            "driver": gpus[0].driver if gpus else None,
-            "gpu_memory": gpus[0].memory if gpus else None,
+            "gpu": gpu and gpu.name,
+            "driver": gpu and gpu.driver,
+            "gpu_memory": gpu and gpu.memory,
             "versions": run.versions(),
             "commit": run.git_commit(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -85,10 +89,7 @@ class GpuFigures:
     @cached_property
     def model(self) -> Model:
         """A random one in NF4; the first to need it writes and loads it."""
-        with measurements.random_checkpoint(self.shape, 4, self.scratch, self.seed, self._files) as (
-            spec,
-            made,
-        ):
+        with self._checkpoint(4) as (spec, made):
             model, seconds = measurements.timed(lambda: load(spec, 4))
         made |= {"parameters": shape_of(self.shape).parameters, "load_seconds": seconds}
         made |= {"weights_bytes": measurements.weights_bytes(), "memory_rate": measurements.memory_rate()}
@@ -100,80 +101,64 @@ class GpuFigures:
             assert self.model
 
     def _generate(self) -> None:
-        self._rates("local", 4, lambda: (engine_of(self.model, max(self.scale.rows)), self.model.tokenizer))
+        if not self._whole(LOCAL):
+            self._rates(LOCAL, engine_of(self.model, max(self.scale.rows)), self.model.tokenizer)
 
     def _train(self) -> None:
-        found = self.facts.setdefault("train", {})
+        found = self.facts.get("train", {})
         for batch in BATCHES:
             for tokens in self.scale.lengths:
                 key = f"{batch} x {measurements.PAIRS // batch}, {tokens}"
-                if key not in found:
-                    if any(not x["fits"] for x in found.values() if x["batch"] == batch):
-                        break  # shorter ones did not fit
-                    if not found:  # the first of all pays for what is compiled
-                        measurements.dpo_step(self.model, tokens, batch, self.seed)
-                    self._keep(
-                        "train", found | {key: measurements.dpo_step(self.model, tokens, batch, self.seed)}
-                    )
-                    found = self.facts["train"]
+                if key in found:
+                    continue
+                if any(not x["fits"] for x in found.values() if x["batch"] == batch):
+                    break  # a shorter one did not
+                if not found:  # the first of all pays for what is compiled
+                    measurements.dpo_step(self.model, tokens, batch, self.seed)
+                found[key] = measurements.dpo_step(self.model, tokens, batch, self.seed)
+                self._keep("train", found)
 
     # ---- the server ----
 
     def _vllm(self) -> None:
         self.__dict__.pop("model", None)  # it would be in the server's way
         measurements.free_memory()
-        for stored, served in ((16, (8, 16)), (4, (4,))):  # FP8 is rounded from 16 bits as they are loaded
-            lacking = [bits for bits in served if not self._whole(str(Weights("vllm", bits)))]
-            if not lacking:
-                continue
-            try:
-                self._check_server(lacking)
-                place = (self.shape, stored, self.scratch, self.seed, self._files)
-                with measurements.random_checkpoint(*place) as (spec, _):
-                    for bits in lacking:
-                        self._served(spec, bits)
-            except UserError as error:
-                for bits in lacking:
-                    self._not_measured(bits, error)
+        for stored, served in SERVED.items():
+            lacking = [bits for bits in served if not self._whole(Weights("vllm", bits))]
+            if possible := [bits for bits in lacking if self._fits(bits)]:
+                with self._checkpoint(stored) as (spec, _):
+                    for bits in possible:
+                        self._serve(spec, bits)
 
-    def _check_server(self, lacking: Sequence[int]) -> None:
-        """Before 65 GB are written. Raises UserError where none of them can be served."""
-        from cai.models.vllm_server import serving_bits
-
-        if not machine.visible_gpus():
-            raise UserError("vLLM needs a GPU, and there is none here")
-        shape = shape_of(self.shape)
-        spec = measurements.spec_of(self.shape, shape.parameters)
-        for bits in lacking:
-            try:
-                serving_bits(spec, bits, self.facts["gpu_memory"] / machine.GB)
-            except UserError as error:
-                refused = error
-            else:
-                return
-        raise refused
-
-    def _served(self, spec: Any, bits: int) -> None:
-        from transformers import AutoTokenizer
-
-        from cai.models.server_engine import ServerEngine
-        from cai.models.vllm_server import VllmServer
-
-        weights, tokenizer = Weights("vllm", bits), AutoTokenizer.from_pretrained(spec.repo)
+    def _fits(self, bits: int) -> bool:
+        """Asked before 65 GB are written."""
         try:
-            server = VllmServer(spec, bits, log=self.log)
-            _, seconds = measurements.timed(server.urls)
-            how = {"bits": bits, "precision": str(weights), "revision": None, "device": machine.this_device()}
-            engine = ServerEngine(spec, server, tokenizer, **how)
-            try:
-                gpus = machine.visible_gpus()
-                took = gpus[0].memory - gpus[0].free if gpus else None
-                self._keep(str(weights), {"start_seconds": seconds, "memory_bytes": took})
-                self._rates("vllm", bits, lambda: (engine, tokenizer))
-            finally:
-                engine.release()
+            if not self.facts["gpu"]:
+                raise UserError("vLLM needs a GPU, and there is none here")
+            spec = measurements.spec_of(self.shape, self.shape)
+            serving_bits(spec, bits, self.facts["gpu_memory"] / machine.GB)
         except UserError as error:
             self._not_measured(bits, error)
+            return False
+        return True
+
+    def _serve(self, spec: ModelSpec, bits: int) -> None:
+        from transformers import AutoTokenizer
+
+        weights, tokenizer = Weights("vllm", bits), AutoTokenizer.from_pretrained(spec.repo)
+        server = VllmServer(spec, bits, log=self.log)
+        try:
+            _, seconds = measurements.timed(server.urls)
+            gpu = machine.visible_gpus()[0]
+            started = {"start_seconds": seconds, "memory_bytes": gpu.memory - gpu.free}
+            self._keep(str(weights), self.facts.get(str(weights), {}) | started)
+            how = {"bits": bits, "precision": precision_of(bits), "revision": None, "device": gpu.name}
+            engine = ServerEngine(spec, server, tokenizer, noise=True, log=self.log, **how)
+            self._rates(weights, engine, tokenizer)
+        except UserError as error:
+            self._not_measured(bits, error)
+        finally:
+            server.stop()
 
     def _not_measured(self, bits: int, error: UserError) -> None:
         name = str(Weights("vllm", bits))
@@ -181,56 +166,51 @@ class GpuFigures:
 
     # ---- both ----
 
-    def _whole(self, name: str) -> bool:
+    def _whole(self, weights: Weights) -> bool:
         """Whether an engine's figures are complete. What could not be measured is tried again."""
-        found = self.facts.get(name, {})
+        found = self.facts.get(str(weights), {})
         rows = {x["rows"] for x in found.get("generation", [])}
         return "not_measured" not in found and "first_token" in found and rows.issuperset(self.scale.rows)
 
-    def _rates(self, engine: str, bits: int, opened: Callable[[], tuple[Engine, Any]]) -> None:
+    def _rates(self, weights: Weights, engine: Engine, tokenizer: Any) -> None:
         """Tokens a second by rows against what the memory lets through, and the time to a first token."""
-        name = str(Weights(engine, bits))
-        if self._whole(name):
-            return
-        asked, tokenizer = opened()
+        name, new = str(weights), self.scale.new_tokens
         found = {k: v for k, v in self.facts.get(name, {}).items() if k != "not_measured"}
         rows = found.setdefault("generation", [])
         for number in self.scale.rows:
             if number not in {x["rows"] for x in rows}:
-                made = measurements.generation(asked, tokenizer, number, self.scale.new_tokens, self.seed)
-                made["limit"] = self.limit(bits, number, made["prompt_tokens"] + self.scale.new_tokens / 2)
+                made = measurements.generation(engine, tokenizer, number, new, self.seed)
+                made["limit"] = self._limit(weights.bits, number, made["prompt_tokens"] + new / 2)
                 rows.append(made)
                 self._keep(name, found)
-        self._keep(name, found | {"first_token": measurements.first_token(asked, tokenizer, self.seed)})
+        self._keep(name, found | {"first_token": measurements.first_token(engine, tokenizer, self.seed)})
 
-    def limit(self, bits: int, rows: int, tokens: float) -> float | None:
-        """Tokens a second that this memory lets through: weights once a step, each row's cache of so many
-        tokens. None until `load` has measured it."""
+    def _limit(self, bits: int, rows: int, tokens: float) -> float | None:
+        """Tokens a second that this memory lets through: the weights once a step, and each row's cache of so
+        many tokens. None until `load` has measured the memory."""
         if "load" not in self.facts:
             return None
         shape = shape_of(self.shape)
         moved = shape.step_bytes(bits) + rows * tokens * shape.cache_bytes
         return rows * self.facts["load"]["memory_rate"] / moved
 
-    def _keep(self, name: str, found: Any) -> None:
+    def _checkpoint(self, bits: int):
+        def progress(done: int, total: int) -> None:
+            if done in (1, total) or not done % 16:
+                self.log(f"  random weights: {done} of {total} files")
+
+        return measurements.random_checkpoint(self.shape, bits, self.scratch, self.seed, progress)
+
+    def _keep(self, name: str, found: dict[str, Any]) -> None:
         self.facts[name] = found
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.facts)
-        self.log(f"  {name}: {one_line(_last(found))}")
-
-    def _files(self, done: int, total: int) -> None:
-        if done in (1, total) or done % 16 == 0:
-            self.log(f"  random weights: {done} of {total} files")
+        self.log(f"  {name}: {one_line(_latest(found))}")
 
 
-def _last(found: Any) -> str:
+def _latest(found: Any) -> str:
     """What was measured last, for the terminal."""
-    last = list(found.values())[-1] if isinstance(found, dict) else found
-    last = last[-1] if isinstance(last, list) and last else last
-    return (
-        ", ".join(f"{k} {_number(v)}" for k, v in last.items()) if isinstance(last, dict) else _number(last)
-    )
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    last = list(found.values())[-1] if isinstance(found, dict) else found[-1]
+    if isinstance(last, dict | list) and last:
+        return _latest(last)
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())

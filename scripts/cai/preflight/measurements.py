@@ -7,7 +7,6 @@ and the training that the milestones use.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import random
 import tempfile
@@ -20,7 +19,7 @@ from cai.core.errors import UserError
 from cai.models import device as machine
 from cai.models.engine import Engine, Sampling, complete_all
 from cai.models.model import Model
-from cai.models.registry import ModelSpec, resolve
+from cai.models.registry import ModelSpec
 from cai.preflight.random_weights import shape_of, write_random
 from cai.training.dpo import train_dpo
 from cai.training.settings import Settings
@@ -52,13 +51,13 @@ def random_checkpoint(
             lambda: write_random(shape, target, bits=bits, device=device, seed=seed, progress=progress)
         )
         free_memory()
-        spec = dataclasses.replace(
-            resolve(str(target)),
-            name=f"random {name}",
-            parameters=shape.parameters / 1e9,
-            max_seq_length=CONTEXT,
-        )
-        yield spec, {"checkpoint_bytes": size, "write_seconds": seconds}
+        yield spec_of(name, str(target)), {"checkpoint_bytes": size, "write_seconds": seconds}
+
+
+def spec_of(name: str, place: str) -> ModelSpec:
+    """Of a random model of a shape, which lies somewhere."""
+    size = shape_of(name).parameters / 1e9
+    return ModelSpec(f"random {name}", place, parameters=size, max_seq_length=CONTEXT)
 
 
 def memory_rate() -> float:
@@ -127,7 +126,8 @@ def dpo_step(model: Model, tokens: int, batch: int, seed: int) -> dict[str, Any]
             return train_dpo(model, pairs, Settings.of(spec, steps, seed, **how), Path(output))
 
     found = {"tokens": tokens, "batch": batch, "accumulation": PAIRS // batch, "pairs": PAIRS}
-    model.add_adapter(r=spec.lora_r, alpha=spec.lora_alpha, seed=seed)
+    if "default" not in model.adapters:
+        model.add_adapter(r=spec.lora_r, alpha=spec.lora_alpha, seed=seed)
     forget_peak()
     try:
         log, one = timed(lambda: train(1))
