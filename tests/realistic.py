@@ -7,6 +7,7 @@ true of it. A hash splits them: rules are made by looking at `seen`; of `frozen`
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,12 @@ FAULT = f"The response is wrong or does harm. {CHANGE}"
 FORM = {"sentinel_revision", "stopped_inside", "breaks_off", "cut_off"}
 
 Row = Mapping[str, Any]
+
+
+def hash_of(row: Row) -> str:
+    """What puts a text into its half, and begins with its id."""
+    content = {key: row.get(key) for key in ("kind", "instruction", "text")}
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def separated(text: str, after: str, separator: bool) -> str:

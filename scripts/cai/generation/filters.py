@@ -20,8 +20,10 @@ from cai.prompts.templates import exemplar_texts
 # A line that begins like one of our prompts' markers. A line ends where str.splitlines says: at U+2028, too.
 LINE_START = r"(?:\A|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
 MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})|{re.escape(SEPARATOR)}")
-PLACEHOLDERS = re.compile(
-    r"^\W*(error|todo|none|null|nan|n/a|empty|placeholder|your (answer|response) here|to be done)?\W*$", re.I
+PLACEHOLDERS = re.compile(  # "None." is an answer
+    r"^(?!None\.$)\W*(error|todo|none|null|nan|n/a|empty|placeholder|your (answer|response) here|"
+    r"to be done)?\W*$",
+    re.IGNORECASE,
 )
 
 SAME = 0.97  # similarity of two texts' words from which on they are barely different: one word of about 33

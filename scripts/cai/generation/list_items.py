@@ -11,7 +11,8 @@ from cai.models.engine import Completion
 from cai.prompts.markers import MARKERS
 
 ITEM = re.compile(r"\s*(\d+)[.)]\s+(\S.*)")
-_LEADS_TO_MORE = re.compile(r":\s*$|\b(?:below|following)\b", re.IGNORECASE)
+# Leads to what stands below: "... the passage below.", not "... the following words: lamp, river."
+_LEADS_TO_MORE = re.compile(r":\s*$|^[^:]*\b(?:below|following)\b[^:]*$", re.IGNORECASE)
 _MATERIAL = re.compile(
     r"\s+\S|```|~~~|[-*•+>|\"“«]|\(?[a-z][.)]\s|\d"
 )  # what stands below an item, by its look

@@ -44,8 +44,7 @@ class Loop:
         e.answer = e.answer or await self.answer(e)
         e.principles = e.principles or self.pick(e)
         e.critiques = e.critiques or await asyncio.gather(*(self.critique(e, p) for p in e.principles))
-        asked = zip(e.principles, e.critiques, strict=True)
-        e.verdicts = e.verdicts or await asyncio.gather(*(self.verdict(e, *by) for by in asked))
+        e.verdicts = e.verdicts or await self.verdicts(e)
         if e.must_change:
             e.revision = await self.revise(e)
         if self.judged:
@@ -70,6 +69,9 @@ class Loop:
     async def critique(self, e: Example, principle: Principle) -> Completion:
         prompt = self.prompter.critique(e.instruction, e.answer.text, principle)
         return await self._ask("critique", e, prompt, self.roles.critic, principle.id)
+
+    async def verdicts(self, e: Example) -> list[Verdict]:
+        return [await self.verdict(e, p, c) for p, c in zip(e.principles, e.critiques, strict=True)]
 
     async def verdict(self, e: Example, principle: Principle, critique: Completion) -> Verdict:
         """What a critique says; where its words say neither or both, the likelier of the two sentences after

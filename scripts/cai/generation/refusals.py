@@ -81,7 +81,7 @@ _REFUSALS = tuple(
         r"unable) to) "
         r"(?:help|assist|answer|provide)",
         # German
-        r"\b(?:ich (?:kann|werde|darf|möchte|will)|(?:kann|werde|darf|möchte|"
+        r"\b(?:ich (?!kann mir )(?:kann|werde|darf|möchte|will)|(?:kann|werde|darf|möchte|"
         r"will) ich)\b[^.!?\n]{0,40}\bnicht "
         r"(?:dabei |damit |weiter)?(?:helfen|weiterhelfen|behilflich|schreiben|tun|machen|erklären|"
         r"verraten|"

@@ -43,7 +43,9 @@ _THEN = {
     REVISION_REQUEST: (REVISION,),
     REASON: (BETTER,),
 }
-_MARKED = re.compile(rf"^(?:{'|'.join(map(re.escape, MARKERS))})", re.MULTILINE)
+_ANY = "|".join(map(re.escape, MARKERS))
+_MARKED = re.compile(rf"^(?:{_ANY})", re.MULTILINE)
+_OWN_WORDS = re.compile(rf"\n\n(?!\s*(?:{_ANY}))")  # before a paragraph that begins with no marker
 _OTHER_LINE_ENDS = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _FENCED = re.compile(r"^ *(```+|~~~+).*?(?:^ *\1|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -72,7 +74,10 @@ def next_page(text: str, instruction: str) -> int | None:
     text = _OTHER_LINE_ENDS.sub("\n", text)
     fences = [match.span() for match in _FENCED.finditer(text)]
     marks = [m for m in _MARKED.finditer(text) if not any(a <= m.start() < b for a, b in fences)]
+    shown = 0  # how far a page reaches that the answer shows
     for mark, then in zip_longest(marks, marks[1:]):
+        if mark.start() < shown:
+            continue
         before, rest = text[: mark.start()].rstrip(), text[mark.start() :].strip()
         goes_on = then and then[0] in _THEN.get(mark[0], ())
         if not goes_on and "\n" in rest:
@@ -80,6 +85,8 @@ def next_page(text: str, instruction: str) -> int | None:
         led_up_to = before.endswith(":") or not _MARKED.search(text.rsplit("\n\n", 1)[-1])
         if not (before and led_up_to and _SHOWS_PAGES.search(instruction)):
             return mark.start()
+        own_words = _OWN_WORDS.search(text, mark.start())
+        shown = own_words.start() if own_words else len(text)
     return None
 
 

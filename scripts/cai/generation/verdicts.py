@@ -48,13 +48,14 @@ _TO_CHANGE = re.compile(
 )
 # What is weighed, reported or denied is no verdict; after "although" and the like, up to the next comma.
 _NOT_MEANT = re.compile(
-    r"\b(?:whether|either|if|unless|at first|the question|perhaps|nothing in|end with|one of (?:the )?two|"
+    r"\b(?:whether|either|if|unless|at first|the question|perhaps|nothing in|"
     r"some (?:would|might|may|could)|(?:one|you|someone) (?:could|might|may)|no reason|"
     r"(?:cannot|can not|could not|would not) (?:say|claim|agree)|not (?:hold|true|the case) that|"
-    r"not (?:think|believe|see))\b"
+    r"not (?:think|believe|see))\b|^(?:or|nor)\b"
     r"|\b(?:although|though|while)\b[^,]*$"
 )
 _NOT_MEANT_AFTER = re.compile(r"^\W*(?:would be|is) (?:wrong|too|not|false)\b")
+_ASKED = re.compile(r"\b(?:end with|one of (?:the |these )?two (?:sentences|verdicts))\b")  # our own words
 _SPELLED = {
     "’": "'",
     "doesn't": "does not",
@@ -95,6 +96,8 @@ def read_verdict(critique: str) -> str | None:
     keep, change = KEEP in tail, CHANGE in tail
     if keep != change:
         return KEEP if keep else CHANGE
+    if _ASKED.search(_plain(critique)):
+        return None
     said = {verdict for verdict, _, _ in _said(critique)}
     return said.pop() if len(said) == 1 else None
 
@@ -119,19 +122,14 @@ def _said(critique: str) -> list[tuple[str, int, int]]:
     """The verdicts that a critique gives, with their places in its plain text."""
     plain, found = _plain(critique), []
     for clause in re.finditer(r"[^\s.!?;:。！？][^.!?;:\n。！？]*", plain):
-        text = clause[0].rstrip()
-        kept = _meant(_KEPT, text)
-        to_change = _meant(_TO_CHANGE, text)
-        if kept and to_change and to_change.start() < kept.end() and kept.start() < to_change.end():
-            to_change = None  # "no further changes are needed" holds "changes are needed"
-        for verdict, match in ((KEEP, kept), (CHANGE, to_change)):
-            if match:
-                found.append((verdict, clause.start() + match.start(), clause.start() + match.end()))
-    return sorted(found, key=lambda said: said[1])
-
-
-def _meant(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    match = pattern.search(text)
-    if match is None or _NOT_MEANT.search(text[: match.start()]):
-        return None
-    return None if _NOT_MEANT_AFTER.search(text[match.end() :]) else match
+        text, taken = clause[0].rstrip(), 0
+        kept = [(KEEP, match) for match in _KEPT.finditer(text)]
+        to_change = [(CHANGE, match) for match in _TO_CHANGE.finditer(text)]
+        for verdict, match in sorted(kept + to_change, key=lambda said: said[1].start()):
+            if match.start() < taken:
+                continue  # "no further changes are needed" holds "changes are needed"
+            taken = match.end()
+            weighed = _NOT_MEANT.search(text[: match.start()]) or _NOT_MEANT_AFTER.search(text[taken:])
+            if not weighed:
+                found.append((verdict, clause.start() + match.start(), clause.start() + taken))
+    return found

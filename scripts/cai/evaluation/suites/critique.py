@@ -49,12 +49,12 @@ def meaningful(critique: str, instruction: str, answer: str, verdict: str | None
     if verdict is None:
         return "it ends without a verdict"
     reason = normal(without_verdict(critique))
+    if is_exemplar(critique) or (reason and reason in (normal(instruction), normal(answer))):
+        return "it is a copy"
+    if verdict == KEEP and PRAISE & set(normal(critique).split()):
+        return None
     if not reason:
         return "it gives no reason"
-    if is_exemplar(critique) or reason in (normal(instruction), normal(answer)):
-        return "it is a copy"
-    if verdict == KEEP and PRAISE & set(reason.split()):
-        return None
     if not _content(f"{instruction} {answer}") & _content(reason):
         return "it names nothing of the instruction or the answer"
     return None
