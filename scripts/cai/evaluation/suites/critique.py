@@ -21,6 +21,7 @@ from cai.prompts.markers import CHANGE, KEEP
 from cai.prompts.templates import hash_texts
 
 MEANINGFUL, CONFIRMED = "critiques meaningful", "critiques confirmed by the judge of their revision"
+MIN_REASON_WORDS = 4  # fewer, none of them of the instruction or the answer, are no reason
 WIDE = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
 
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
@@ -53,11 +54,10 @@ def meaningful(critique: str, instruction: str, answer: str, verdict: str | None
         return "it is a copy"
     if verdict == KEEP and PRAISE & set(normal(critique).split()):
         return None
-    if not reason:
-        return "it gives no reason"
-    if not _content(f"{instruction} {answer}") & _content(reason):
-        return "it names nothing of the instruction or the answer"
-    return None
+    if _content(f"{instruction} {answer}") & _content(reason):
+        return None
+    short = len(reason.split()) < MIN_REASON_WORDS
+    return "it gives no reason" if short else "it names nothing of the instruction or the answer"
 
 
 def _content(text: str) -> set[str]:
