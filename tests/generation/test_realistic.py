@@ -33,4 +33,4 @@ def test_rows_of_the_frozen_half_are_never_printed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["realistic.py", "frozen", "--rows"])
     with pytest.raises(SystemExit):
         realistic.main()
-    assert "totals only" in capsys.readouterr().err
+    assert "only totals" in capsys.readouterr().err
