@@ -54,6 +54,8 @@ META = re.compile(
     | ^\W*the\ (?:\w+\ )?(?:response|answer)\ (?:should|would|must)\ (?:say|state|explain|name|mention)\b
     | \A\W*(?:you(?:'re|\ are)\ right\b|good\ (?:point|catch)\b|thank(?:s|\ you)\ for\ (?:the|your)\ feedback
         |I\ apologi[sz]e\ for\ (?:the|my|any)\ (?:\w+\ )?(?:error|mistake|confusion|oversight))
+    | \bas\ the\ (?:critic|editor|reviewer)\ (?:point|note|says|said|suggest|ask|want)
+    | \bthis\ (?:corrects|fixes|replaces|improves)\ the\b[^.\n]{0,40}\b(?:version|answer|response)\b
     | \bhier\ ist\ (?:die|eine|meine)\ (?:überarbeitete|verbesserte|korrigierte|neue)\b
     | \bvoici\ (?:la|une|ma)\ (?:réponse|version)\ (?:révisée|corrigée|améliorée|modifiée)\b
     | \baquí\ (?:está|tienes|tiene)\ (?:la|una|mi)\ (?:respuesta|versión)\ (?:revisada|corregida|mejorada)\b

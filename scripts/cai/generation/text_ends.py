@@ -16,9 +16,11 @@ from cai.models.engine import Completion
 from cai.models.registry import ModelSpec
 from cai.prompts.markers import (
     BETTER,
+    CHANGE,
     CRITIQUE,
     CRITIQUE_REQUEST,
     INSTRUCTION,
+    KEEP,
     MARKERS,
     PRINCIPLE,
     REASON,
@@ -39,7 +41,7 @@ _THEN = {
     RESPONSE_B: (PRINCIPLE,),
     PRINCIPLE: (CRITIQUE, CRITIQUE_REQUEST, REASON),
     CRITIQUE_REQUEST: (CRITIQUE,),
-    CRITIQUE: (REVISION, REVISION_REQUEST),
+    CRITIQUE: (REVISION_REQUEST,),
     REVISION_REQUEST: (REVISION,),
     REASON: (BETTER,),
 }
@@ -80,7 +82,8 @@ def next_page(text: str, instruction: str) -> int | None:
             continue
         before, rest = text[: mark.start()].rstrip(), text[mark.start() :].strip()
         goes_on = then and then[0] in _THEN.get(mark[0], ())
-        if not goes_on and "\n" in rest:
+        last = "\n" not in rest and (mark[0] in (INSTRUCTION, PRINCIPLE) or rest == mark[0])
+        if not (goes_on or last or KEEP in rest or CHANGE in rest):
             continue
         led_up_to = before.endswith(":") or not _MARKED.search(text.rsplit("\n\n", 1)[-1])
         if not (before and led_up_to and _SHOWS_PAGES.search(instruction)):

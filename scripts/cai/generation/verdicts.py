@@ -15,8 +15,8 @@ from cai.prompts.markers import CHANGE, KEEP
 
 TAIL = 200  # characters in which one of the two sentences itself, without the other, is the verdict
 
-_RESPONSE = r"(?:the|this|that|your) (?:\w+ )?(?:response|answer|reply)"
-_SUBJECT = rf"(?:{_RESPONSE}|^(?:(?:so|therefore|hence|thus),? )?(?:it|this)|^(?:verdict )?)"
+_RESPONSE = r"(?:(?:the|this|that|your) (?:\w+ )?|^)(?:response|answer|reply)"
+_SUBJECT = rf"(?:{_RESPONSE}|^(?:(?:so|therefore|hence|thus),? )?(?:it|this|that)|^(?:verdict )?)"
 _MUST = r"(?:must|should|needs? to|has to|have to|ought to)"
 _SURELY = r"(?:(?:therefore|thus|definitely|clearly|certainly|really|still|also|then|hence) )?"
 _CHANGED = r"(?:changed|revised|corrected|rewritten|amended|modified|replaced|fixed)"
@@ -44,6 +44,7 @@ _TO_CHANGE = re.compile(
     rf"|{_SUBJECT} {_SURELY}{_NEEDS} (?:(?:a|some|several) )?(?:\w+ )?(?:{_CHANGES}|{_CHANGING})\b"
     rf"|{_SUBJECT} (?:cannot|must not|should not) (?:stay|remain|stand|be left)\b"
     rf"|\b{_CHANGES} (?:is|are) {_SURELY}{_NEEDED}\b|^(?:an? )?{_CHANGES} {_NEEDED}\b"
+    rf"|\b(?:recommend|suggest|propose|advise)(?: that)? {_RESPONSE} be {_CHANGED}\b"
     rf"|^i (?:would )?(?:{_CHANGE}|(?:recommend|suggest) {_CHANGING}) {_RESPONSE}\b"
 )
 # What is weighed, reported or denied is no verdict; after "although" and the like, up to the next comma.
@@ -123,6 +124,8 @@ def _said(critique: str) -> list[tuple[str, int, int]]:
     plain, found = _plain(critique), []
     for clause in re.finditer(r"[^\s.!?;:。！？][^.!?;:\n。！？]*", plain):
         text, taken = clause[0].rstrip(), 0
+        if plain[clause.end() : clause.end() + 1] in ("?", "？"):
+            continue
         kept = [(KEEP, match) for match in _KEPT.finditer(text)]
         to_change = [(CHANGE, match) for match in _TO_CHANGE.finditer(text)]
         for verdict, match in sorted(kept + to_change, key=lambda said: said[1].start()):

@@ -37,7 +37,7 @@ COMMON_WORDS = frozenset(
 # What a short critique that asks for no change says of the answer.
 PRAISE = frozenset(
     "right correct true accurate good fine fitting sound yes exactly complete clear harmless helpful "
-    "honest".split()
+    "honest perfect excellent great okay ok".split()
 )
 
 
