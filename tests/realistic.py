@@ -135,10 +135,10 @@ def table(half: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("half", choices=("seen", "frozen", "later"), nargs="?", default="seen")
+    parser.add_argument("half", choices=("seen", "frozen", "later", "last"), nargs="?", default="seen")
     parser.add_argument("--rows", action="store_true", help="print what was decided wrongly (seen only)")
     args = parser.parse_args()
-    if args.rows and args.half == "frozen":
+    if args.rows and args.half in ("frozen", "last"):
         parser.error("only totals are printed of it: a rule made by looking at it proves nothing")
     print(table(args.half))
     for row, decisions in decided(args.half) if args.rows else ():
