@@ -13,8 +13,9 @@ batch size, the ratio to the first one, and how many texts are the same as there
 many in flight as the engine has room for, then the engine on the very same requests, each sort at one go:
 what is lost is the loop's. server does the same before servers that take a GPU's time and compute nothing
 (preflight/simulated_server.py), REPEATS times. dedup compares every pair for a sample of the texts only, by
-the same rapidfuzz routine, and reckons the time of the whole from that; both must find the same near duplicates. Its seconds are
-those of one core at work, so that what else runs on the machine counts little. Writes
+the same rapidfuzz routine, and reckons the time of the whole from that; both must find the same near
+duplicates. Its seconds are those of one core at work, so that what else runs on the machine counts little.
+Writes
 logs/benchmark-<name>.json.
 """
 
