@@ -27,9 +27,9 @@ from cai.core.cli import GO, cli, parser
 from cai.core.errors import UserError
 from cai.core.files import display_path, move_aside
 from cai.core.run import Run, read_manifest
-from cai.costs import forecast
+from cai.costs import engine_choice, forecast
 from cai.costs.budget import Budget
-from cai.costs.engine_choice import choice_of
+from cai.costs.units import local
 from cai.evaluation import criteria, gates
 from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import TRAINED
@@ -128,10 +128,8 @@ def forecast_of(models: tuple[ModelSpec, int] | None, args: argparse.Namespace, 
     if models is None:
         return None
     spec, bits = models
-    units = {bits: {"loading": 1, "evaluation": 1}}
-    n, rate = len(files.pairs), args.hourly_rate
-    found = forecast.forecast(spec, units, examples=n, of="pairs", hourly_rate=rate)
-    return replace(found, choice=choice_of(args, spec, EngineChoice, begun=files.run.settings))
+    units, n = local(bits, {"loading": 1, "evaluation": 1}), len(files.pairs)
+    return engine_choice.forecast_of(spec, units, args, begun=files.run.settings, examples=n, of="pairs")
 
 
 @contextlib.contextmanager

@@ -133,7 +133,8 @@ def forecast(args: argparse.Namespace, measured_in: str):
     from cai.core.ledger import read_ledger
     from cai.core.run import read_manifest
     from cai.costs.default_rates import PAIRS_AN_EXAMPLE, REVISIONS_AN_EXAMPLE
-    from cai.costs.forecast import device_of, milestone_forecast
+    from cai.costs.engine_choice import milestone_forecast
+    from cai.costs.forecast import device_of
     from cai.generation.guard import guard_spec
     from cai.generation.targets import Side
     from cai.models.registry import choose, with_values
@@ -153,7 +154,7 @@ def forecast(args: argparse.Namespace, measured_in: str):
         f"{each:.2f} an example ({source})"
     )
     guard = guard_spec(args.guard, device_of(spec, read_ledger()))
-    return milestone_forecast(args, steps, examples, guard), how
+    return milestone_forecast(args, steps, examples, guard, compared=True), how
 
 
 def next_milestone(args: argparse.Namespace) -> str:

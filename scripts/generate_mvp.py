@@ -41,7 +41,8 @@ def main() -> int:
 
     from cai.costs.budget import Budget
     from cai.costs.default_rates import REVISIONS_AN_EXAMPLE
-    from cai.costs.forecast import milestone_forecast, report_accuracy
+    from cai.costs.engine_choice import milestone_forecast
+    from cai.costs.forecast import report_accuracy
     from cai.evaluation.criteria import m2, no_pairs
     from cai.evaluation.gates import decide, require
     from cai.evaluation.suites import measure
@@ -64,7 +65,9 @@ def main() -> int:
         check(args.source, spec)
     args.held_out_pairs = args.held_out_pairs or HELD_OUT_PAIRS
     target = Target(Side.of(args.pairs, args.limit), Side.of(args.held_out_pairs, None), args.held_out)
-    ahead = milestone_forecast(args, args.steps, target.expected(REVISIONS_AN_EXAMPLE))
+    ahead = milestone_forecast(
+        args, args.steps, target.expected(REVISIONS_AN_EXAMPLE), compared=args.forecast
+    )
     if args.forecast:
         print(ahead.render())
         return GO

@@ -39,7 +39,8 @@ def main() -> int:
 
     from cai.costs.budget import Budget
     from cai.costs.default_rates import REVISIONS_AN_EXAMPLE
-    from cai.costs.forecast import milestone_forecast, report_accuracy
+    from cai.costs.engine_choice import milestone_forecast
+    from cai.costs.forecast import report_accuracy
     from cai.evaluation.criteria import m1, no_pairs
     from cai.evaluation.gates import decide, require
     from cai.evaluation.suites import measure

@@ -64,12 +64,13 @@ def budget_of(args):
     full batch."""
     from cai.costs.budget import Budget
     from cai.costs.default_rates import ALONE
-    from cai.costs.forecast import PER_EXAMPLE, forecast
+    from cai.costs.forecast import forecast
+    from cai.costs.units import PER_EXAMPLE, local
     from cai.models.session import check_inputs
 
     _, spec, _ = check_inputs(args)
     units = dict.fromkeys(("loading", "instructions", *PER_EXAMPLE, "training"), 1.0)
-    ahead = forecast(spec, {args.bits or spec.bits: units}, examples=1, hourly_rate=args.hourly_rate)
+    ahead = forecast(spec, local(args.bits or spec.bits, units), examples=1, hourly_rate=args.hourly_rate)
     budget = Budget.ahead(args.budget, ahead)
     rates = {step: dollars * (ALONE if step in PER_EXAMPLE else 1) for step, dollars in budget.rates.items()}
     budget.rates = rates | {"endings": ANSWERS * budget.rates["answer"], "second look": rates["critique"]}
@@ -180,7 +181,7 @@ def one_step(session, record: dict):
     with run.step("training"):
         model.add_adapter(r=settings.lora_r, alpha=settings.lora_alpha, seed=settings.seed)
         before = preference(engine, pairs, settings.beta, "default")
-        log = train_dpo(model, pairs, settings, run.checkpoints)
+        log = train_dpo(model, pairs, settings, run.checkpoints, run.log)
         after = preference(engine, pairs, settings.beta, "default")
         digest = model.save_adapter(run.checkpoints)
         run.log(

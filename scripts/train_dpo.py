@@ -191,8 +191,9 @@ def bits_of(args, spec, source: str) -> tuple[int, str]:
 
 def forecast_of(args, spec, bits: int, pairs: int, steps: int):
     from cai.costs.forecast import forecast
+    from cai.costs.units import local
 
-    units = {bits: {"loading": 1, "training": steps}}
+    units = local(bits, {"loading": 1, "training": steps})
     return forecast(spec, units, examples=pairs, of="pairs", hourly_rate=args.hourly_rate)
 
 

@@ -16,7 +16,8 @@ from cai.core.jsonl import read
 from cai.core.run import Run, read_manifest
 from cai.core.schema import PAIR_KEYS, RECORD_KEYS, content_id
 from cai.costs.budget import Budget
-from cai.costs.forecast import rates
+from cai.costs.rates import rates
+from cai.costs.units import Weights
 from cai.evaluation.result_store import ResultStore
 from cai.generation import guard
 from cai.generation.example import examples_of
@@ -473,9 +474,9 @@ def test_what_an_error_cut_short_has_cost_money_and_gives_no_rate(generate, tmp_
     [row] = read(tmp_path / "logs/ledger.jsonl", {"step": str})
     assert row["interrupted"] and opened.manifest["totals"]["dollars"] == row["dollars"]
     row |= {"model": "sandbox", "bits": 16, "device": "cpu"}
-    assert "assumed" in rates([row], SANDBOX, 16, "cpu")["training"].source
+    assert "assumed" in rates([row], SANDBOX, Weights("local", 16), "cpu")["training"].source
     del row["interrupted"]
-    assert "measured" in rates([row], SANDBOX, 16, "cpu")["training"].source
+    assert "measured" in rates([row], SANDBOX, Weights("local", 16), "cpu")["training"].source
 
 
 # ---- training ----

@@ -48,8 +48,12 @@ def measured(output, step, seconds, examples=1, bits=16, device="Some GPU"):
 
 def table(plan, controls=ALL, seeds=1, rate=HOUR, spec=BIG):
     """(the text, [(first cell, {column: cell})] of its rows)"""
-    text = forecast.bootstrap(plan, spec, controls, seeds, rate)
-    lines = [re.split(r" {2,}", line.strip()) for line in text.splitlines() if line.startswith("  ")]
+    text = forecast.PlanForecast(plan, spec, controls, seeds, rate).render()
+    lines = [
+        re.split(r" {2,}", line.strip())
+        for line in text.split("side by side")[0].splitlines()
+        if line.startswith("  ")
+    ]
     head = lines[0][1:]
     return text, [(line[0], dict(zip(head, line[1:], strict=True))) for line in lines[1:]]
 
@@ -66,8 +70,8 @@ def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu():
     plan = plans.load("progressive")
     text, rows = table(plan, (), 1, None)
     assert "Qwen/Qwen2.5-32B on one A100 80GB, $1.74 an hour" in text
-    assert "rates in 4 and 16 bits" in text and "measured" not in text
-    assert "Qwen2.5-32B in NF4 on one A100" in text and "65.5 GB" in text and "68 GB in 16 bits" in text
+    assert "rates of local NF4 and local 16 bits" in text and "measured" not in text
+    assert "Qwen2.5-32B on one A100 80GB" in text and "65.5 GB" in text and "68 GB in 16 bits" in text
     assert [name for name, _ in rows] == [*(s.name for s in plan.stages), "one seed"]
     assert 20 < dollars(rows[-1][1]) < 100
     text, rows = table(plan.scaled("sandbox"), (), 1, None, SANDBOX)
@@ -276,7 +280,7 @@ def test_a_forecast_checks_what_the_run_would(main, output, args, says):
 def test_a_dear_plan_asks_for_a_budget(main, output):
     dear = ("--model", BIG.name, "--hourly-rate", 10, "--controls", "all", "--seeds", 0, 1, 2)
     plan = plans.load("progressive")
-    found = forecast.dollars(plan, BIG, ALL, 3, 10)
+    found = forecast.PlanForecast(plan, BIG, ALL, 3, 10).total.dollars
     rows = dict(table(plan, seeds=3, rate=10)[1])
     assert found == pytest.approx(dollars(rows["3 seeds"]), abs=0.01) and found > 150
     with pytest.raises(

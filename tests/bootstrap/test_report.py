@@ -227,7 +227,7 @@ def test_a_control_is_one_entry(monkeypatch, capsys, tmp_path):
     said = capsys.readouterr().out
     assert ",own}" in said and "own (e): it differs" in " ".join(said.split())
     plan = plans.load("progressive")
-    assert "  (e) own idea" in forecast.bootstrap(plan, REGISTRY["sandbox"], ["own"], 1, 0.0)
+    assert "  (e) own idea" in forecast.PlanForecast(plan, REGISTRY["sandbox"], ["own"], 1, 0.0).render()
     results = invented({"own": 0.3}, arms=(MAIN, "own"), stages=["facts", "few"])
     found = conclude(results)
     assert found.tests[-1] == ("It does as well.", "no at facts and few", True)

@@ -2,7 +2,8 @@ import pytest
 from cai.core.errors import BudgetReached, UserError
 from cai.core.run import Run
 from cai.costs.budget import MOST_DOLLARS, Budget
-from cai.costs.forecast import forecast, milestone_units
+from cai.costs.forecast import forecast
+from cai.costs.units import local, milestone_units
 from cai.models.registry import REGISTRY
 
 
@@ -97,7 +98,7 @@ BIG = REGISTRY["Qwen/Qwen2.5-32B"]
 
 def ahead(examples=100, rate=1.74, **more):
     units = milestone_units(examples, **({"principles": 1, "steps": 100} | more))
-    return forecast(BIG, {4: units}, examples=examples, hourly_rate=rate, ledger=[], device="Test A100")
+    return forecast(BIG, local(4, units), examples=examples, hourly_rate=rate, ledger=[], device="Test A100")
 
 
 def opened(budget, rate=1.74, name="a"):
@@ -116,8 +117,8 @@ def spend(run, dollars):
     [
         ("loading", 180 / 3600 * 1.74),
         ("loading: guard", 180 / 3600 * 1.74),
-        ("training", 25 / 3600 * 1.74),  # a step of it
-        ("evaluation: answers", 1500 / 3600 * 1.74 / 10),  # a batch of it
+        ("training", 15 / 3600 * 1.74),  # a step of it
+        ("evaluation: answers", (1_520_000 / 1500 + 180_000 / 300) / 3600 * 1.74 / 10),  # a batch of it
     ],
 )
 def test_each_step_of_a_run_asks_before_it_begins(step, dollars):

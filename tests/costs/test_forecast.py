@@ -12,11 +12,14 @@ from cai.core.files import ROOT
 from cai.core.jsonl import append
 from cai.core.ledger import read_ledger
 from cai.core.run import Run
-from cai.costs.forecast import accuracy, add_units, forecast, milestone_units, rates
+from cai.costs.forecast import accuracy, forecast
+from cai.costs.rates import rates
+from cai.costs.units import Weights, add_units, local, milestone_units
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
 GPU = "Test A100"
+NF4 = Weights("local", 4)
 
 
 def row(step, seconds, examples=None, run="mvp", model=BIG.name, bits=4, principles=1, device=GPU, **more):
@@ -30,7 +33,7 @@ def row(step, seconds, examples=None, run="mvp", model=BIG.name, bits=4, princip
 def plan(examples=100, ledger=(), *, spec=BIG, device=GPU, guard=None, **more):
     units = milestone_units(examples, guard=guard is not None, **({"principles": 1, "steps": 100} | more))
     known = {"ledger": ledger, "device": device, "hourly_rate": 1.74}
-    return forecast(spec, {4: units}, examples=examples, guard=guard, **known)
+    return forecast(spec, local(4, units), examples=examples, guard=guard, **known)
 
 
 def steps(f):
@@ -47,9 +50,9 @@ def test_without_measurements_every_rate_is_marked_as_assumed():
     f = plan()
     assert {line.source for line in f.lines} == {"assumed"}
     shown = f.render()
-    assert shown.count("assumed") >= len(f.lines) and "Qwen2.5-32B in NF4 on one A100" in shown
+    assert shown.count("assumed") >= len(f.lines) and "Qwen2.5-32B on one A100 80GB" in shown
     assert 1.0 < f.dollars < 4.0 and f.dollars == pytest.approx(f.seconds / 3600 * 1.74)
-    assert steps(f)["training"].seconds == 2500 and steps(f)["loading"].seconds == 180
+    assert steps(f)["training"].seconds == 1500 and steps(f)["loading"].seconds == 180
 
 
 def test_measured_rates_are_those_of_the_latest_run_and_scale_with_the_examples():
@@ -67,12 +70,12 @@ def test_measured_rates_are_those_of_the_latest_run_and_scale_with_the_examples(
 @pytest.mark.parametrize("other", [{"model": "sandbox"}, {"bits": 16}, {"device": "cpu"}, {"examples": None}])
 def test_rates_of_another_model_precision_or_machine_do_not_count(other):
     ledger = [row("answer", 20.0, **({"examples": 40} | other))]
-    assert rates(ledger, BIG, 4, GPU)["answer"].source == "assumed"
+    assert rates(ledger, BIG, NF4, GPU)["answer"].source == "assumed"
 
 
 def test_principles_multiply_critiques_and_comparisons():
     ledger = [row("critique", 20.0, 10, principles=2), row("judge", 30.0, 10, principles=2)]
-    found = rates(ledger, BIG, 4, GPU)
+    found = rates(ledger, BIG, NF4, GPU)
     assert found["critique"].seconds == 1.0 and found["judge"].seconds == 1.0
     one, four = (steps(plan(10, ledger, principles=n)) for n in (1, 4))
     assert (one["critique"].units, four["critique"].units) == (10, 40)
@@ -85,7 +88,7 @@ def test_an_evaluation_is_all_its_rows_since_the_model_was_loaded():
         row("loading", 100.0), row("evaluation: answers", 500.0), row("evaluation: judge", 1.0),
         row("loading", 80.0), row("evaluation: answers", 50.0), row("evaluation: judge", 10.0),
     ]  # fmt: skip
-    found = rates(ledger, BIG, 4, GPU)
+    found = rates(ledger, BIG, NF4, GPU)
     assert found["evaluation"].seconds == 60.0 and found["loading"].seconds == 90.0
 
 
@@ -99,7 +102,7 @@ def test_steps_that_a_run_leaves_out_cost_nothing():
 
 def test_other_sizes_are_scaled_and_unknown_ones_are_said_to_be():
     small = steps(plan(spec=REGISTRY["Qwen/Qwen2.5-7B"]))["training"]
-    assert small.seconds == pytest.approx(2500 * 7.62 / 32.76) and "times 0.233" in small.source
+    assert small.seconds == pytest.approx(1500 * 7.62 / 32.76) and "times 0.233" in small.source
     from cai.models.registry import resolve
 
     assert "as if it were as large" in steps(plan(spec=resolve("some/model")))["training"].source
@@ -107,9 +110,9 @@ def test_other_sizes_are_scaled_and_unknown_ones_are_said_to_be():
 
 def test_work_in_two_precisions_is_one_forecast_at_the_rates_of_each():
     ledger = [row("loading", 10.0, bits=4), row("loading", 30.0, bits=8), row("answer", 20.0, 10, bits=8)]
-    data, training = {8: {"loading": 1, "answer": 50}}, {4: {"loading": 2, "training": 10}}
+    data, training = local(8, {"loading": 1, "answer": 50}), local(4, {"loading": 2, "training": 10})
     f = forecast(BIG, add_units([data, training]), examples=50, hourly_rate=3600.0, ledger=ledger, device=GPU)
-    assert f.seconds_of(data) == 130.0 and f.seconds_of({4: {"loading": 2}}) == 20.0
+    assert f.seconds_of(data) == 130.0 and f.seconds_of(local(4, {"loading": 2})) == 20.0
     assert f.seconds == f.dollars == pytest.approx(f.seconds_of(data) + f.seconds_of(training))
     assert {(x.step, x.bits): x.units for x in f.lines} == {
         ("loading", 8): 1, ("answer", 8): 50, ("loading", 4): 2, ("training", 4): 10,
@@ -118,7 +121,8 @@ def test_work_in_two_precisions_is_one_forecast_at_the_rates_of_each():
     stored = json.loads(json.dumps(f.as_dict()))
     assert "rates" not in stored and stored["totals"]["seconds"] == pytest.approx(f.seconds)
     assert {line["bits"] for line in stored["lines"]} == {4, 8}
-    assert add_units([data, data, training])[8] == {"loading": 2, "answer": 100} and data[8]["answer"] == 50
+    assert add_units([data, data, training])[Weights("local", 8)] == {"loading": 2, "answer": 100}
+    assert data[Weights("local", 8)]["answer"] == 50
 
 
 def test_disk_is_measured_where_an_earlier_run_lies(output):
@@ -143,9 +147,9 @@ def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
         run.hourly_rate = 3600.0
         with run.step("answer") as step:
             step.examples = 8
-        found = rates(read_ledger(), SANDBOX, 16, "cpu")
+        found = rates(read_ledger(), SANDBOX, Weights("local", 16), "cpu")
         assert found["answer"].source == "measured in run mvp, n 8"
-        units = {16: milestone_units(8, principles=2, steps=1)}
+        units = local(16, milestone_units(8, principles=2, steps=1))
         f = forecast(SANDBOX, units, examples=8, hourly_rate=3600.0, device="cpu")
         run.record(forecast=f.as_dict())
         stored = json.loads((run.data / "run.json").read_text())["forecast"]
@@ -164,8 +168,9 @@ def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(outpu
         row("evaluation: answers", 900.0), row("endings", 5.0), row("answer", 77.0, run="other"),
     ]  # fmt: skip
     factors, table = accuracy(stored, "mvp", ledger)
-    assert factors["answer"] == 3.0 and factors["evaluation"] == 2.0 and "training" not in factors
+    assert factors["answer"] == 3.0 and "training" not in factors
     expected = {line["step"]: line["seconds"] for line in stored["lines"]}
+    assert factors["evaluation"] == pytest.approx(3000 / expected["evaluation"])
     assert factors["all"] == pytest.approx(3305 / (expected["answer"] + expected["evaluation"]))
     assert any(line.split()[0] == "endings" for line in table.splitlines())
 

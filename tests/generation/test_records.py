@@ -14,7 +14,8 @@ from cai.core.ledger import LEDGER_KEYS, STEP, Usage
 from cai.core.run import Run
 from cai.core.schema import FORMAT, content_id
 from cai.costs.budget import Budget
-from cai.costs.forecast import rates
+from cai.costs.rates import rates
+from cai.costs.units import Weights
 from cai.generation.example import examples_of
 from cai.generation.guard import Guard
 from cai.generation.loop import Loop
@@ -351,7 +352,7 @@ def test_the_ledgers_rates_are_the_steps_seconds_by_all_examples(make, monkeypat
         ledger = [r for r in jsonl.read(tmp_path / "logs/ledger.jsonl", LEDGER_KEYS) if r["run"] == name]
         for step in ("answer", "critique", "revision"):
             assert sum(r["examples"] for r in ledger if r["step"] == step) == N, (capacity, step)
-        found = rates(ledger, REGISTRY["sandbox"], 16, "cpu")
+        found = rates(ledger, REGISTRY["sandbox"], Weights("local", 16), "cpu")
         revised = sum(n % 5 != 0 for n in range(N))
         assert found["answer"].source == f"measured in run {name}, n {N}"
         assert found["answer"].seconds == pytest.approx(1.0)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.models import vllm_environment, vllm_process, vllm_server, vllm_settings
+from cai.models import device, vllm_environment, vllm_process, vllm_server, vllm_settings
 from cai.models.device import Gpu
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
@@ -185,7 +185,7 @@ def test_a_base_models_texts_end_at_tokens_of_a_chat_too_and_no_sampling_default
 def place(tmp_path, monkeypatch):
     """A root without an environment, and a Python whose venv module makes one with the pip that `pip` is."""
     monkeypatch.delenv(vllm_environment.OWN, raising=False)
-    monkeypatch.setattr(vllm_environment, "ROOT", tmp_path)
+    monkeypatch.setattr(device, "ROOT", tmp_path)
     monkeypatch.setattr(vllm_environment, "ENVIRONMENT_GB", 0.0)
     pip, python = tmp_path / "pip", tmp_path / "python"
     python.write_text(
@@ -212,6 +212,26 @@ def test_the_environment_is_installed_once_with_its_size_said(place):
     assert asked.startswith("-m pip install ") and asked.endswith(f"-r {ROOT / 'requirements-vllm.txt'}")
     vllm_environment.ensure_environment(said.append)
     assert len(said) == 1 and len((where / "bin/asked").read_text().splitlines()) == 1
+
+
+def test_a_driver_of_cuda_12_is_a_sentence_before_anything_is_installed(place, monkeypatch):
+    where = place("exit 0")
+    monkeypatch.setattr(vllm_environment, "cuda_major", lambda: 12)
+    with pytest.raises(
+        UserError, match="built for CUDA 13, and this driver runs CUDA 12: use --engine local"
+    ):
+        vllm_environment.ensure_environment(print)
+    assert not where.exists()
+    monkeypatch.setenv(vllm_environment.OWN, str(where))  # who makes it by hand knows
+    with pytest.raises(UserError, match="no bin/python"):
+        vllm_environment.ensure_environment(print)
+
+
+def test_it_lies_off_a_network_disk_as_training_does(place, tmp_path, monkeypatch):
+    place("exit 0")
+    monkeypatch.setenv("VENV_DIR", str(tmp_path / "local"))
+    assert vllm_environment.ensure_environment(lambda text: None) == tmp_path / "local/.venv-vllm/bin/python"
+    assert not (tmp_path / ".venv-vllm").exists() and vllm_environment.environment_ready()
 
 
 def test_a_half_installed_environment_is_made_anew(place):

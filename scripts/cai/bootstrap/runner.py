@@ -8,18 +8,18 @@ from typing import Any
 
 from cai.bootstrap.context import StageContext
 from cai.bootstrap.controls import ARMS, MAIN
+from cai.bootstrap.forecast import PlanForecast
 from cai.bootstrap.plan import Plan, Stage
 from cai.bootstrap.results import FORMAT
 from cai.bootstrap.stage import run_stage
 from cai.bootstrap.stage_gates import NO_GO, UNDECIDED
 from cai.bootstrap.stage_model import SharedModel
-from cai.core import cli, ledger
+from cai.core import cli
 from cai.core.files import directories, write_json
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_duration
-from cai.costs import budget, forecast
+from cai.costs import budget
 from cai.evaluation.gates import lines
-from cai.models import device
 from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution
 
@@ -39,10 +39,8 @@ class Runner:
     ):
         self.run, self.plan, self.spec = run, plan, spec
         self.constitution, self.shared_model = constitution, shared_model
-        rates = forecast.rates(
-            ledger.read_ledger(), spec, plan.stages[0].bits or spec.bits, device.this_device()
-        )
-        self._dollars = {step: rate.seconds / 3600 * run.hourly_rate for step, rate in rates.items()}
+        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, shared_model.choice)
+        self._dollars = ahead.total.dollars_a_unit
         steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
         each = sum(self._dollars[step] for step in steps)
         self.budget = budget.Budget(dollars, self._spent, each, self._dollars)

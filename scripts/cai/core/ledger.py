@@ -15,7 +15,8 @@ from typing import Any
 from cai.core import jsonl
 from cai.core.files import directories
 
-LEDGER_KEYS = {"run": str, "step": str, "seconds": (int, float), "dollars": (int, float)}
+TEXT = (str, type(None))
+LEDGER_KEYS = {"run": str, "step": str, "seconds": (int, float), "dollars": (int, float), "engine?": TEXT}
 STEP: ContextVar[str] = ContextVar("step", default="other")
 
 

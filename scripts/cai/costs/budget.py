@@ -50,9 +50,7 @@ class Budget:
         """For a run that is still to be opened. Raises UserError for a forecast that nobody would pay by
         mistake."""
         refuse_dear(dollars, forecast.dollars)
-        rates = forecast.rates[forecast.bits]
-        each = {step: rate.seconds / 3600 * forecast.hourly_rate for step, rate in rates.items()}
-        return cls(dollars, per_example=forecast.dollars_per_example, rates=each)
+        return cls(dollars, per_example=forecast.dollars_per_example, rates=forecast.dollars_a_unit)
 
     def watch(self, run: Run) -> None:
         """From now on the run's steps ask before they begin. Its hourly rate is known."""

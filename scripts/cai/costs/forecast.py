@@ -1,14 +1,13 @@
 """What a run will take, from the last rates that were measured.
 
 Every step of every run leaves a row in logs/ledger.jsonl. A forecast multiplies how often each step will
-happen by the rates of the latest run of the same model, bits and device; a rate that nobody has measured
-there is assumed (default_rates.py), and marked so. It loads nothing."""
+happen (units.py) by the rates of the latest run of the same model, engine, bits and device; a rate that
+nobody has measured there is assumed (rates.py), and marked so. It loads nothing."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +15,39 @@ from cai.core.files import directories
 from cai.core.ledger import read_ledger
 from cai.core.run import Run, read_manifest
 from cai.core.text import format_bytes, format_duration, format_table
-from cai.costs.default_rates import A100, CPU_BILLIONS, LARGE, SMALL, Assumed
-from cai.costs.engine_choice import begun_settings, choice_of
+from cai.costs.default_rates import (
+    A100,
+    CHECKPOINT,
+    CHECKPOINT_OF,
+    CPU_BILLIONS,
+    SPECIFICATION,
+    known,
+    machine_of,
+)
+from cai.costs.rates import Rate, rates, texts_of
+from cai.costs.units import GENERATING, PER_EXAMPLE, SERVER, UNITS, Units, Weights
 from cai.models import device as machine
+from cai.models import vllm_server
 from cai.models.engines import EngineChoice
-from cai.models.registry import ModelSpec, choose, with_values
+from cai.models.registry import ModelSpec
 
-# step -> what its rate is counted by. One critique an example and principle; one comparison more, for
-# helpfulness.
-UNITS = {
-    "loading": "load",
-    "instructions": "instruction",
-    "answer": "example",
-    "critique": "critique",
-    "revision": "example",
-    "judge": "comparison",
-    "guard": "example",
-    "training": "step",
-    "evaluation": "evaluation",
+# What the engines are compared by. Plans measure by the loop's steps: there it is all generation.
+PARTS = {
+    "once": ("download", "installing"),
+    "loading": ("loading",),
+    "generation": GENERATING,
+    "training": ("training",),
+    "evaluation": ("evaluation",),
 }
-PER_EXAMPLE = ("answer", "critique", "revision", "judge", "guard")
-SMALLEST_SHARE = 0.05  # a small model on a GPU: launching its kernels takes as long as a large one's
-Units = Mapping[int, Mapping[str, float]]  # bits -> step -> how many units of it
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What one unit of a step takes. source: "measured in run x, n 100", or "assumed" and how it was
-    scaled."""
-
-    seconds: float
-    prompt_tokens: float
-    completion_tokens: float
-    source: str
-
-    @property
-    def measured(self) -> bool:
-        return self.source.startswith("measured")
+ENVIRONMENT = "vLLM's environment"  # of a forecast's disk
 
 
 @dataclass(frozen=True)
 class StepForecast:
-    """A step in one precision: how many units, and their totals."""
+    """A step with some weights: how many units, and their totals."""
 
     step: str
+    engine: str
     bits: int
     units: float
     seconds: float
@@ -70,9 +58,11 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """bits: the precision that was named first. of: what the examples are called."""
+    """engine, bits: those that were named first. of: what the examples are called. choice: of the engine.
+    beside: all engines that could do it."""
 
     model: str
+    engine: str
     bits: int
     device: str
     examples: int
@@ -82,8 +72,9 @@ class Forecast:
     disk: dict[str, tuple[float, str]]  # what -> (bytes, measured or assumed)
     memory_gb: tuple[float, str]  # of the GPU
     basis: str  # what the assumed rates are those of
-    rates: Mapping[int, Mapping[str, Rate]]  # bits -> step -> rate, of every step there is
+    rates: Mapping[Weights, Mapping[str, Rate]]  # weights -> step -> rate, of every step there is
     choice: EngineChoice = EngineChoice()
+    beside: tuple[Alternative, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -101,11 +92,25 @@ class Forecast:
     def seconds_of(self, units: Units) -> float:
         """What a part of the work takes, at the same rates."""
         return sum(
-            n * self.rates[bits][step].seconds for bits, some in units.items() for step, n in some.items()
+            n * self.rates[weights][step].seconds
+            for weights, some in units.items()
+            for step, n in some.items()
         )
 
+    def seconds_in(self, *steps: str) -> float:
+        return sum(x.seconds for x in self.lines if x.step in steps)
+
     def dollars_of(self, *steps: str) -> float:
-        return sum(x.seconds for x in self.lines if x.step in steps) / 3600 * self.hourly_rate
+        return self.seconds_in(*steps) / 3600 * self.hourly_rate
+
+    @property
+    def dollars_a_unit(self) -> dict[str, float]:
+        """step -> dollars of one unit, with the weights that do it here (of several the dearest)."""
+        first = next(iter(self.rates.values()))
+        seconds = {step: rate.seconds for step, rate in first.items()}
+        for x in sorted(self.lines, key=lambda x: x.seconds / x.units):
+            seconds[x.step] = x.seconds / x.units
+        return {step: each / 3600 * self.hourly_rate for step, each in seconds.items()}
 
     @property
     def dollars_per_example(self) -> float:
@@ -121,21 +126,45 @@ class Forecast:
         read, generated = self.tokens
         totals = {"seconds": self.seconds, "dollars": self.dollars}
         totals |= {"prompt_tokens": read, "completion_tokens": generated}
-        return {k: v for k, v in asdict(self).items() if k != "rates"} | {"totals": totals}
+        return {k: v for k, v in asdict(self).items() if k not in ("rates", "beside")} | {"totals": totals}
 
     def render(self) -> str:
         head = f"forecast for {self.examples} {self.of}: {self.model} in {self.bits} bits on {self.device}"
-        rows = [("step", "units", "time", "tokens read", "generated", "dollars", "rate")]
+        head += f"\nengine: {self.choice.why}" * bool(self.choice.why)
+        rows = [("step", "by", "units", "time", "tokens read", "generated", "dollars", "rate")]
         for x in self.lines:
             unit = UNITS[x.step] + ("s" if round(x.units) != 1 else "")
             amounts = self._amounts(x.seconds, x.prompt_tokens, x.completion_tokens)
-            rows.append((x.step, f"{x.units:,.0f} {unit}", *amounts, x.source))
+            by = str(Weights(x.engine, x.bits)) if x.step != "guard" else "its own model"
+            rows.append((x.step, by, f"{x.units:,.0f} {unit}", *amounts, x.source))
         total = self._amounts(self.seconds, *self.tokens)
-        rows.append(("all", "", *total, f"at ${self.hourly_rate:.2f} an hour"))
+        rows.append(("all", "", "", *total, f"at ${self.hourly_rate:.2f} an hour"))
         disk = "; ".join(f"{what} {format_bytes(n)} ({source})" for what, (n, source) in self.disk.items())
         assumed = any(x.source.startswith("assumed") for x in self.lines)
         basis = f"\nassumed: what is expected of {self.basis}" if assumed else ""
-        return f"{head}\n{format_table(rows)}{basis}\ndisk: {disk or 'no more'}\nGPU memory: {self._memory()}"
+        room = f"disk: {disk or 'no more'}\nGPU memory: {self._memory()}"
+        return f"{head}\n{format_table(rows)}{basis}\n{room}{self.side_by_side()}"
+
+    def side_by_side(self) -> str:
+        """The engines that could do it, each with what it would take; nothing where there is no choice."""
+        if not self.beside:
+            return ""
+        parts = {name: steps for name, steps in PARTS.items() if any(x.takes(steps) for x in self.beside)}
+        rows = [("engine", *parts, "all", "dollars", "rates")]
+        for x in self.beside:
+            chosen = x.weights.engine == self.choice.engine
+            chosen &= self.choice.is_local or x.weights.bits == self.choice.bits
+            name = x.name + " (chosen)" * chosen
+            if x.forecast is None:
+                rows.append((name, *["-"] * (len(parts) + 2), x.note))
+                continue
+            lines, times = x.forecast.lines, [x.takes(steps) for steps in parts.values()]
+            measured = sum(not line.source.startswith("assumed") for line in lines)
+            known = f"{measured} of {len(lines)} measured" if measured else "assumed"
+            amounts = *map(format_duration, (*times, x.forecast.seconds)), f"${x.forecast.dollars:.2f}"
+            rows.append((name, *amounts, known + f"; {x.note}" * bool(x.note)))
+        said = ", ".join(f"{what} ${dollars}" for what, dollars in SPECIFICATION.items())
+        return f"\nside by side:\n{format_table(rows)}\nthe specification expects: {said}"
 
     def _amounts(self, seconds: float, read: float, generated: float) -> tuple[str, str, str, str]:
         dollars = seconds / 3600 * self.hourly_rate
@@ -146,68 +175,17 @@ class Forecast:
         return f"{need:.0f} GB ({source})" if self.device != "cpu" else "none, it runs on the CPU"
 
 
-def rates(
-    ledger: Sequence[dict[str, Any]],
-    spec: ModelSpec,
-    bits: int,
-    device: str,
-    guard: ModelSpec | None = None,
-) -> dict[str, Rate]:
-    """step -> its rate: that of the latest run which has one for this model, bits and device, else an
-    assumption."""
-    here = (spec.name, bits, device)
-    mine = [r for r in ledger if (r.get("model"), r.get("bits"), r.get("device")) == here]
-    mine = [r for r in mine if not r.get("interrupted")]
-    assumed = {step: _assumption(step, spec, device, guard) for step in UNITS}
-    return {step: _measured(step, mine) or assumed[step] for step in UNITS}
+@dataclass(frozen=True)
+class Alternative:
+    """The same work by some engine. forecast: None where the note says why it cannot be."""
 
+    name: str
+    weights: Weights
+    forecast: Forecast | None
+    note: str = ""
 
-def _measured(step: str, ledger: Sequence[dict[str, Any]]) -> Rate | None:
-    if step == "evaluation":  # its rows since a model was loaded make one
-        rows, current = [], []
-        for row in ledger:
-            if row["step"] == "loading":
-                current = []
-            elif row["step"].startswith("evaluation"):
-                rows = current = [*current, row]
-        units = 1.0
-    else:
-        rows = [r for r in ledger if r["step"] == step and _units(r)]
-        rows = [r for r in rows if r["run"] == rows[-1]["run"]]  # the latest run that has any
-        units = sum(map(_units, rows))
-    if not rows:
-        return None
-    mean = lambda key: sum(r.get(key, 0) for r in rows) / units  # noqa: E731
-    source = f"measured in run {rows[-1]['run']}, n {units:.0f}"
-    return Rate(mean("seconds"), mean("prompt_tokens"), mean("completion_tokens"), source)
-
-
-def _units(row: dict[str, Any]) -> float:
-    if row["step"] == "loading":
-        return 1.0
-    return (row.get("examples") or 0) * _multiple(row["step"], row.get("principles") or 1)
-
-
-def _multiple(step: str, principles: int) -> int:
-    """Units of a step for one example."""
-    return {"critique": principles, "judge": principles + 1}.get(step, 1)
-
-
-def _table_for(device: str) -> Assumed:
-    return SMALL if device == "cpu" else LARGE
-
-
-def _assumption(step: str, spec: ModelSpec, device: str, guard: ModelSpec | None) -> Rate:
-    table = _table_for(device)
-    texts = SMALL if spec.shots == 0 and spec.kind == "base" else LARGE
-    asked = guard if step == "guard" and guard else spec
-    read, generated = texts.tokens.get(step, (0.0, 0.0))
-    share = max(asked.parameters / table.parameters, SMALLEST_SHARE) if asked.parameters else 1.0
-    seconds = share * table.seconds.get(step, read / table.read + generated / table.generate)
-    scaled = "" if share == 1.0 and asked.parameters else f", times {share:.3g} for its size"
-    if not asked.parameters:
-        scaled = ", as if it were as large"
-    return Rate(seconds, read, generated, f"assumed{scaled}")
+    def takes(self, steps: Sequence[str]) -> float:
+        return self.forecast.seconds_in(*steps) if self.forecast else 0.0
 
 
 def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
@@ -216,7 +194,7 @@ def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
     here = machine.this_device()
     if here != "cpu" or spec.parameters <= CPU_BILLIONS:
         return here
-    return next((r["device"] for r in reversed(ledger) if r.get("model") == spec.name), None) or A100
+    return next((r["device"] for r in reversed(ledger) if r.get("model") == spec.name), None) or A100.name
 
 
 def forecast(
@@ -235,18 +213,21 @@ def forecast(
     hourly_rate, ledger, device: the default, what was measured, and device_of() unless given."""
     ledger = read_ledger() if ledger is None else ledger
     device = device or device_of(spec, ledger)
-    known = {bits: rates(ledger, spec, bits, device, guard) for bits in units}
+    found = {weights: rates(ledger, spec, weights, device, guard) for weights in units}
     lines = tuple(
-        StepForecast(s, bits, n, n * r.seconds, n * r.prompt_tokens, n * r.completion_tokens, r.source)
-        for bits, some in units.items()
+        StepForecast(s, *weights, n, n * r.seconds, n * r.prompt_tokens, n * r.completion_tokens, r.source)
+        for weights, some in units.items()
         for s, n in some.items()
-        if n and (r := known[bits][s])
+        if n and (r := found[weights][s])
     )
-    trained = [bits for bits in units if units[bits].get("training")]
-    memory = max(memory_gb(spec, bits, training=bits in trained, guard=guard) for bits in units)
+    trained = [weights for weights in units if units[weights].get("training")]
+    here = [weights for weights in units if weights.engine != SERVER] or list(units)
+    memory = max(memory_gb(spec, w.bits, training=w in trained, guard=guard) for w in here)
+    assumed_of = machine_of(device)
     return Forecast(
         model=spec.name,
-        bits=next(iter(units)),
+        engine=next(iter(units)).engine,
+        bits=next(iter(units)).bits,
         device=device,
         examples=examples,
         of=of,
@@ -254,66 +235,24 @@ def forecast(
         lines=lines,
         disk=_disk(spec, units, examples, bool(trained), ledger),
         memory_gb=(memory, "assumed; generation takes what is left for larger batches"),
-        basis=_table_for(device).basis,
-        rates=known,
+        basis=assumed_of.basis + f", for want of figures for {device}" * (not known(device)),
+        rates=found,
     )
 
 
-def milestone_units(
-    examples: int,
-    *,
-    principles: int,
-    steps: int,
-    generated: bool = True,
-    judge: bool = True,
-    guard: bool = False,
-) -> dict[str, float]:
-    """How often each step of a milestone happens. steps: of training; generated: the model writes its own
-    instructions; judge, guard: whether there is one."""
-    units = {
-        "loading": 1,
-        "instructions": examples * generated,
-        **{s: examples * _multiple(s, principles) for s in PER_EXAMPLE},
-        "training": steps,
-        "evaluation": 1,
-    }
-    return units | {"judge": units["judge"] * judge, "guard": units["guard"] * guard}
-
-
-def milestone_forecast(
-    args: argparse.Namespace, steps: int, examples: int, guard: ModelSpec | None = None
-) -> Forecast:
-    """What a milestone of these flags will take. steps: of training; guard: the model that guards."""
-    spec = with_values(choose(args.model)[0], args.set)
-    units = milestone_units(
-        examples,
-        principles=args.principles,
-        steps=steps,
-        generated=not args.source,
-        judge=not args.no_judge,
-        guard=guard is not None,
-    )
-    by_bits = {args.bits or spec.bits: units}
-    found = forecast(spec, by_bits, examples=examples, hourly_rate=args.hourly_rate, guard=guard)
-    begun = begun_settings(args)
-    return replace(found, choice=choice_of(args, spec, EngineChoice, begun=begun, beside=guard))
-
-
-def add_units(parts: Iterable[Units]) -> dict[int, dict[str, float]]:
-    total: dict[int, dict[str, float]] = {}
-    for part in parts:
-        for bits, some in part.items():
-            of = total.setdefault(bits, {})
-            for step, n in some.items():
-                of[step] = of.get(step, 0) + n
-    return total
-
-
-def weights_to_fetch(spec: ModelSpec, precisions: Iterable[int]) -> dict[str, float]:
-    """Repository -> bytes, once per machine; none for a model of this checkout."""
+def weights_to_fetch(spec: ModelSpec, all_weights: Iterable[Weights]) -> dict[str, float]:
+    """Repository -> bytes, once per machine; none for a model of this checkout, or on somebody else's
+    server."""
     if spec.repo.startswith("models/"):
         return {}
-    return {spec.source(bits)[0]: spec.download_gb(bits) * 1e9 for bits in precisions}
+    return {
+        spec.source(bits)[0]: (
+            vllm_server.download_gb(spec, bits) if engine == "vllm" else spec.download_gb(bits)
+        )
+        * 1e9
+        for engine, bits in all_weights
+        if engine != SERVER
+    }
 
 
 def _disk(
@@ -324,9 +263,8 @@ def _disk(
     ledger: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[float, str]]:
     """what -> (bytes, how that is known): what the model's latest runs took, where there are any."""
-    table = SMALL if spec.sandbox else LARGE
-    share = spec.parameters / table.parameters or 1.0
-    record, checkpoint = (table.record, "assumed"), (table.checkpoint * share, "assumed")
+    checkpoint = (6e6 if spec.sandbox else CHECKPOINT * (spec.parameters / CHECKPOINT_OF or 1.0), "assumed")
+    record = (texts_of(spec).record, "assumed")
     latest_first = dict.fromkeys(r["run"] for r in reversed(ledger) if r.get("model") == spec.name)
     for name in reversed(latest_first):
         data, checkpoints, _ = directories(name)
@@ -340,6 +278,8 @@ def _disk(
         found["checkpoint"] = checkpoint
     if weights := weights_to_fetch(spec, units):
         found["weights"] = (sum(weights.values()), "from the registry, once per machine")
+    if any(w.engine == "vllm" for w in units):
+        found[ENVIRONMENT] = (vllm_server.ENVIRONMENT_GB * 1e9, "assumed, once per machine")
     return found
 
 
@@ -348,7 +288,7 @@ def memory_gb(spec: ModelSpec, bits: int, *, training: bool, guard: ModelSpec | 
     activations."""
     need = spec.memory_gb(bits) + (guard.memory_gb(guard.bits) if guard and guard != spec else 0)
     if training:
-        need += (2.5 * LARGE.checkpoint / 1e9 + 8) * spec.parameters / LARGE.parameters
+        need += (2.5 * CHECKPOINT / 1e9 + 8) * spec.parameters / CHECKPOINT_OF
     return need
 
 
