@@ -23,7 +23,7 @@ from cai.core.files import directories
 from cai.models import vllm_watchdog
 
 END_SECONDS = 15.0  # that vLLM has to end by itself
-FIRST_PORT, LAST_PORT = 8000, 8099
+PORTS = 100  # that are looked at
 KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
 STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
 # Without proxies: what is asked is this machine.
@@ -115,15 +115,15 @@ def stop_running() -> str | None:
     return state["url"]
 
 
-def free_port(asked: int | None, host: str) -> int:
-    """Raises UserError where the port that was asked for, or every one of ours, is in use."""
-    for port in [asked] if asked else range(FIRST_PORT, LAST_PORT + 1):
+def free_port(asked: int | None, host: str, first: int) -> int:
+    """Raises UserError where the port that was asked for, or every one from the first on, is in use."""
+    for port in [asked] if asked else range(first, first + PORTS):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return port
-    which = f"--port {asked} is" if asked else f"all ports from {FIRST_PORT} to {LAST_PORT} are"
+    which = f"--port {asked} is" if asked else f"all ports from {first} to {first + PORTS - 1} are"
     raise UserError(f"{which} in use on {host}: give another --port, or end what listens there")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Callable, Sequence
@@ -74,6 +75,8 @@ MOST_SECONDS = 1800.0  # a start that takes longer has failed
 ORPHAN_SECONDS = 120.0  # that a server outlives an owner that was killed: time for a rerun to take it over
 MOST_DEATHS = 5  # of one run's servers, after which the run ends
 LOOK_SECONDS = 0.5
+FIRST_PORT, PORTS_TO_TRY = 8000, 3  # others may take one between our look and vLLM's
+IN_USE = "Address already in use"
 
 
 def gpu_to_serve_on() -> Gpu | None:
@@ -132,16 +135,21 @@ class VllmServer:
         self._process: subprocess.Popen | None = None  # the watchdog, if it is our child
         self._pid = 0  # its number, and its group's
         self._deaths = 0
+        self._launching = threading.Lock()
+        self._wanted, self._over = False, False
 
     # ---- models.server_engine.Servers ----
 
     def urls(self) -> Sequence[str]:
         """Starts the server if it does not run. Raises UserError: no environment, disk, memory or port; a
         server that ends, with its log's tail."""
+        if self._over:
+            raise UserError("this run is ending: no server is started any more")
         if not self.runs():
             if self._pid:
                 self._ended_by_itself()
             self.stop()
+            self._wanted = True
             try:
                 self._start()
             except BaseException:
@@ -164,20 +172,27 @@ class VllmServer:
             self._load(served, path)
 
     def stop(self) -> None:
-        """Ends all of the server's processes: the GPU's memory is free again when this returns."""
-        if self._lock is None:
+        """Ends all of the server's processes: the GPU's memory is free again when this returns. What another
+        thread is starting, too."""
+        with self._launching:
+            self._wanted = False
+            lock, process, pid = self._lock, self._process, self._pid
+            self._lock, self._process, self._pid = None, None, 0
+        if lock is None:
             return
-        if self._pid:
-            end(self._pid, self._process)
+        if pid:
+            end(pid, process)
             state_file().unlink(missing_ok=True)
-        self._lock.close()
-        self._lock, self._process, self._pid = None, None, 0
-        atexit.unregister(self.stop)
+        lock.close()
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        self._over = True
+        self.stop()
 
     def runs(self) -> bool:
-        if self._lock is None:
-            return False
-        return self._process.poll() is None if self._process else is_watchdog(self._pid)
+        process, pid = self._process, self._pid
+        return process.poll() is None if process else pid != 0 and is_watchdog(pid)
 
     def is_recorded(self) -> bool:
         """Whether logs/vllm.json still speaks of it: serve.py --stop takes that away first."""
@@ -191,7 +206,7 @@ class VllmServer:
 
     def _start(self) -> None:
         self._lock = take_lock()
-        atexit.register(self.stop)
+        atexit.register(self._at_exit)
         found = running()
         if found is None:
             self._check_memory()
@@ -204,14 +219,19 @@ class VllmServer:
             self._log(f"ending the vLLM server that a run with other settings has left: {found['url']}")
             end(found["pid"])
             self._check_memory()
-        self.url = self._url(free_port(self._asked_port, self._host))
-        expected = START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
-        self._log(
-            f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; "
-            f"expected to take {format_duration(expected)} (assumed); log: {display_path(self.log_file)}"
-        )
-        self._launch(python, weights)
-        self._wait()
+        for first in range(FIRST_PORT, FIRST_PORT + PORTS_TO_TRY):
+            self.url = self._url(free_port(self._asked_port, self._host, first))
+            self._log(
+                f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; expected to take "
+                f"{format_duration(self._expected)} (assumed); log: {display_path(self.log_file)}"
+            )
+            self._launch(python, weights)
+            if self._is_ready():
+                return
+
+    @property
+    def _expected(self) -> float:
+        return START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
 
     def _url(self, port: int) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
@@ -245,9 +265,11 @@ class VllmServer:
             stops=write_stops(weights, self.spec, logs / "vllm-generation"),
             deterministic=self.deterministic,
         )
-        watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
-        watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
-        with open(self.log_file, "wb") as out:
+        with self._launching, open(self.log_file, "wb") as out:
+            if not self._wanted:  # stop() came meanwhile, from another thread
+                raise UserError("the start of vLLM was broken off")
+            watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
+            watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
             self._process = subprocess.Popen(
                 [*watch, *served],
                 stdin=subprocess.DEVNULL,
@@ -257,7 +279,7 @@ class VllmServer:
                 cwd=logs,
                 start_new_session=True,  # Ctrl-C is for us; and one group to end
             )
-        self._pid = self._process.pid
+            self._pid = self._process.pid
         self._write_state()
 
     def _write_state(self) -> None:
@@ -265,11 +287,17 @@ class VllmServer:
         facts |= {"adapters": {name: str(path) for name, path in self._adapters.items()}}
         write_json(state_file(), facts | {"written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
-    def _wait(self) -> None:
+    def _is_ready(self) -> bool:
+        """Waits for it; False where another server took the port meanwhile. Raises UserError."""
         began = spoken = time.monotonic()
         while not (healthy(self.url) and listens(self._pid, self.url)):
             seconds = time.monotonic() - began
+            if not self._wanted:
+                raise UserError("the start of vLLM was broken off")
             if not self.runs():
+                if IN_USE in self._last_words() and not self._asked_port:
+                    end(self._pid, self._process)
+                    return False
                 raise self._failed("vLLM ended before it was ready")
             if seconds > MOST_SECONDS:
                 raise self._failed(f"vLLM was not ready after {format_duration(seconds)}")
@@ -278,6 +306,7 @@ class VllmServer:
                 self._log(f"  vLLM, {format_duration(seconds)}: {last_line(self.log_file)}")
             time.sleep(LOOK_SECONDS)
         self._log(f"vLLM is ready after {format_duration(time.monotonic() - began)}")
+        return True
 
     def _ended_by_itself(self) -> None:
         """Once may be chance, or somebody's kill; often is a defect that a new start would not mend."""
