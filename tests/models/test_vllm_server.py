@@ -566,8 +566,14 @@ def test_never_two_at_a_time_and_stop_ends_whosever_it_is(home):
     server.stop()
 
 
-def test_too_little_memory_is_found_before_anything_starts(home, monkeypatch):
+def test_an_old_driver_and_too_little_memory_are_found_before_anything_starts(home, monkeypatch):
     monkeypatch.setattr(vllm_server, "visible_gpus", lambda: [replace(A100, free=20e9)])
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 12)
+    with pytest.raises(
+        UserError, match=r"vLLM needs CUDA 13 \(driver 580 or newer\), this machine has driver 580.1"
+    ):
+        VllmServer(BIG, 8)
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
     monkeypatch.setattr(vllm_server, "fetch", lambda *_: pytest.fail("65 GB were fetched"))
     with pytest.raises(UserError, match="Qwen2.5-32B in 8 bits needs about 44 GB"):
         VllmServer(BIG, 8, log=lambda text: None).urls()

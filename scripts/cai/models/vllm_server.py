@@ -21,7 +21,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
-from cai.models.device import GB, Gpu, visible_gpus
+from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
 from cai.models.loader import fetch
 from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
@@ -117,6 +117,11 @@ class VllmServer:
     ):
         """Raises UserError for what cannot be served here; whether the memory suffices shows at the start."""
         gpu = gpu_to_serve_on()
+        if gpu is not None and cuda_major() < CUDA:
+            raise UserError(
+                f"vLLM needs CUDA {CUDA} (driver {DRIVER} or newer), this machine has driver {gpu.driver}: "
+                "use --engine local, or rent a machine with a newer driver"
+            )
         if gpu is None and bits != 16:
             raise UserError(f"{bits} bits: vLLM's CPU build serves 16-bit weights alone; use 16 bits")
         if not is_loopback(host) and not os.environ.get(KEY):
