@@ -376,6 +376,8 @@ def test_an_adapter_that_it_rejects_is_a_sentence(home, monkeypatch):
     with pytest.raises(UserError, match=r"does not take the adapter .*No adapter .*31m found") as error:
         server.load_adapter(adapter(home, "one"), "adapter-one")
     assert "\x1b" not in str(error.value)
+    with pytest.raises(UserError, match="does not take the adapter"):
+        server.load_adapter(home / "one", "adapter-one")  # it is not taken for loaded
     server.stop()
 
 

@@ -22,6 +22,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories
 from cai.models import vllm_watchdog
 
+WATCHDOG = Path(vllm_watchdog.__file__).name
 END_SECONDS = 15.0  # that vLLM has to end by itself
 PORTS = 100  # that are looked at
 KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
@@ -76,7 +77,9 @@ def is_watchdog(pid: int) -> bool:
 
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and vllm_watchdog.__file__ in process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and any(
+            Path(part).name == WATCHDOG for part in process.cmdline()
+        )
     return False
 
 

@@ -174,7 +174,11 @@ class VllmServer:
             self.stop()
             self.urls()
         else:
-            self._load(served, path)
+            try:
+                self._load(served, path)
+            except UserError:
+                del self._adapters[served]
+                raise
 
     def stop(self) -> None:
         """Ends all of the server's processes: the GPU's memory is free again when this returns. What another
@@ -233,6 +237,7 @@ class VllmServer:
             self._launch(python, weights)
             if self._is_ready():
                 return
+        raise self._failed(f"{PORTS_TO_TRY} ports were taken one after the other")
 
     @property
     def _expected(self) -> float:
