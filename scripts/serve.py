@@ -47,9 +47,9 @@ def main() -> int:
 
     server = make_server(args)
     url = server.urls()[0]
-    print(f"\nserving {server.spec.name} at {url}; Ctrl-C ends it. Use it with, for example:")
-    print(f"  python scripts/generate_mvp.py --model {server.spec.name} --engine {url}", flush=True)
     try:
+        print(f"\nserving {server.spec.name} at {url}; Ctrl-C ends it. Use it with, for example:")
+        print(f"  python scripts/generate_mvp.py --model {server.spec.name} --engine {url}", flush=True)
         while server.runs():
             time.sleep(1)
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         Handler.asked += self.path == "/health"
         if self.path == "/health":
-            self.say(503 if MODE == "slow" and Handler.asked < 4 else 200, {})
+            self.say(503 if MODE == "never" or MODE == "slow" and Handler.asked < 4 else 200, {})
         else:
             self.say(200, {"data": [{"id": name} for name in ("sandbox", *Handler.served)]})
 

@@ -1,7 +1,9 @@
 """scripts/serve.py as a person runs it, on a stand-in for vLLM: said, served, ended; bad input."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -69,8 +71,6 @@ def test_stop_ends_it_from_elsewhere_and_another_is_refused_meanwhile(output):
 def test_one_that_ends_by_itself_is_an_error(output):
     process = begin("serve.py", "--model", "sandbox", output=output)
     until(process, "--engine ")
-    import os
-
     os.kill(json.loads((output / "logs/vllm.json").read_text())["pid"], signal.SIGKILL)
     out, err = process.communicate()
     assert process.returncode == 2 and "the server has ended by itself: see " in err
@@ -105,3 +105,34 @@ def test_a_machine_without_a_gpu_is_told_so(output, monkeypatch):
     done = script("serve.py", "--model", "sandbox", output=output)
     assert done.returncode == 2 and "vLLM needs a CUDA GPU, and there is none here" in done.stderr
     assert "bash tests/vllm.sh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--bogus"], "unknown argument --bogus"),
+        (["--examples"], "--examples needs a value"),
+        (["--environment", "/nowhere"], "no bin/python in it that can import vllm"),
+    ],
+)
+def test_wrong_use_of_the_test_with_real_vllm_is_a_sentence(args, said):
+    done = subprocess.run(["bash", ROOT / "tests/vllm.sh", *args], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_real_vllm_that_cannot_be_installed_is_skipped_with_the_reason(tmp_path):
+    """In a copy, whose Python makes an environment with a pip that fails."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/vllm.sh").write_text((ROOT / "tests/vllm.sh").read_text())
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    fails = "#!/bin/sh\necho ERROR: no such distribution; exit 1\n"
+    python.write_text(
+        '#!/bin/sh\nmkdir -p "$4/bin"\ncat > "$4/bin/python" <<END\n'
+        + fails
+        + 'END\nchmod +x "$4/bin/python"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(["bash", tmp_path / "tests/vllm.sh"], capture_output=True, text=True)
+    assert done.returncode == 77 and "ERROR: no such distribution" in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1].startswith("skipped: vLLM for CPUs could not be installed")

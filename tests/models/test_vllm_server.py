@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,8 +294,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("FAKE_VLLM", raising=False)
     monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(vllm_server, "END_SECONDS", 0.3)
-    monkeypatch.setattr(vllm_process, "FIRST_PORT", own_port())
-    monkeypatch.setattr(vllm_process, "LAST_PORT", 65_535)
+    monkeypatch.setattr(vllm_server, "FIRST_PORT", own_port())
     yield tmp_path
     if state := running():
         end(state["pid"])
@@ -376,6 +376,8 @@ def test_an_adapter_that_it_rejects_is_a_sentence(home, monkeypatch):
     with pytest.raises(UserError, match=r"does not take the adapter .*No adapter .*31m found") as error:
         server.load_adapter(adapter(home, "one"), "adapter-one")
     assert "\x1b" not in str(error.value)
+    with pytest.raises(UserError, match="does not take the adapter"):
+        server.load_adapter(home / "one", "adapter-one")  # it is not taken for loaded
     server.stop()
 
 
@@ -448,17 +450,47 @@ def test_a_port_in_use_is_a_sentence_or_passed_by(home):
     server.stop()
 
 
-def test_another_server_at_the_same_port_is_not_taken_for_ours(home, monkeypatch):
+def test_a_port_that_another_server_takes_meanwhile(home, monkeypatch):
+    """It is not taken for ours: the next port is, but not instead of one that was asked for."""
     other = VllmServer(SANDBOX, 16, log=lambda text: None)
     [url] = other.urls()
-    lock, state = home / "out/logs/.vllm.lock", home / "out/logs/vllm.json"
     monkeypatch.setenv("CAI_OUTPUT", str(home / "elsewhere"))
-    monkeypatch.setattr(vllm_server, "free_port", lambda asked, host: int(url.rpartition(":")[2]))
+    look, taken = vllm_server.free_port, int(url.rpartition(":")[2])
+    seen = iter([taken, taken])
+    monkeypatch.setattr(vllm_server, "free_port", lambda *about: next(seen, None) or look(*about))
     with pytest.raises(UserError, match="Address already in use"):
-        VllmServer(SANDBOX, 16, log=lambda text: None).urls()
-    assert lock.exists() and state.exists() and other.runs()
+        VllmServer(SANDBOX, 16, port=taken, log=lambda text: None).urls()
+    server = VllmServer(SANDBOX, 16, log=lambda text: None)
+    assert server.urls() != [url] and len(started(home)) == 4
+    server.stop()
     monkeypatch.setenv("CAI_OUTPUT", str(home / "out"))
+    assert other.runs()
     other.stop()
+
+
+def test_stop_breaks_off_what_another_thread_starts(home, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM", "never")
+    server, ended = VllmServer(SANDBOX, 16, log=lambda text: None), []
+
+    def start():
+        with pytest.raises(UserError, match="broken off"):
+            server.urls()
+        ended.append(True)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    while not (home / "started.jsonl").exists():
+        assert thread.is_alive()
+    pid = running()["pid"]
+    server.stop()
+    thread.join()
+    assert ended and group(pid) == [] and running() is None
+
+    launch = server._launch
+    monkeypatch.setattr(server, "_launch", lambda *about: (server.stop(), launch(*about)))
+    with pytest.raises(UserError, match="broken off"):
+        server.urls()  # stopped after it was looked at, before it was launched
+    assert len(started(home)) == 1 and running() is None
 
 
 def test_one_that_ignores_sigterm_is_killed_with_all_of_its_processes(home, monkeypatch):
@@ -474,12 +506,9 @@ def left_behind(home, code="os.kill(os.getpid(), 9)"):
     """The state of a server that another process has started before it ran this code."""
     program = (
         "import os; from cai.models import vllm_server as v; from cai.models.registry import REGISTRY; "
-        "v.LOOK_SECONDS, v.END_SECONDS, v.ORPHAN_SECONDS = 0.02, 0.3, float(os.environ.get('GRACE', 60))\n"
+        f"v.FIRST_PORT, v.LOOK_SECONDS, v.END_SECONDS = {own_port()}, 0.02, 0.3; "
+        "v.ORPHAN_SECONDS = float(os.environ.get('GRACE', 60))\n"
         f"s = v.VllmServer(REGISTRY['sandbox'], 16); s.urls(); {code}"
-    )
-    program = (
-        f"from cai.models import vllm_process as p; p.FIRST_PORT = {own_port()}; p.LAST_PORT = 65535; "
-        + program
     )
     env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
@@ -539,8 +568,14 @@ def test_never_two_at_a_time_and_stop_ends_whosever_it_is(home):
     server.stop()
 
 
-def test_too_little_memory_is_found_before_anything_starts(home, monkeypatch):
+def test_an_old_driver_and_too_little_memory_are_found_before_anything_starts(home, monkeypatch):
     monkeypatch.setattr(vllm_server, "visible_gpus", lambda: [replace(A100, free=20e9)])
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 12)
+    with pytest.raises(
+        UserError, match=r"vLLM needs CUDA 13 \(driver 580 or newer\), this machine has driver 580.1"
+    ):
+        VllmServer(BIG, 8)
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
     monkeypatch.setattr(vllm_server, "fetch", lambda *_: pytest.fail("65 GB were fetched"))
     with pytest.raises(UserError, match="Qwen2.5-32B in 8 bits needs about 44 GB"):
         VllmServer(BIG, 8, log=lambda text: None).urls()

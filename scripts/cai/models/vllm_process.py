@@ -22,8 +22,9 @@ from cai.core.errors import UserError
 from cai.core.files import directories
 from cai.models import vllm_watchdog
 
+WATCHDOG = Path(vllm_watchdog.__file__).name
 END_SECONDS = 15.0  # that vLLM has to end by itself
-FIRST_PORT, LAST_PORT = 8000, 8099
+PORTS = 100  # that are looked at
 KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
 STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
 # Without proxies: what is asked is this machine.
@@ -76,7 +77,9 @@ def is_watchdog(pid: int) -> bool:
 
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and vllm_watchdog.__file__ in process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and any(
+            Path(part).name == WATCHDOG for part in process.cmdline()
+        )
     return False
 
 
@@ -115,15 +118,15 @@ def stop_running() -> str | None:
     return state["url"]
 
 
-def free_port(asked: int | None, host: str) -> int:
-    """Raises UserError where the port that was asked for, or every one of ours, is in use."""
-    for port in [asked] if asked else range(FIRST_PORT, LAST_PORT + 1):
+def free_port(asked: int | None, host: str, first: int) -> int:
+    """Raises UserError where the port that was asked for, or every one from the first on, is in use."""
+    for port in [asked] if asked else range(first, first + PORTS):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return port
-    which = f"--port {asked} is" if asked else f"all ports from {FIRST_PORT} to {LAST_PORT} are"
+    which = f"--port {asked} is" if asked else f"all ports from {first} to {first + PORTS - 1} are"
     raise UserError(f"{which} in use on {host}: give another --port, or end what listens there")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
-from cai.models.device import GB, Gpu, visible_gpus
+from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
 from cai.models.loader import fetch
 from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
@@ -74,6 +75,8 @@ MOST_SECONDS = 1800.0  # a start that takes longer has failed
 ORPHAN_SECONDS = 120.0  # that a server outlives an owner that was killed: time for a rerun to take it over
 MOST_DEATHS = 5  # of one run's servers, after which the run ends
 LOOK_SECONDS = 0.5
+FIRST_PORT, PORTS_TO_TRY = 8000, 3  # others may take one between our look and vLLM's
+IN_USE = "Address already in use"
 
 
 def gpu_to_serve_on() -> Gpu | None:
@@ -114,6 +117,11 @@ class VllmServer:
     ):
         """Raises UserError for what cannot be served here; whether the memory suffices shows at the start."""
         gpu = gpu_to_serve_on()
+        if gpu is not None and cuda_major() < CUDA:
+            raise UserError(
+                f"vLLM needs CUDA {CUDA} (driver {DRIVER} or newer), this machine has driver {gpu.driver}: "
+                "use --engine local, or rent a machine with a newer driver"
+            )
         if gpu is None and bits != 16:
             raise UserError(f"{bits} bits: vLLM's CPU build serves 16-bit weights alone; use 16 bits")
         if not is_loopback(host) and not os.environ.get(KEY):
@@ -132,16 +140,21 @@ class VllmServer:
         self._process: subprocess.Popen | None = None  # the watchdog, if it is our child
         self._pid = 0  # its number, and its group's
         self._deaths = 0
+        self._launching = threading.Lock()
+        self._wanted, self._over = False, False
 
     # ---- models.server_engine.Servers ----
 
     def urls(self) -> Sequence[str]:
         """Starts the server if it does not run. Raises UserError: no environment, disk, memory or port; a
         server that ends, with its log's tail."""
+        if self._over:
+            raise UserError("this run is ending: no server is started any more")
         if not self.runs():
             if self._pid:
                 self._ended_by_itself()
             self.stop()
+            self._wanted = True
             try:
                 self._start()
             except BaseException:
@@ -161,23 +174,34 @@ class VllmServer:
             self.stop()
             self.urls()
         else:
-            self._load(served, path)
+            try:
+                self._load(served, path)
+            except UserError:
+                del self._adapters[served]
+                raise
 
     def stop(self) -> None:
-        """Ends all of the server's processes: the GPU's memory is free again when this returns."""
-        if self._lock is None:
+        """Ends all of the server's processes: the GPU's memory is free again when this returns. What another
+        thread is starting, too."""
+        with self._launching:
+            self._wanted = False
+            lock, process, pid = self._lock, self._process, self._pid
+            self._lock, self._process, self._pid = None, None, 0
+        if lock is None:
             return
-        if self._pid:
-            end(self._pid, self._process)
+        if pid:
+            end(pid, process)
             state_file().unlink(missing_ok=True)
-        self._lock.close()
-        self._lock, self._process, self._pid = None, None, 0
-        atexit.unregister(self.stop)
+        lock.close()
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        self._over = True
+        self.stop()
 
     def runs(self) -> bool:
-        if self._lock is None:
-            return False
-        return self._process.poll() is None if self._process else is_watchdog(self._pid)
+        process, pid = self._process, self._pid
+        return process.poll() is None if process else pid != 0 and is_watchdog(pid)
 
     def is_recorded(self) -> bool:
         """Whether logs/vllm.json still speaks of it: serve.py --stop takes that away first."""
@@ -191,7 +215,7 @@ class VllmServer:
 
     def _start(self) -> None:
         self._lock = take_lock()
-        atexit.register(self.stop)
+        atexit.register(self._at_exit)
         found = running()
         if found is None:
             self._check_memory()
@@ -204,14 +228,20 @@ class VllmServer:
             self._log(f"ending the vLLM server that a run with other settings has left: {found['url']}")
             end(found["pid"])
             self._check_memory()
-        self.url = self._url(free_port(self._asked_port, self._host))
-        expected = START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
-        self._log(
-            f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; "
-            f"expected to take {format_duration(expected)} (assumed); log: {display_path(self.log_file)}"
-        )
-        self._launch(python, weights)
-        self._wait()
+        for first in range(FIRST_PORT, FIRST_PORT + PORTS_TO_TRY):
+            self.url = self._url(free_port(self._asked_port, self._host, first))
+            self._log(
+                f"starting vLLM: {self.spec.name}, {precision_of(self.bits)}, {self.url}; expected to take "
+                f"{format_duration(self._expected)} (assumed); log: {display_path(self.log_file)}"
+            )
+            self._launch(python, weights)
+            if self._is_ready():
+                return
+        raise self._failed(f"{PORTS_TO_TRY} ports were taken one after the other")
+
+    @property
+    def _expected(self) -> float:
+        return START_SECONDS if self.spec.parameters > 1 else SMALL_START_SECONDS
 
     def _url(self, port: int) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
@@ -245,9 +275,11 @@ class VllmServer:
             stops=write_stops(weights, self.spec, logs / "vllm-generation"),
             deterministic=self.deterministic,
         )
-        watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
-        watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
-        with open(self.log_file, "wb") as out:
+        with self._launching, open(self.log_file, "wb") as out:
+            if not self._wanted:  # stop() came meanwhile, from another thread
+                raise UserError("the start of vLLM was broken off")
+            watch = [sys.executable, "-I", vllm_watchdog.__file__, self._lock.name]
+            watch += [str(ORPHAN_SECONDS), str(END_SECONDS)]
             self._process = subprocess.Popen(
                 [*watch, *served],
                 stdin=subprocess.DEVNULL,
@@ -257,7 +289,7 @@ class VllmServer:
                 cwd=logs,
                 start_new_session=True,  # Ctrl-C is for us; and one group to end
             )
-        self._pid = self._process.pid
+            self._pid = self._process.pid
         self._write_state()
 
     def _write_state(self) -> None:
@@ -265,11 +297,17 @@ class VllmServer:
         facts |= {"adapters": {name: str(path) for name, path in self._adapters.items()}}
         write_json(state_file(), facts | {"written": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
-    def _wait(self) -> None:
+    def _is_ready(self) -> bool:
+        """Waits for it; False where another server took the port meanwhile. Raises UserError."""
         began = spoken = time.monotonic()
         while not (healthy(self.url) and listens(self._pid, self.url)):
             seconds = time.monotonic() - began
+            if not self._wanted:
+                raise UserError("the start of vLLM was broken off")
             if not self.runs():
+                if IN_USE in self._last_words() and not self._asked_port:
+                    end(self._pid, self._process)
+                    return False
                 raise self._failed("vLLM ended before it was ready")
             if seconds > MOST_SECONDS:
                 raise self._failed(f"vLLM was not ready after {format_duration(seconds)}")
@@ -278,6 +316,7 @@ class VllmServer:
                 self._log(f"  vLLM, {format_duration(seconds)}: {last_line(self.log_file)}")
             time.sleep(LOOK_SECONDS)
         self._log(f"vLLM is ready after {format_duration(time.monotonic() - began)}")
+        return True
 
     def _ended_by_itself(self) -> None:
         """Once may be chance, or somebody's kill; often is a defect that a new start would not mend."""
