@@ -3,6 +3,7 @@
     python scripts/benchmark.py engine       # batches against one prompt at a time, of the default model
     python scripts/benchmark.py engine --model sandbox --bits 4 --limit 256 --batch-sizes 1 16 64 128
     python scripts/benchmark.py loop         # the loop against the engine alone, and one example at a time
+    python scripts/benchmark.py server       # the loop before a simulated server against requests at one go
     python scripts/benchmark.py dedup        # near duplicates among 50,000 texts: index against every pair
     python scripts/benchmark.py dedup --limit 5000
     python scripts/benchmark.py gpu          # the 32B's shape, random weights: nothing of it is downloaded
@@ -12,9 +13,10 @@ engine has two workloads, as the pipeline has them: lists of instructions, which
 answers, which stop early, so that a batch waits for its longest row. It prints generated tokens/s for each
 batch size, the ratio to the first one, and how many texts are the same as there. loop runs examples with as
 many in flight as the engine has room for, then the engine on the very same requests, each sort at one go:
-what is lost is the loop's. dedup compares every pair for a sample of the texts only, by the same rapidfuzz
-routine, and reckons the time of the whole from that; both must find the same near duplicates. Its seconds are
-those of one core at work, so that what else runs on the machine counts little.
+what is lost is the loop's. server does the same before servers that take a GPU's time and compute nothing
+(preflight/simulated_server.py), REPEATS times. dedup compares every pair for a sample of the texts only, by
+the same rapidfuzz routine, and reckons the time of the whole from that; both must find the same near
+duplicates. Its seconds are those of one core at work, so that what else runs on the machine counts little.
 
 gpu writes checkpoints of random weights to --scratch (19 GB, and 65 GB for the server) and removes them: how
 long they load, what memory they take, tokens/s of each engine and precision against what the memory's
@@ -28,6 +30,7 @@ Writes logs/benchmark-<name>.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ from cai.core.cli import cli, parser
 from cai.core.errors import UserError
 from cai.core.files import directories, display_path, write_json
 
+# Of the benchmark server. So few rows that the client's own work hides behind a server's steps on two cores.
+SERVERS, ROWS, REPEATS = 1, 16, 3
 CPU_PARAMETERS = 1e8  # the largest shape that is worth a CPU's time
 SAMPLE = 300  # texts that are compared with every text before them
 
@@ -86,6 +91,23 @@ def loop(args: argparse.Namespace) -> None:
         f"/ of one at a time: {found['loop_to_one_at_a_time']:.1f}"
     )
     save("loop", {"model": engine.spec.name, "bits": engine.bits, "device": engine.device, **found})
+
+
+def server(args: argparse.Namespace) -> None:
+    from cai.preflight.benchmarks import server_rates
+
+    found = []
+    for row in itertools.islice(server_rates(args.limit, args.seed, SERVERS, ROWS), REPEATS):
+        found.append(row)
+        print(
+            f"{row['examples']} examples, {row['requests']} requests, {row['in_flight']} in flight: "
+            f"loop {row['loop_seconds']} s, the same requests at one go {row['flat_seconds']} s: "
+            f"ratio {row['ratio']:.3f}",
+            flush=True,
+        )
+    ratios = [row["ratio"] for row in found]
+    print(f"ratio: {min(ratios):.3f} to {max(ratios):.3f} in {REPEATS} runs")
+    save("server", {"servers": SERVERS, "rows": ROWS, "runs": found})
 
 
 def dedup(args: argparse.Namespace) -> None:
@@ -157,6 +179,7 @@ BENCHMARKS = {
         {"limit": 128, "batch_sizes": [1, 4, 16, 64, 128]},
     ),
     "loop": (loop, ("model", "bits", "threads", "limit"), {"limit": 600}),
+    "server": (server, ("limit",), {"limit": 128}),
     "dedup": (dedup, ("limit",), {"limit": 50_000}),
     "gpu": (gpu, ("threads",), {}),
 }

@@ -181,7 +181,7 @@ def one_step(session, record: dict):
     with run.step("training"):
         model.add_adapter(r=settings.lora_r, alpha=settings.lora_alpha, seed=settings.seed)
         before = preference(engine, pairs, settings.beta, "default")
-        log = train_dpo(model, pairs, settings, run.checkpoints)
+        log = train_dpo(model, pairs, settings, run.checkpoints, run.log)
         after = preference(engine, pairs, settings.beta, "default")
         digest = model.save_adapter(run.checkpoints)
         run.log(

@@ -44,7 +44,8 @@ FAULTS = {
     "no_option_ids": "an older vLLM: logprob_token_ids is ignored, the most likely tokens are given",
     "no_allowed": "allowed_token_ids is ignored",
     "other_model": "another model's name",
-    "other_weights": "the right name, scores of other weights",
+    "other_weights": "the right name, all scores half a nat off",
+    "untrained": "the right name, scores of random weights",
     "other_tokenizer": "other tokens for the same text",
     "no_tokenize": "there is no /tokenize",
     "short_context": "a context of half the length",
@@ -86,12 +87,12 @@ class Refused(Exception):
 
 
 class SandboxServer:
-    """model: a loaded sandbox. mixed: pairs of models whose rows were in flight together. requests: bodies of
-    all completions that were asked for."""
+    """model: a loaded sandbox. key: what a client must name. requests: bodies of all completions that were
+    asked for. mixed: models whose rows were in flight together. most: rows that were, at a time."""
 
-    def __init__(self, model, *, port: int = 0, name: str | None = None, faults=None):
-        self.model, self.name = model, name or model.spec.repo
-        self.faults: dict[str, int | bool] = dict(faults or {})
+    def __init__(self, model, *, port: int = 0, name=None, key=None):
+        self.model, self.name, self.key = model, name or model.spec.repo, key
+        self.faults: dict[str, int | bool] = {}
         self.adapters: dict[str, str] = {}  # served name -> directory
         self.requests, self.flying, self.mixed, self.most = [], Counter(), set(), 0
         self.healed, self._lock = threading.Event(), threading.Lock()
@@ -148,7 +149,7 @@ class SandboxServer:
 
     def encode(self, text: str) -> list[int]:
         ids = self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids[::-1] if self.faults.get("other_tokenizer") else ids
+        return [*ids[::-1], 1] if self.faults.get("other_tokenizer") else ids
 
     def tokenize(self, body):
         if self.faults.get("no_tokenize"):
@@ -242,14 +243,13 @@ class SandboxServer:
 
     async def _scored(self, body, ids, adapter):
         logp = await self._engine.next_token(ids, adapter)
-        if self.faults.get("other_weights"):
-            logp = logp[::-1]
+        off = 0.5 if self.faults.get("other_weights") else 8.0 if self.faults.get("untrained") else 0.0
         allowed = not self.faults.get("no_allowed") and body.get("allowed_token_ids") or range(len(logp))
         greedy = max(allowed, key=logp.__getitem__)
         best = sorted(range(len(logp)), key=logp.__getitem__, reverse=True)
         named = [] if self.faults.get("no_option_ids") else body.get("logprob_token_ids") or []
         shown = [greedy, *(named or best[: body.get("logprobs") or 0])]
-        bad = math.nan if self.faulty("nan_logprobs") else 0.0
+        bad = math.nan if self.faulty("nan_logprobs") else -off
         choice = {
             "index": 0,
             "text": self.model.tokenizer.decode([greedy]),
@@ -266,7 +266,7 @@ class SandboxServer:
             choice["logprobs"]["top_logprobs"] = [top]
         if body.get("prompt_logprobs") is not None:
             scores = await self._engine.score(ids, adapter)
-            if self.faults.get("flat_logprobs") or self.faults.get("other_weights"):
+            if self.faults.get("flat_logprobs"):
                 scores = [score / 2 - 1 for score in scores]
             rows = [{str(i): {"logprob": s + bad}} for i, s in zip(ids[1:], scores, strict=True)]
             choice["prompt_logprobs"] = [None, *rows]
@@ -309,6 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
+            if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
+                raise Refused(401, "Unauthorized")
             if self.path not in routes:
                 raise Refused(404, "Not Found")
             found = routes[self.path](body)

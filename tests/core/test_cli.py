@@ -210,6 +210,7 @@ def test_values_of_several_set_flags_all_count():
         ("answer_temperature=-0.1", "must be at least 0"),
         ("answer_temperature=nan", "must be at least 0"),
         ("warmup=-1", "must be at least 0"),
+        ("judge_rule=loudest", "choose one of 'both orders', 'log-odds'"),
         ("warmup=1.1", "a share, at most 1"),
         ("near_duplicate=1.5", "a share, at most 1"),
         ("answer_tokens=0", "must be above 0"),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from cai.core import cli, errors, files
+from cai.core import cli, errors, files, run
 from cai.core.cli import LONGEST_NAME
 from cai.core.errors import BudgetReached, UserError
 from cai.core.run import Run, read_manifest
@@ -45,6 +45,18 @@ def test_other_settings_stop_and_are_named_and_the_lock_is_free_again(output):
     with pytest.raises(UserError, match=r"bits was not set, now 4"):
         Run.open("a", SETTINGS | {"bits": 4})
     Run.open("a", SETTINGS).__exit__()
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_by_what_was_done_then(output):
+    from cai.models.registry import ModelSpec
+
+    assert run.SINCE_ADDED == {key: getattr(ModelSpec, key) for key in run.SINCE_ADDED}
+    Run.open("a", SETTINGS).__exit__()
+    (output / "data/a/records.jsonl").write_text("")
+    Run.open("a", SETTINGS | run.SINCE_ADDED).__exit__()
+    Run.open("a", SETTINGS).__exit__()
+    with pytest.raises(UserError, match=r"judge_rule was 'both orders', now 'log-odds'"):
+        Run.open("a", SETTINGS | {"judge_rule": "log-odds"})
 
 
 def test_settings_are_compared_as_json_stores_them():

@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from cai.core.files import ROOT
 from cai.generation.example import Example
 from cai.generation.judge import (
     HELPFUL,
+    INDIFFERENT,
     REFUSAL,
+    A,
+    B,
     Case,
     Judgement,
     against_refusal,
@@ -19,7 +23,7 @@ from cai.generation.judge import (
 from cai.generation.loop import Loop
 from cai.generation.pairs import passed
 from cai.models.engine import Completion, TooLong, sampling, together
-from cai.models.registry import REGISTRY
+from cai.models.registry import BOTH_ORDERS, LOG_ODDS, REGISTRY
 from cai.prompts.constitution import Principle, load
 from cai.prompts.markers import BETTER, CHANGE, KEEP
 from cai.prompts.templates import Prompter
@@ -31,10 +35,14 @@ SPEC = REGISTRY["sandbox"]
 
 class Editor(FakeEngine):
     """Prefers the response with `taste` in it, or always a letter; `sure` in nats. too_long: what a prompt
-    must not hold to fit; no_room: the same of the page on which the letter is read."""
+    must not hold to fit; no_room: the same of the page on which the letter is read. lean: towards A, in nats,
+    whatever the reason says."""
 
-    def __init__(self, taste=None, letter=None, sure=2.0, too_long=(), no_room=()):
-        super().__init__()
+    def __init__(
+        self, taste=None, letter=None, sure=2.0, too_long=(), no_room=(), lean=0.0, rule=BOTH_ORDERS
+    ):
+        super().__init__(spec=replace(SPEC, judge_rule=rule))
+        self.lean = lean
         self.taste, self.letter, self.sure = taste, letter, sure
         self.too_long, self.no_room = too_long, no_room
 
@@ -54,7 +62,8 @@ class Editor(FakeEngine):
 
     def preference(self, prompt, option, adapter):
         assert prompt.endswith(f"\n{BETTER}") and prompt.count(" it is.") == 1
-        return -0.5 + (self.sure if f"So {option.strip()} it is." in prompt else 0.0)
+        said = self.sure if f"So {option.strip()} it is." in prompt else 0.0
+        return -0.5 + said + (self.lean if option == A else 0.0)
 
     def better(self, prompt):
         a = prompt.split("Response A:")[1].split("\n")[0]
@@ -125,6 +134,57 @@ def test_a_prompt_that_does_not_fit_makes_a_tie_that_json_can_hold():
     no_letter = one(Editor(taste="Rhine", no_room=["Response A: The Alps."]))
     assert math.isnan(no_letter.forward) and no_letter.backward > 0.5 and no_letter.tie
     assert no_letter.reasons == ("So B it is.\n", "So A it is.\n")
+
+
+# ---- the rule that decides ----
+
+
+def test_a_leaning_to_a_letter_falls_out_of_the_log_odds():
+    for taste, sign in (("Rhine", 1), ("Alps", -1)):
+        found = one(Editor(taste=taste, sure=2.0, lean=5.0))
+        assert found.tie and found.rule == BOTH_ORDERS and found.log_odds == pytest.approx(2.0 * sign)
+        again = one(Editor(taste=taste, sure=2.0, lean=5.0, rule=LOG_ODDS))
+        assert again == replace(found, rule=LOG_ODDS)
+        assert again.winner == ("second" if sign > 0 else "first")
+        assert (again.second_wins, again.first_wins, again.tie) == (sign > 0, sign < 0, False)
+
+
+@pytest.mark.parametrize("more, winner", [(0.01, "second"), (-0.01, "tie")])
+def test_small_log_odds_are_a_tie(more, winner):
+    sure = {"sure": INDIFFERENT + more, "rule": LOG_ODDS}
+    assert one(Editor(taste="Rhine", **sure)).winner == winner
+    assert one(Editor(taste="Alps", **sure)).winner == winner.replace("second", "first")
+    assert one(Editor(letter="A", **sure | {"sure": 9.0})).winner == "tie"
+
+
+def test_an_order_that_does_not_fit_is_a_tie_by_either_rule():
+    found = one(Editor(taste="Rhine", too_long=["Response A: The Rhine."], rule=LOG_ODDS))
+    assert found.forward > 0.5 and found.tie and found.as_dict()["log_odds"] is None
+
+
+def test_certainty_has_log_odds_too():
+    assert 30 < Judgement(1.0, 1.0).log_odds == -Judgement(0.0, 0.0).log_odds < 40
+    assert Judgement(1.0, 0.0).log_odds == 0
+
+
+def test_a_record_says_by_which_rule_it_was_decided():
+    lean = {"taste": "Tano", "lean": 5.0}
+    [row] = looped(Loops(**lean), "Who is it?")
+    assert row["rejected_because"] == ["judged_not_better"]
+    [row] = looped(Loops(**lean, rule=LOG_ODDS), "Who is it?")
+    found = row["judgement"]["principles"][0]
+    assert row["kept"] and (found["rule"], found["winner"]) == (LOG_ODDS, "second")
+    assert found["log_odds"] == pytest.approx(2.0)
+
+
+def test_letters_can_be_read_at_once_to_compare():
+    engine = Editor(taste="Rhine")
+    engine.preference = lambda prompt, option, adapter: -1.0 * (option == A)
+    case = Case("c1", "Name a river.", "The Alps.", "The Rhine.", TRUE)
+    [found] = compare_all(engine, Prompter(0, False), [case], 7, reasoned=False)
+    page = Prompter(0, False).judge("Name a river.", "The Alps.", "The Rhine.", TRUE)
+    assert not engine.asked and engine.scored[:2] == [(f"{page} \n{BETTER}", o, None) for o in (A, B)]
+    assert found.tie and found.reasons == ("", "") and found.tokens == 0
 
 
 def test_a_revision_needs_both_orders_by_every_principle_and_no_loss_of_helpfulness():

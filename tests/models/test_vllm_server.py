@@ -14,7 +14,7 @@ import psutil
 import pytest
 from cai.core.errors import UserError
 from cai.core.files import ROOT
-from cai.models import vllm_environment, vllm_process, vllm_server, vllm_settings
+from cai.models import device, vllm_environment, vllm_process, vllm_server, vllm_settings
 from cai.models.device import Gpu
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
@@ -185,7 +185,7 @@ def test_a_base_models_texts_end_at_tokens_of_a_chat_too_and_no_sampling_default
 def place(tmp_path, monkeypatch):
     """A root without an environment, and a Python whose venv module makes one with the pip that `pip` is."""
     monkeypatch.delenv(vllm_environment.OWN, raising=False)
-    monkeypatch.setattr(vllm_environment, "ROOT", tmp_path)
+    monkeypatch.setattr(device, "ROOT", tmp_path)
     monkeypatch.setattr(vllm_environment, "ENVIRONMENT_GB", 0.0)
     pip, python = tmp_path / "pip", tmp_path / "python"
     python.write_text(
@@ -212,6 +212,26 @@ def test_the_environment_is_installed_once_with_its_size_said(place):
     assert asked.startswith("-m pip install ") and asked.endswith(f"-r {ROOT / 'requirements-vllm.txt'}")
     vllm_environment.ensure_environment(said.append)
     assert len(said) == 1 and len((where / "bin/asked").read_text().splitlines()) == 1
+
+
+def test_a_driver_of_cuda_12_is_a_sentence_before_anything_is_installed(place, monkeypatch):
+    where = place("exit 0")
+    monkeypatch.setattr(vllm_environment, "cuda_major", lambda: 12)
+    with pytest.raises(
+        UserError, match="built for CUDA 13, and this driver runs CUDA 12: use --engine local"
+    ):
+        vllm_environment.ensure_environment(print)
+    assert not where.exists()
+    monkeypatch.setenv(vllm_environment.OWN, str(where))  # who makes it by hand knows
+    with pytest.raises(UserError, match="no bin/python"):
+        vllm_environment.ensure_environment(print)
+
+
+def test_it_lies_off_a_network_disk_as_training_does(place, tmp_path, monkeypatch):
+    place("exit 0")
+    monkeypatch.setenv("VENV_DIR", str(tmp_path / "local"))
+    assert vllm_environment.ensure_environment(lambda text: None) == tmp_path / "local/.venv-vllm/bin/python"
+    assert not (tmp_path / ".venv-vllm").exists() and vllm_environment.environment_ready()
 
 
 def test_a_half_installed_environment_is_made_anew(place):
@@ -273,9 +293,18 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("FAKE_VLLM", raising=False)
     monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(vllm_server, "END_SECONDS", 0.3)
+    monkeypatch.setattr(vllm_process, "FIRST_PORT", own_port())
+    monkeypatch.setattr(vllm_process, "LAST_PORT", 65_535)
     yield tmp_path
     if state := running():
         end(state["pid"])
+
+
+def own_port():
+    """From here on there are free ports, which nobody's real server takes meanwhile."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def started(home):
@@ -385,16 +414,24 @@ def test_a_start_that_never_ends_is_a_sentence(home, monkeypatch):
     assert running() is None
 
 
-def test_one_that_died_is_started_again(home):
-    server = VllmServer(SANDBOX, 16, log=lambda text: None)
-    [url] = server.urls()
-    pid = running()["pid"]
-    everything = [psutil.Process(member) for member in group(pid)]
-    [ours] = [p for p in psutil.Process(pid).children() if "--port" in p.cmdline()]
-    ours.kill()
-    psutil.wait_procs(everything, timeout=60)  # the watchdog ends with it, and takes the engine along
-    assert group(pid) == []
-    assert server.urls() and len(started(home)) == 2
+def test_one_that_died_is_started_again_but_not_for_ever(home, monkeypatch):
+    monkeypatch.setattr(vllm_server, "MOST_DEATHS", 1)
+    said = []
+    server = VllmServer(SANDBOX, 16, log=said.append)
+    server.urls()
+    for starts in (1, 2):
+        pid = running()["pid"]
+        everything = [psutil.Process(member) for member in group(pid)]
+        [ours] = [p for p in psutil.Process(pid).children() if "--port" in p.cmdline()]
+        ours.kill()
+        psutil.wait_procs(everything, timeout=60)  # the watchdog ends with it, and takes the engine along
+        assert group(pid) == []
+        if starts == 1:
+            assert server.urls() and len(started(home)) == 2
+    assert r"vLLM has ended by itself (INFO loading weights \x1b[2J): starting it again" in said
+    with pytest.raises(UserError, match="vLLM has ended by itself 2 times"):
+        server.urls()
+    assert len(started(home)) == 2
     server.stop()
 
 
@@ -409,6 +446,19 @@ def test_a_port_in_use_is_a_sentence_or_passed_by(home):
     server = VllmServer(SANDBOX, 16, port=port, log=lambda text: None)
     assert server.urls() == [f"http://127.0.0.1:{port}"]
     server.stop()
+
+
+def test_another_server_at_the_same_port_is_not_taken_for_ours(home, monkeypatch):
+    other = VllmServer(SANDBOX, 16, log=lambda text: None)
+    [url] = other.urls()
+    lock, state = home / "out/logs/.vllm.lock", home / "out/logs/vllm.json"
+    monkeypatch.setenv("CAI_OUTPUT", str(home / "elsewhere"))
+    monkeypatch.setattr(vllm_server, "free_port", lambda asked, host: int(url.rpartition(":")[2]))
+    with pytest.raises(UserError, match="Address already in use"):
+        VllmServer(SANDBOX, 16, log=lambda text: None).urls()
+    assert lock.exists() and state.exists() and other.runs()
+    monkeypatch.setenv("CAI_OUTPUT", str(home / "out"))
+    other.stop()
 
 
 def test_one_that_ignores_sigterm_is_killed_with_all_of_its_processes(home, monkeypatch):
@@ -426,6 +476,10 @@ def left_behind(home, code="os.kill(os.getpid(), 9)"):
         "import os; from cai.models import vllm_server as v; from cai.models.registry import REGISTRY; "
         "v.LOOK_SECONDS, v.END_SECONDS, v.ORPHAN_SECONDS = 0.02, 0.3, float(os.environ.get('GRACE', 60))\n"
         f"s = v.VllmServer(REGISTRY['sandbox'], 16); s.urls(); {code}"
+    )
+    program = (
+        f"from cai.models import vllm_process as p; p.FIRST_PORT = {own_port()}; p.LAST_PORT = 65535; "
+        + program
     )
     env = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)

@@ -29,7 +29,7 @@ def no_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "VOLUME", tmp_path / "no-volume")
     monkeypatch.setattr(device, "MOUNTS", tmp_path / "no-mounts")
     monkeypatch.setattr(hardware, "COMPAT", tmp_path / "compat")
-    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda name, scheme: str(tmp_path / name))
     (tmp_path / "include").mkdir()
     (tmp_path / "include/Python.h").touch()
     program(tmp_path, "gcc")
@@ -149,6 +149,14 @@ def test_the_driver_says_which_packages_and_what_does_not_work(tmp_path, header,
     assert (hardware.package_set(), row.status) == (packages, status)
     assert ("rent a machine with driver 580" in row.do) == (status != OK)
     assert ("vLLM does not run" in row.found) == (status == WARN)
+
+
+def test_an_older_driver_has_no_build_of_torch_for_blackwell(tmp_path):
+    gpu = "NVIDIA GeForce RTX 5090, 570.124, 32607, 32000, 12.0"
+    smi(tmp_path, gpu, header="CUDA Version: 12.8")
+    assert by_name(hardware.gpu_rows())["driver"].status == FAIL
+    smi(tmp_path, gpu.replace("570", "580"), header="CUDA Version: 13.0")
+    assert by_name(hardware.gpu_rows())["driver"].status == OK
 
 
 def test_the_compatibility_library_is_named_where_nvidia_documents_it_and_found(tmp_path, monkeypatch):

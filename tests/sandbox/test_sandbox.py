@@ -226,6 +226,32 @@ def test_the_measurement_finds_a_faultless_model_right_on_the_skills(principles)
         assert hits == n > 0, key
 
 
+class Referee(Expert):
+    """Knows which response is right, by two nats, and leans to the letter A: by one after a reason, by three
+    at once."""
+
+    def preference(self, prompt, option, adapter):
+        instruction, a, b, _, reason, _ = judged(f"{prompt} A")
+        item, lean = parse(instruction), 1 if reason else 3
+        right = truth.kind(item, a if option == " A" else b) == truth.GOOD
+        return 2.0 * right + lean * (option == " A")
+
+
+def test_the_measurement_tells_the_judges_rules_apart(principles):
+    work = measure.Measurement(Referee(), principles, "tune", n=40, report=lambda line: None)
+    work._judge({task: work._items(task, 8) for task in ("factual_qa", "harmful")})
+    found = {key.removeprefix("judge by "): n for key, n in work.counts.items() if " by " in key}
+    assert found["both orders after a reason: recall"] == [32, 32] == found["log-odds at once: recall"]
+    assert found["both orders at once: recall"] == [0, 32] and "both orders at once: precision" not in found
+    assert found["log-odds after a reason: precision"] == [32, 32]
+    for key in (key for key in found if key.endswith("equals tied")):
+        assert found[key][0] == found[key][1] > 0
+    assert work.counts["judge: right in both orders"] == [32, 32]
+    lines = measure.judging_rules(work.counts).splitlines()
+    assert "| both orders, after a reason | 100.0% of 32 (89.3% to 100.0%) |" in lines[2]
+    assert "| both orders, at once | 0.0% of 32 (0.0% to 10.7%) | none |" in lines[4]
+
+
 # ---- splits ----
 
 

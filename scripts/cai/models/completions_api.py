@@ -110,18 +110,23 @@ class CompletionsApi:
         return choice_of(await call(at.client, at.url + "/v1/completions", body | more))
 
 
-async def call(client: Any, url: str, body: dict[str, Any] | None = None) -> Any:
+async def call(
+    client: Any, url: str, body: dict[str, Any] | None = None, seconds: float = ANSWER_SECONDS
+) -> Any:
     """The JSON that a server answers to POST, or to GET where there is no body. Raises Fault or UserError."""
     import openai
 
+    options = {"timeout": openai.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)}
     try:
         if body is None:
-            return await client.get(url, cast_to=object)
-        return await client.post(url, cast_to=object, body=body)
+            return await client.get(url, cast_to=object, options=options)
+        return await client.post(url, cast_to=object, body=body, options=options)
     except openai.APITimeoutError:
-        raise Fault(f"no answer within {ANSWER_SECONDS:.0f} s", down=True) from None
+        raise Fault(f"no answer within {seconds:.0f} s", down=True) from None
     except openai.APIConnectionError as error:
-        raise Fault(f"no connection ({type(error.__cause__ or error).__name__})", down=True) from None
+        why = type(error.__cause__).__name__ if error.__cause__ else ""
+        why = f"{why} {one_line(error.__cause__ or error)[:SAID]}".strip()
+        raise Fault(f"no connection ({why})", down=True) from None
     except openai.APIStatusError as error:
         raise _refusal(url, error.status_code, words_of(error)) from None
     except ValueError:

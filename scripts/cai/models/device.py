@@ -16,6 +16,8 @@ from cai.core.files import ROOT
 
 GB = 1e9
 BF16_CAPABILITY = (8, 0)  # Ampere
+CUDA, DRIVER = 13, 580  # what the pinned torch is built for, and the first driver that runs it
+DRIVER_12 = 525  # the first driver that runs what is built for any CUDA 12
 VOLUME = Path("/workspace")  # where RunPod mounts the disk that outlives a pod's container
 CGROUP, STAT, MOUNTS = Path("/sys/fs/cgroup"), Path("/proc/stat"), Path("/proc/mounts")
 # File systems behind a network, as /proc/mounts calls them (RunPod's network volumes are of the type fuse).
@@ -64,6 +66,18 @@ def cuda_version() -> tuple[int, int] | None:
     """The newest CUDA that the driver, or a compatibility library before it, runs: nvidia-smi's header."""
     said = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", output_of("nvidia-smi")[1])
     return (int(said[1]), int(said[2])) if said else None
+
+
+def cuda_major() -> int:
+    """The newest major version of CUDA that runs here, by the driver's number if nvidia-smi does not say it;
+    0 without a GPU. Below CUDA there is no vLLM, and torch is another build."""
+    found, _ = gpus()
+    if not found:
+        return 0
+    if version := cuda_version():
+        return version[0]
+    number = int(re.match(r"\d*", found[0].driver)[0] or 0)
+    return CUDA if number >= DRIVER else 12 if number >= DRIVER_12 else 11
 
 
 def gpus_hidden() -> bool:
@@ -262,7 +276,7 @@ def environment_dir(name: str) -> Path:
     link of that name leads, in the checkout, or, where that is a network disk, below the home directory: an
     environment is tens of thousands of small files, which a network disk reads and writes slowly. What a
     container's disk loses when a pod stops, set-up builds again."""
-    here, home = ROOT / name, Path("~").expanduser()
+    here, home = ROOT / name, Path(os.path.expanduser("~"))
     if asked := os.environ.get("VENV_DIR"):
         return Path(os.path.abspath(os.path.expanduser(asked))) / name
     if here.is_symlink():

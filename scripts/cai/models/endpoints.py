@@ -17,15 +17,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cai.core.errors import RERUN, UserError
 from cai.core.text import format_duration
-from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault
+from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault, call
 
 KEY = "CAI_API_KEY"  # where the servers' key stands; nowhere else
 ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
-PATIENCE = 8 * ROWS  # requests that another adapter's let pass, before a server is drained for them
+PATIENCE = 8  # times a server's rows that another adapter's request lets pass, before it is drained for it
 TRIES = 5  # of one request that servers answer wrongly
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between tries: twice as long each time
 GIVE_UP = 600.0  # seconds without any server, before the run ends
@@ -63,29 +63,34 @@ class Ticket:
     )
 
 
+class Checks(Protocol):
+    """What servers must show. seen: one of them has been admitted."""
+
+    seen: bool
+
+    async def admit(self, endpoint: Endpoint, client: Any) -> None:
+        """Checks a server, unless that is done, and names its model. Raises Fault or UserError."""
+
+    def gone(self, url: str) -> None:
+        """What comes back under this URL is checked anew."""
+
+
 class Endpoints:
-    """find: the servers' URLs; it may start one that has stopped, and take its time. admit: checks a server,
-    anew where it was gone meanwhile, and names its model; raises Fault or UserError."""
+    """find: the servers' URLs; it may start one that has stopped, and take its time. rows: requests that each
+    has at a time."""
 
     def __init__(
-        self,
-        find: Callable[[], Sequence[str]],
-        admit: Callable[[Endpoint, Any, bool], Awaitable[None]],
-        *,
-        seen: bool,
-        log: Callable[[str], None],
+        self, find: Callable[[], Sequence[str]], checks: Checks, rows: int, log: Callable[[str], None]
     ):
-        self._find, self._admit, self._log = find, admit, log
+        self._find, self._checks, self._rows, self._log = find, checks, rows, log
         self.loop = asyncio.get_running_loop()
         self.endpoints: list[Endpoint] = []
-        self.seen = seen  # one of them has answered, now or in an earlier loop
         self._waiting: dict[str | None, deque[Ticket]] = {}
         self._given = 0
-        self._error: UserError | None = None
+        self._error: Exception | None = None
         self._alone_since = time.monotonic()
-        self._watched: dict[Endpoint, asyncio.Task] = {}
-        self._client = self._closing = None
-        self._starting: asyncio.Task | None = None
+        self._on_their_way: dict[Endpoint, asyncio.Task] = {}
+        self._client = self._closing = self._starting = None
 
     # ---- asking ----
 
@@ -102,7 +107,7 @@ class Endpoints:
                 avoid, fault = endpoint, found
             finally:
                 self._release(endpoint)
-            if fault.changed or (fault.down and not await self._healthy(endpoint)):
+            if fault.changed or (fault.down and await self._ailment(endpoint)):
                 self._leave_out(endpoint, str(fault))
                 continue
             tries += 1
@@ -111,17 +116,13 @@ class Endpoints:
             await asyncio.sleep(back_off(tries - 1))
 
     async def _start(self) -> None:
+        """Requests go out as soon as one server may work."""
         self._client = client()
         self._closing = _closed_with_the_loop(self._client)
         await anext(self._closing)
         self.endpoints = [Endpoint(url) for url in await in_a_thread(self._find)]
-        await asyncio.gather(*(self._try_to_take(endpoint) for endpoint in self.endpoints))
-
-    async def _try_to_take(self, endpoint: Endpoint) -> None:
-        try:
-            await self._take(endpoint, anew=False)
-        except Fault as fault:
-            self._leave_out(endpoint, str(fault))
+        for endpoint in self.endpoints:
+            self._on_their_way[endpoint] = asyncio.ensure_future(self._bring_in(endpoint))
 
     def _useless(self, endpoint: Endpoint, fault: Fault) -> UserError:
         return UserError(
@@ -168,7 +169,7 @@ class Endpoints:
         live = sorted((e for e in self.endpoints if e.live), key=lambda e: e.flying)
         self._drain_for(oldest, live)
         for endpoint in live:
-            if endpoint.drains or endpoint.flying >= ROWS:
+            if endpoint.drains or endpoint.flying >= self._rows:
                 continue
             for first in oldest:
                 if endpoint.flying and endpoint.adapter != first.adapter:
@@ -182,18 +183,17 @@ class Endpoints:
         """Nothing waits for ever: once a request has let PATIENCE others pass, and no server is at its
         adapter, one is emptied for it."""
         for ticket in oldest:
-            late = self._given - ticket.came > PATIENCE
+            late = self._given - ticket.came > PATIENCE * self._rows
             if late and live and not any(e.adapter == ticket.adapter or e.drains for e in live):
                 live[0].drains = live[0].flying > 0
 
     # ---- who is there ----
 
-    async def _take(self, endpoint: Endpoint, *, anew: bool) -> None:
-        """A server that is new or was gone may work, if it is what it should be. Raises Fault (it may still
-        be on its way) or UserError."""
+    async def _take(self, endpoint: Endpoint) -> None:
+        """Raises Fault, where it may still be on its way, or UserError."""
         for tries in range(TRIES):
             try:
-                await self._admit(endpoint, self._client, anew)
+                await self._checks.admit(endpoint, self._client)
                 break
             except Fault as fault:
                 if fault.down or fault.changed:
@@ -201,57 +201,61 @@ class Endpoints:
                 if tries == TRIES - 1:
                     raise self._useless(endpoint, fault) from None
                 await asyncio.sleep(back_off(tries))
-        endpoint.live, self.seen, self._error = True, True, None
+        endpoint.live, self._error = True, None
         self._dispatch()
 
-    async def _healthy(self, endpoint: Endpoint) -> bool:
-        import openai
-
-        options = {"timeout": CONNECT_SECONDS}
+    async def _ailment(self, endpoint: Endpoint) -> str | None:
+        """Why a server cannot work now; None where /health answers, or a server lacks that page."""
         try:
-            await self._client.get(endpoint.url + "/health", cast_to=object, options=options)
-        except openai.APIStatusError as error:
-            return error.status_code < 500  # a server may lack the page
-        except openai.APIConnectionError:
-            return False
-        except ValueError:  # no JSON: it answers
+            await call(self._client, endpoint.url + "/health", seconds=CONNECT_SECONDS)
+        except Fault as fault:
+            return str(fault) if fault.down else None
+        except UserError:
             pass
-        return True
+        return None
 
     def _leave_out(self, endpoint: Endpoint, reason: str) -> None:
         """Until it answers again. Of a server's many requests the first that fails says so."""
-        if endpoint in self._watched:
+        if endpoint in self._on_their_way:
             return
         endpoint.live = False
-        others = sum(e.live for e in self.endpoints)
-        if not others:
+        self._checks.gone(endpoint.url)
+        if not any(e.live for e in self.endpoints):
             self._alone_since = time.monotonic()
-        meanwhile = f"going on with {others} more" if others else "waiting for it"
-        self._log(f"note: the server {endpoint.url} is left out: {reason}; {meanwhile}")
-        self._watched[endpoint] = asyncio.ensure_future(self._watch(endpoint, reason))
+        self._on_their_way[endpoint] = asyncio.ensure_future(self._bring_in(endpoint, reason))
+        self._say_left_out(endpoint, reason)
 
-    async def _watch(self, endpoint: Endpoint, reason: str) -> None:
-        """Until it answers, and is what it should be."""
+    def _say_left_out(self, endpoint: Endpoint, reason: str) -> None:
+        self._log(f"note: the server {endpoint.url} is left out until it answers ({reason})")
+
+    async def _bring_in(self, endpoint: Endpoint, reason: str = "") -> None:
+        """Until it answers, and is what it should be. reason: why it was left out; none at the start."""
+        was_there = bool(reason)
         try:
             for tries in itertools.count():
-                await asyncio.sleep(back_off(tries))
-                urls = await in_a_thread(self._find)  # one of ours is started again
-                endpoint.url = urls[self.endpoints.index(endpoint)]
-                if await self._healthy(endpoint):
-                    try:
-                        await self._take(endpoint, anew=True)
+                if reason:
+                    await asyncio.sleep(back_off(tries))
+                    urls = await in_a_thread(self._find)  # one of ours is started again
+                    endpoint.url = urls[self.endpoints.index(endpoint)]
+                try:
+                    if reason and (ailment := await self._ailment(endpoint)):
+                        raise Fault(ailment)
+                    await self._take(endpoint)
+                    if reason:
                         self._log(f"note: the server {endpoint.url} answers again")
-                        return
-                    except Fault as fault:
-                        reason = str(fault)
-                self._give_up_after(GIVE_UP if self.seen else NEVER_SEEN, reason)
-        except UserError as error:  # it cannot be started, it is another one now, or all have gone
-            if any(e.live for e in self.endpoints):
+                    return
+                except Fault as fault:
+                    first, reason = not reason, str(fault)
+                if first:
+                    self._say_left_out(endpoint, reason)
+                self._give_up_after(GIVE_UP if self._checks.seen else NEVER_SEEN, reason)
+        except Exception as error:  # it cannot be started, it is another one now, or all have gone
+            if isinstance(error, UserError) and was_there and any(e.live for e in self.endpoints):
                 self._log(f"note: the server {endpoint.url} stays out: {error}")
             else:
                 self._fail(error)
         finally:
-            del self._watched[endpoint]
+            del self._on_their_way[endpoint]
 
     def _give_up_after(self, patience: float, reason: str) -> None:
         alone = time.monotonic() - self._alone_since
@@ -262,7 +266,7 @@ class Endpoints:
                 f"then {RERUN}; what is finished is kept"
             )
 
-    def _fail(self, error: UserError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = error
         for group in self._waiting.values():
             for ticket in group:

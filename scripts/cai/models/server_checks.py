@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from cai.core.errors import UserError
 from cai.core.text import one_line
 from cai.models import probe
-from cai.models.completions_api import CompletionsApi, Fault, Target, call, choice_of
+from cai.models.completions_api import CONNECT_SECONDS, CompletionsApi, Fault, Target, call, choice_of
 from cai.models.endpoints import Endpoint, in_a_thread
 from cai.models.engine import Sampling
 from cai.models.registry import ModelSpec
@@ -32,8 +32,7 @@ class Adapters(Protocol):
 
 
 class Checks:
-    """adapters: served name -> directory, of those that each server must have. models: url -> the base
-    model's name, of the servers that were checked."""
+    """See models.endpoints.Checks. adapters: served name -> directory, of those that servers must have."""
 
     def __init__(
         self,
@@ -49,31 +48,35 @@ class Checks:
         self._revision, self._bits, self._precision = revision, bits, precision
         self.noise = False
         self.adapters: dict[str, Path] = {}
-        self.models: dict[str, str] = {}
+        self.seen = False
+        self._models: dict[str, str] = {}  # url -> the base model's name, of those that were checked
         self._base: dict[str, list[float]] = {}  # url -> the probe's values
         self._shown: dict[tuple[str, str], asyncio.Task] = {}  # (url, adapter) -> its check
         head, tail = probe.passage(spec)
         self._head, self._tail = self._encode(head), self._encode(tail)
 
     def forget(self) -> None:
-        self.models.clear()
-        self._base.clear()
-        self._shown.clear()
+        self.seen = False
+        for url in list(self._models):
+            self.gone(url)
+
+    def gone(self, url: str) -> None:
+        self._models.pop(url, None)
+        for key in [key for key in self._shown if key[0] == url]:
+            del self._shown[key]
 
     def _encode(self, text: str) -> list[int]:
         return self._api.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    async def admit(self, endpoint: Endpoint, client: Any, anew: bool) -> None:
+    async def admit(self, endpoint: Endpoint, client: Any) -> None:
         url = endpoint.url
-        if anew or url not in self.models:
-            for key in [key for key in self._shown if key[0] == url]:
-                del self._shown[key]
+        if url not in self._models:
             at = Target(client, url, await self._served_model(client, url))
             await self._tokens(at)
             await self._logprobs(at)
             await self._seeds(at)
-            self.models[url] = at.model
-        endpoint.model = self.models[url]
+            self._models[url], self.seen = at.model, True
+        endpoint.model = self._models[url]
 
     async def adapter(self, url: str, client: Any, served: str) -> None:
         """Once for each server, whatever asks at the same time."""
@@ -92,7 +95,7 @@ class Checks:
     async def _served_model(self, client: Any, url: str) -> str:
         """The name under which the base model is served; adapters that are missing are loaded."""
         try:
-            cards = (await call(client, url + "/v1/models"))["data"]
+            cards = (await call(client, url + "/v1/models", seconds=CONNECT_SECONDS))["data"]
             names = [card["id"] for card in cards]
             bases = [card for card in cards if not card.get("parent")]
             fitting = [card for card in bases if self._is_ours(str(card.get("root") or card["id"]))]

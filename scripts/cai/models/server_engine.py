@@ -60,6 +60,7 @@ class FixedServers:
 
     def __init__(self, urls: Sequence[str]):
         self._urls = [checked_url(url) for url in urls]
+        self.number = len(self._urls)
         if len(set(self._urls)) < len(self._urls):
             raise UserError(f"--engine names a server twice: {', '.join(self._urls)}")
 
@@ -132,8 +133,9 @@ def _is_loopback(host: str) -> bool:
 
 
 class ServerEngine:
-    """See models.engine.Engine. tokenizer: the model's own, loaded here; prompts go as its tokens. noise: the
-    weights are random, to measure speed: what they find likely is no sign of a wrong model."""
+    """See models.engine.Engine. tokenizer: the model's own, loaded here; prompts go as its tokens. rows:
+    requests that a server has at a time. noise: the weights are random, to measure speed: what they find
+    likely is no sign of a wrong model."""
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class ServerEngine:
         revision: str | None,
         device: str,
         deterministic: bool = False,
+        rows: int = ROWS,
         noise: bool = False,
         log: Callable[[str], None] = print,
     ):
@@ -156,7 +159,7 @@ class ServerEngine:
         self.usage: dict[str, Usage] = {}
         self.end_of_text = tokenizer.eos_token
         self.chat = chat_template(spec, tokenizer)
-        self._servers, self._tokenizer, self._log = servers, tokenizer, log
+        self._servers, self._tokenizer, self._rows, self._log = servers, tokenizer, rows, log
         ends = end_tokens(tokenizer, [tokenizer.get_vocab().get(END_OF_TEXT)])
         self._api = CompletionsApi(tokenizer, ends, spec.max_seq_length)
         self._checks = Checks(spec, self._api, servers, revision=revision, bits=bits, precision=precision)
@@ -167,7 +170,7 @@ class ServerEngine:
 
     # ---- the contract ----
 
-    capacity = property(lambda self: IN_FLIGHT * ROWS * getattr(self._servers, "number", 1))
+    capacity = property(lambda self: IN_FLIGHT * self._rows * getattr(self._servers, "number", 1))
 
     def load_adapter(self, path: Path, name: str) -> None:
         source = (self.spec.source(self.bits)[0], self.revision) if self.revision else None
@@ -248,9 +251,7 @@ class ServerEngine:
     def _of_this_loop(self) -> Endpoints:
         """Connections belong to an event loop, and together() begins one each time."""
         if self._endpoints is None or self._endpoints.loop is not asyncio.get_running_loop():
-            seen = bool(self._checks.models)
-            find, admit = self._servers.urls, self._checks.admit
-            self._endpoints = Endpoints(find, admit, seen=seen, log=self._log)
+            self._endpoints = Endpoints(self._servers.urls, self._checks, self._rows, self._log)
         return self._endpoints
 
     @contextlib.contextmanager

@@ -185,8 +185,12 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
         record_engine(run, engine)
         if model.threads:  # sums of floats may depend on it
             run.record(threads=model.threads.number)
+        if engine.chat:
+            run.record(system_prompt=engine.chat.system)
         if not quiet:
             run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
+            if engine.chat and engine.chat.system:
+                run.log(f"       its chat template adds a system message: {engine.chat.system!r}")
     return model, engine
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.text import format_duration, one_line
-from cai.models.device import GB, disk_free
+from cai.models.device import CUDA, DRIVER, GB, cuda_major, disk_free, environment_dir
 
 REQUIREMENTS = ROOT / "requirements-vllm.txt"
 ENVIRONMENT_GB = 14.0  # on the disk: 4.0 GB of wheels (added up), and about 10 of them unpacked (estimated)
@@ -26,7 +26,17 @@ SAY_SECONDS = 20.0  # between two lines of progress
 
 def environment() -> Path:
     own = os.environ.get(OWN, "").strip()
-    return Path(os.path.abspath(os.path.expanduser(own))) if own else ROOT / ".venv-vllm"
+    return Path(os.path.abspath(os.path.expanduser(own))) if own else environment_dir(".venv-vllm")
+
+
+def check_driver() -> None:
+    """Raises UserError where the GPU's driver is older than vLLM's wheels and the torch that they want."""
+    by_hand = os.environ.get(OWN, "").strip()
+    if not by_hand and 0 < (major := cuda_major()) < CUDA:
+        raise UserError(
+            f"vLLM is built for CUDA {CUDA}, and this driver runs CUDA {major}: use --engine local, or rent "
+            f"a machine with driver {DRIVER} or newer (set-up's table says what else may help)"
+        )
 
 
 def environment_ready() -> bool:
@@ -42,18 +52,20 @@ def environment_ready() -> bool:
 
 def ensure_environment(log: Callable[[str], None]) -> Path:
     """The environment's Python; installed if need be. Raises UserError: no disk, or what pip says."""
+    check_driver()
     place = environment()
     python = place / "bin/python"
     if environment_ready():
         return python
     if os.environ.get(OWN, "").strip():
         raise UserError(f"{OWN}={one_line(place)}: there is no bin/python in it; unset it, or name another")
-    free = disk_free(ROOT) / GB
+    free = disk_free(place) / GB
     if free < ENVIRONMENT_GB:
         raise UserError(
             f"vLLM's environment takes {ENVIRONMENT_GB:.0f} GB in {display_path(place)}, where {free:.1f} GB "
             "are free: free some space, or use --engine local"
         )
+    place.parent.mkdir(parents=True, exist_ok=True)
     with open(place.with_name(place.name + ".lock"), "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

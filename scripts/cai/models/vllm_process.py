@@ -127,6 +127,19 @@ def free_port(asked: int | None, host: str) -> int:
     raise UserError(f"{which} in use on {host}: give another --port, or end what listens there")
 
 
+def listens(group: int, url: str) -> bool:
+    """Whether it is this group that answers at a URL, and not another server that was quicker to take it."""
+    import psutil
+
+    port = int(url.rpartition(":")[2])
+    for pid in _members(group):
+        with contextlib.suppress(psutil.Error):
+            found = psutil.Process(pid).net_connections("tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found):
+                return True
+    return False
+
+
 def healthy(url: str) -> bool:
     try:
         with _OPENER.open(f"{url}/health", timeout=5) as answer:

@@ -41,6 +41,7 @@ from cai.models.vllm_process import (
     free_port,
     healthy,
     is_watchdog,
+    listens,
     running,
     state_file,
     take_lock,
@@ -71,6 +72,7 @@ START_SECONDS = 240.0
 SMALL_START_SECONDS = 60.0  # a small model's: most of it is imports
 MOST_SECONDS = 1800.0  # a start that takes longer has failed
 ORPHAN_SECONDS = 120.0  # that a server outlives an owner that was killed: time for a rerun to take it over
+MOST_DEATHS = 5  # of one run's servers, after which the run ends
 LOOK_SECONDS = 0.5
 
 
@@ -129,6 +131,7 @@ class VllmServer:
         self._lock: TextIO | None = None
         self._process: subprocess.Popen | None = None  # the watchdog, if it is our child
         self._pid = 0  # its number, and its group's
+        self._deaths = 0
 
     # ---- models.server_engine.Servers ----
 
@@ -136,6 +139,8 @@ class VllmServer:
         """Starts the server if it does not run. Raises UserError: no environment, disk, memory or port; a
         server that ends, with its log's tail."""
         if not self.runs():
+            if self._pid:
+                self._ended_by_itself()
             self.stop()
             try:
                 self._start()
@@ -262,7 +267,7 @@ class VllmServer:
 
     def _wait(self) -> None:
         began = spoken = time.monotonic()
-        while not (healthy(self.url) and self.runs()):
+        while not (healthy(self.url) and listens(self._pid, self.url)):
             seconds = time.monotonic() - began
             if not self.runs():
                 raise self._failed("vLLM ended before it was ready")
@@ -274,18 +279,26 @@ class VllmServer:
             time.sleep(LOOK_SECONDS)
         self._log(f"vLLM is ready after {format_duration(time.monotonic() - began)}")
 
+    def _ended_by_itself(self) -> None:
+        """Once may be chance, or somebody's kill; often is a defect that a new start would not mend."""
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise self._failed(f"vLLM has ended by itself {self._deaths} times")
+        self._log(f"vLLM has ended by itself ({self._last_words()}): starting it again")
+
     def _failed(self, what: str) -> UserError:
         """With the log's reason in one sentence; its tail is said before."""
-        lines = tail(self.log_file, 400)
-        for line in lines[-12:]:
+        for line in tail(self.log_file, 12):
             self._log(f"  | {line[:200]}")
-        reasons = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
-        why = re.sub(
-            r"^\(\w+ pid=\d+\) (\w+ [\d-]+ [\d:]+ \[[\w.]+:\d+\] )?",
-            "",
-            (reasons or lines or ["it said nothing"])[-1],
+        return UserError(
+            f"{what} ({self._last_words()}): see {display_path(self.log_file)}, or use --engine local"
         )
-        return UserError(f"{what} ({why[:300]}): see {display_path(self.log_file)}, or use --engine local")
+
+    def _last_words(self) -> str:
+        lines = tail(self.log_file, 400)
+        reasons = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+        said = (reasons or lines or ["it said nothing"])[-1]
+        return re.sub(r"^\(\w+ pid=\d+\) (\w+ [\d-]+ [\d:]+ \[[\w.]+:\d+\] )?", "", said)[:300]
 
     def _take_over(self, found: dict[str, Any]) -> None:
         self._pid, self.url = found["pid"], found["url"]

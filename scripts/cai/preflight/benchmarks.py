@@ -1,9 +1,10 @@
-"""What scripts/benchmark.py measures: the engine by batch size; the loop against the engine; near duplicates
-by index and by every pair."""
+"""What scripts/benchmark.py measures: the engine by batch size; the loop against the engine, and before
+simulated servers; near duplicates by index and by every pair."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import random
 import time
@@ -23,7 +24,10 @@ from cai.generation.records import as_finished
 from cai.models.engine import Engine, Sampling, complete_all, sampling, together
 from cai.models.engines import engine_of
 from cai.models.model import Model
+from cai.models.registry import REGISTRY
+from cai.models.server_engine import FixedServers, ServerEngine
 from cai.models.session import prompter_of
+from cai.preflight.simulated_server import SimulatedServer
 from cai.prompts.constitution import load as load_constitution
 
 # ---- the engine ----
@@ -96,34 +100,34 @@ class Recorder:
         return await self._engine.choose(prompt, options, adapter)
 
 
+def run_loop(engine: Engine, texts: Sequence[str], seed: int, at_once: int) -> float:
+    """Seconds that these instructions take through the loop, so many at a time."""
+    loop = Loop(engine, prompter_of(engine), load_constitution(ROOT / "constitution.yaml"), seed)
+
+    async def work() -> None:
+        async for _ in as_finished(loop.align, map(Example, texts), at_once):
+            pass
+
+    start = time.perf_counter()
+    together([work()])
+    return time.perf_counter() - start
+
+
 def loop_rates(engine: Engine, limit: int, seed: int) -> dict[str, Any]:
     """The loop with everything in flight, the engine alone on the very same requests, and one example at a
     time. Ratios are of examples (and so of tokens) a second."""
-    prompter, constitution = prompter_of(engine), load_constitution(ROOT / "constitution.yaml")
     seeds = load_seeds(Path(engine.spec.seeds))
-    made = self_instruct.self_instruct(engine, prompter, seeds, want=limit, seed=seed)
+    made = self_instruct.self_instruct(engine, prompter_of(engine), seeds, want=limit, seed=seed)
     texts = [row["instruction"] for row in made.rows]
     recorder = Recorder(engine)
-
-    def run(of: Engine, some: Sequence[str], at_once: int) -> float:
-        loop = Loop(of, prompter, constitution, seed)
-
-        async def work() -> None:
-            async for _ in as_finished(loop.align, map(Example, some), at_once):
-                pass
-
-        start = time.perf_counter()
-        together([work()])
-        return time.perf_counter() - start
-
-    run(engine, texts[:8], 8)  # sets things up
-    in_loop = run(recorder, texts, engine.capacity)
+    run_loop(engine, texts[:8], seed, 8)  # sets things up
+    in_loop = run_loop(recorder, texts, seed, engine.capacity)
     start = time.perf_counter()
     for (kind, *_), requests in recorder.asked.items():
         together(getattr(engine, kind)(*request) for request in requests)
     raw = time.perf_counter() - start
     some = texts[:ALONE]
-    alone = run(engine, some, 1) / len(some) * len(texts)
+    alone = run_loop(engine, some, seed, 1) / len(some) * len(texts)
     return {
         "examples": len(texts),
         "requests": sum(map(len, recorder.asked.values())),
@@ -136,6 +140,42 @@ def loop_rates(engine: Engine, limit: int, seed: int) -> dict[str, Any]:
         "loop_to_engine": round(raw / in_loop, 3),
         "loop_to_one_at_a_time": round(alone / in_loop, 2),
     }
+
+
+# ---- the loop before servers ----
+
+
+def server_rates(limit: int, seed: int, servers: int, rows: int) -> Iterator[dict[str, Any]]:
+    """Again and again: the loop before simulated servers, and the very same requests fired at once, both with
+    so many rows on each server. ratio: of examples a second."""
+    from transformers import AutoTokenizer
+
+    spec = REGISTRY["sandbox"]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / spec.repo)
+    seeds = [s.instruction for s in load_seeds(Path(spec.seeds))]
+    texts = [f"{seeds[i % len(seeds)]} ({i})" for i in range(limit)]
+    words = sorted({word for text in seeds for word in text.split() if word.isalpha()})
+    own = {"bits": 8, "precision": "none", "revision": None, "device": "simulated", "rows": rows}
+    with contextlib.ExitStack() as stack:
+        there = [SimulatedServer(spec.repo, tokenizer, words) for _ in range(servers)]
+        urls = [stack.enter_context(server).url for server in there]
+        engine = ServerEngine(spec, FixedServers(urls), tokenizer, **own)
+        run_loop(engine, texts[: 2 * servers], seed, 2 * servers)  # checks them
+        while True:
+            recorder = Recorder(engine)
+            in_loop = run_loop(recorder, texts, seed, engine.capacity)
+            asked = [(kind, r) for (kind, *_), group in recorder.asked.items() for r in group]
+            start = time.perf_counter()
+            together(getattr(engine, kind)(*request) for kind, request in asked)
+            flat = time.perf_counter() - start
+            yield {
+                "examples": len(texts),
+                "requests": len(asked),
+                "in_flight": engine.capacity,
+                "loop_seconds": round(in_loop, 2),
+                "flat_seconds": round(flat, 2),
+                "ratio": round(flat / in_loop, 3),
+            }
 
 
 # ---- near duplicates ----

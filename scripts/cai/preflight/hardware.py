@@ -22,10 +22,13 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device
 from cai.models.device import (
+    CUDA,
+    DRIVER,
     GB,
     Gpu,
     cache_dir,
     cached,
+    cuda_major,
     cuda_version,
     disk_free,
     environment_dir,
@@ -38,11 +41,10 @@ from cai.models.registry import REGISTRY, ModelSpec, choose, resolve
 from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
 
-CUDA, DRIVER = 13, 580  # what the pinned torch is built for, and the first driver that runs it
-DRIVER_12 = 525  # the first driver that runs what is built for any CUDA 12
+BLACKWELL = (10, 0)  # the first compute capability that torch's build for CUDA 12.6 has no code for
 COMPAT = Path("/usr/local/cuda-13.0/compat")  # where NVIDIA's package cuda-compat-13-0 puts its library
 # GPUs that NVIDIA documents the package for, by name: those of data centres, not GeForce.
-DATA_CENTRE = re.compile(r"\b([ABH][1-9]00|[HB]200|GH200|A10|A16|A2|A30|A40|L4|L40S?|T4|V100)\b")
+DATA_CENTRE = re.compile(r"\b([ABH][1-9]00|[HB]200|GH200|A10|A16|A2|A30|A40|L4|L40S?|T4)\b")
 
 # Free space in GB that an installation needs: the environment, and pip's downloads of it. Measured for the
 # CPU set (2.0 + 0.5), estimated from its wheels for the CUDA sets (12 + 5).
@@ -51,16 +53,7 @@ INSTALL_GB = {"cpu": 3, "cuda": 17, "cuda12": 17}
 
 def package_set() -> str:
     """Which set of packages belongs on this machine: cpu, cuda (CUDA 13), or cuda12 for an older driver."""
-    found, _ = gpus()
-    return "cpu" if not found else "cuda" if cuda_major(found[0].driver) >= CUDA else "cuda12"
-
-
-def cuda_major(driver: str) -> int:
-    """The newest major version of CUDA that runs here, by the driver's number if nvidia-smi does not say."""
-    if version := cuda_version():
-        return version[0]
-    number = int(re.match(r"\d*", driver)[0] or 0)
-    return CUDA if number >= DRIVER else 12 if number >= DRIVER_12 else 11
+    return "cpu" if not gpus()[0] else "cuda" if cuda_major() >= CUDA else "cuda12"
 
 
 # ---- rows ----
@@ -106,16 +99,16 @@ def gpu_rows() -> list[Row]:
 
 def driver_row(gpu: Gpu) -> Row:
     """CUDA 13 is what the pins are built for; CUDA 12 gets its own builds of them, but no vLLM."""
-    major, version = cuda_major(gpu.driver), cuda_version()
+    major, version = cuda_major(), cuda_version()
     found = f"{gpu.driver}, CUDA {version[0]}.{version[1]}" if version else gpu.driver
     if major >= CUDA:
         return Row("driver", OK, found)
     rent = f"rent a machine with driver {DRIVER} or newer (RunPod: filter by CUDA version {CUDA}.0)"
-    if major < 12:
-        return Row("driver", FAIL, f"{found}: too old for any build of the pinned torch", rent)
-    of_compat = str(COMPAT) in os.environ.get("LD_LIBRARY_PATH", "").split(":")
+    if major < 12 or (gpu.capability or (0, 0)) >= BLACKWELL:
+        return Row("driver", FAIL, f"{found}: too old for every build of torch that runs on {gpu.name}", rent)
+    in_use = str(COMPAT) in os.environ.get("LD_LIBRARY_PATH", "").split(":")
     use = f"export LD_LIBRARY_PATH={COMPAT}:$LD_LIBRARY_PATH and run bash setup_environment.sh again"
-    if of_compat:
+    if in_use:
         do = f"NVIDIA's compatibility library ({COMPAT}) is in LD_LIBRARY_PATH, and is not used here: {rent}"
     elif (COMPAT / "libcuda.so.1").exists():
         do = f"NVIDIA's compatibility library is here and not used: {use}; or {rent}"
@@ -127,10 +120,10 @@ def driver_row(gpu: Gpu) -> Row:
 
 
 def compiler_row() -> Row:
-    """Triton compiles as it runs: with CC, gcc or clang, against Python's headers."""
+    """Triton compiles as it runs: with CC, gcc or clang, against the headers of .venv's Python."""
     compiler = next(filter(shutil.which, (os.environ.get("CC") or "gcc", "clang")), None)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").is_file()
     missing = [] if compiler else ["a C compiler"]
     missing += [] if headers else [f"{python}'s headers (Python.h)"]
     if not missing:

@@ -8,16 +8,37 @@ from collections.abc import Mapping
 from cai.prompts.markers import END_OF_TEXT, INSTRUCTION, RESPONSE, refuse_chat_tokens
 
 # Renders the training format, so that servers and transformers format a conversation exactly as training did.
+# Training knows no system message: what one says goes to the head of the next instruction. Content may be a
+# list of text parts, as OpenAI's clients send it. What cannot be said in this format is refused by name.
 TRAINING_CHAT_TEMPLATE = (
+    "{% macro text(content) %}"
+    "{% if content is string %}{{ content }}"
+    "{% else %}{% for part in content %}"
+    "{% if part['type'] != 'text' %}"
+    "{{ raise_exception('this model reads text only: a message holds a part of type ' + part['type']) }}"
+    "{% endif %}"
+    "{% if not loop.first %}{{ '\\n' }}{% endif %}{{ part['text'] }}"
+    "{% endfor %}{% endif %}"
+    "{% endmacro %}"
+    "{% set ahead = namespace(text='') %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
     + RESPONSE
-    + " {{ message['content'] }}"
+    + " {{ text(message['content']) }}"
     + END_OF_TEXT
-    + "{% else %}"
+    + "{% elif message['role'] == 'user' %}"
     + INSTRUCTION
-    + " {{ message['content'] }}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}" + RESPONSE + "{% endif %}"
+    + " {{ ahead.text }}{{ text(message['content']) }}{{ '\\n' }}{% set ahead.text = '' %}"
+    "{% elif message['role'] in ['system', 'developer'] %}"
+    "{% set ahead.text = ahead.text + text(message['content']) + '\\n\\n' %}"
+    "{% else %}"
+    "{{ raise_exception('this model was not trained on messages of the role ' + message['role']) }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if ahead.text %}"
+    "{{ raise_exception('a system message is read with the user message after it: there is none') }}"
+    "{% endif %}"
+    "{% if add_generation_prompt %}" + RESPONSE + "{% endif %}"
 )
 
 

@@ -91,6 +91,7 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
     else:
         session.load_weights()
         with run.step("training") as step:
+            step.by("local", session.model.bits)
             result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
             step.examples = result.taken
     facts = ("status", "steps", "before", "after")
@@ -220,7 +221,11 @@ def train(
 
 
 def train_dpo(
-    model: Model, pairs: Sequence[Mapping[str, str]], settings: Settings, output: Path
+    model: Model,
+    pairs: Sequence[Mapping[str, str]],
+    settings: Settings,
+    output: Path,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Trains the adapter "default" of the model and returns TRL's log, a row a step; each row is also
     appended to output/training.jsonl as it comes. The reference is the adapter as it was at the start.
@@ -240,7 +245,7 @@ def train_dpo(
 
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.jsonl").unlink(missing_ok=True)  # this training starts at step 0
-    log = Log(settings, output)
+    log = Log(settings, output, say=_past_redirection(say))
     with contextlib.redirect_stdout(io.StringIO()):  # TRL's own printing of the log
         try:
             build(model, pairs, settings, output, log).train()
