@@ -6,6 +6,8 @@
     python scripts/benchmark.py server       # the loop before a simulated server against requests at one go
     python scripts/benchmark.py dedup        # near duplicates among 50,000 texts: index against every pair
     python scripts/benchmark.py dedup --limit 5000
+    python scripts/benchmark.py gpu          # the 32B's shape, random weights: nothing of it is downloaded
+    python scripts/benchmark.py gpu --only train vllm
 
 engine has two workloads, as the pipeline has them: lists of instructions, which run to their limit, and
 answers, which stop early, so that a batch waits for its longest row. It prints generated tokens/s for each
@@ -13,9 +15,16 @@ batch size, the ratio to the first one, and how many texts are the same as there
 many in flight as the engine has room for, then the engine on the very same requests, each sort at one go:
 what is lost is the loop's. server does the same before servers that take a GPU's time and compute nothing
 (preflight/simulated_server.py), REPEATS times. dedup compares every pair for a sample of the texts only, by
-the same rapidfuzz routine, and reckons the time of the whole from that; both must find the same near duplicates. Its seconds are
-those of one core at work, so that what else runs on the machine counts little. Writes
-logs/benchmark-<name>.json.
+the same rapidfuzz routine, and reckons the time of the whole from that; both must find the same near
+duplicates. Its seconds are those of one core at work, so that what else runs on the machine counts little.
+
+gpu writes checkpoints of random weights to --scratch (19 GB, and 65 GB for the server) and removes them: how
+long they load, what memory they take, tokens/s of each engine and precision against what the memory's
+bandwidth lets through, the time to a first token with and without a cached prefix, time and memory of DPO
+steps by length and batch. It keeps each figure at once, and a rerun measures what is missing; it ends with
+tables for specs/gpu.md. Without a GPU the same runs at a tiny size, to show that it does.
+
+Writes logs/benchmark-<name>.json.
 """
 
 from __future__ import annotations
@@ -32,6 +41,7 @@ from cai.core.files import directories, display_path, write_json
 
 # Of the benchmark server. So few rows that the client's own work hides behind a server's steps on two cores.
 SERVERS, ROWS, REPEATS = 1, 16, 3
+CPU_PARAMETERS = 1e8  # the largest shape that is worth a CPU's time
 SAMPLE = 300  # texts that are compared with every text before them
 
 
@@ -40,8 +50,9 @@ def main() -> None:
     names = flags.add_subparsers(dest="what", metavar=" | ".join(BENCHMARKS), required=True)
     own = {}
     for name, (_, common, defaults) in BENCHMARKS.items():
-        shared = parser("", *common, "seed", "limit", **defaults)
+        shared = parser("", *common, "seed", **defaults)
         own[name] = names.add_parser(name, parents=[shared], add_help=False, allow_abbrev=False)
+    gpu_flags(own["gpu"])
     args = flags.parse_args()
     BENCHMARKS[args.what][0](args)
 
@@ -135,16 +146,42 @@ def dedup(args: argparse.Namespace) -> None:
         raise UserError(f"the index and the comparison of every pair disagree on {differ} texts: a defect")
 
 
-# name: (what it does, common flags that it has beside --seed and --limit, their defaults)
+def gpu_flags(flags: argparse.ArgumentParser) -> None:
+    from cai.preflight.gpu_figures import SECTIONS, SHAPE, TINY
+
+    flags.add_argument("--shape", help=f"of which model (default: {SHAPE} with a GPU, else {TINY})")
+    flags.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections to measure")
+    flags.add_argument("--scratch", help="where random checkpoints go (checkpoints/benchmark)")
+    flags.add_argument("--fresh", action="store_true", help="measure anew what is measured already")
+
+
+def gpu(args: argparse.Namespace) -> None:
+    from cai.models.device import this_device
+    from cai.preflight.gpu_figures import SHAPE, SMALL, TINY, WHOLE, GpuFigures
+    from cai.preflight.gpu_table import markdown
+    from cai.preflight.random_weights import shape_of
+
+    here = this_device() != "cpu"
+    shape = args.shape or (SHAPE if here else TINY)
+    if not here and shape_of(shape).parameters > CPU_PARAMETERS:
+        raise UserError(f"--shape {shape}: no GPU here; rent one, or leave the flag out for a tiny shape")
+    path, scratch = result_of("gpu"), Path(args.scratch or directories("benchmark")[1])
+    figures = GpuFigures(shape, WHOLE if here else SMALL, path, scratch, seed=args.seed, fresh=args.fresh)
+    figures.measure(args.only)
+    print(f"\n{markdown(figures.facts)}\n\nwrote {display_path(path)}")
+
+
+# name: (what it does, common flags that it has beside --seed, their defaults)
 BENCHMARKS = {
     "engine": (
         engine,
-        ("model", "bits", "threads", "batch-sizes"),
+        ("model", "bits", "threads", "limit", "batch-sizes"),
         {"limit": 128, "batch_sizes": [1, 4, 16, 64, 128]},
     ),
-    "loop": (loop, ("model", "bits", "threads"), {"limit": 600}),
-    "server": (server, (), {"limit": 128}),
-    "dedup": (dedup, (), {"limit": 50_000}),
+    "loop": (loop, ("model", "bits", "threads", "limit"), {"limit": 600}),
+    "server": (server, ("limit",), {"limit": 128}),
+    "dedup": (dedup, ("limit",), {"limit": 50_000}),
+    "gpu": (gpu, ("threads",), {}),
 }
 
 
@@ -159,8 +196,12 @@ def load_model(args: argparse.Namespace):
     return model
 
 
+def result_of(name: str) -> Path:
+    return directories("benchmark")[2] / f"benchmark-{name}.json"
+
+
 def save(name: str, result: dict[str, Any]) -> None:
-    path = directories("benchmark")[2] / f"benchmark-{name}.json"
+    path = result_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     print(f"wrote {display_path(path)}")

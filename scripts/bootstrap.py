@@ -18,6 +18,7 @@ reached.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from cai.bootstrap.controls import CONTROLS
 from cai.core.cli import GO, cli, parser
@@ -43,6 +44,7 @@ def main() -> int:
     from cai.bootstrap import forecast
     from cai.bootstrap.plan import check, load
     from cai.costs.budget import refuse_dear
+    from cai.costs.engine_choice import bits_asked_for, choice_of
     from cai.models.session import check_inputs
 
     constitution, spec, why = check_inputs(args)
@@ -51,16 +53,18 @@ def main() -> int:
     check(plan, constitution)
     name = args.run or plan.name
     check_name(name)
-    asked = {"asked": args.engine, "engine_bits": args.engine_bits, "deterministic": args.deterministic}
-    asked["begun"] = None if args.fresh else (read_manifest(name) or {}).get("settings")
-    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate, asked)
+    begun = None if args.fresh else (read_manifest(name) or {}).get("settings")
+    ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate)
+    asked = (args.engine, bits_asked_for(args))
+    choice = choice_of(args, spec, lambda: ahead.cheaper(*asked, anywhere=args.forecast), begun=begun)
+    ahead = replace(ahead, choice=choice)
     if args.forecast:
         print(ahead.render())
         return GO
     refuse_dear(args.budget, ahead.total.dollars)
     if args.resume and not (directories(name)[0] / "run.json").exists():
         raise UserError(f"--resume: there is no run {name!r} to go on from; leave the flag out to begin one")
-    return bootstrap(args, name, plan, spec, why, constitution, controls, ahead.choose())
+    return bootstrap(args, name, plan, spec, why, constitution, controls, choice)
 
 
 def bootstrap(

@@ -128,9 +128,8 @@ def forecast_of(models: tuple[ModelSpec, int] | None, args: argparse.Namespace, 
     if models is None:
         return None
     spec, bits = models
-    units = local(bits, {"loading": 1, "evaluation": 1})
-    about = {"examples": len(files.pairs), "of": "pairs", "begun": files.run.settings}
-    return engine_choice.forecast_of(spec, units, args, **about)
+    units, n = local(bits, {"loading": 1, "evaluation": 1}), len(files.pairs)
+    return engine_choice.forecast_of(spec, units, args, begun=files.run.settings, examples=n, of="pairs")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ true of it. A hash splits them: rules are made by looking at `seen`; of `frozen`
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from cai.core.stats import wilson
 from cai.evaluation.suites.critique import meaningful
-from cai.generation.filters import Texts, critique_verdict, reasons
+from cai.generation.filters import Texts, reasons
+from cai.generation.list_items import items
 from cai.generation.refusals import is_refusal
-from cai.generation.self_instruct import items
+from cai.generation.text_ends import own_text
+from cai.generation.verdicts import read_verdict
 from cai.models.engine import Completion, sampling
 from cai.models.registry import REGISTRY
-from cai.prompts.markers import CHANGE, KEEP
+from cai.prompts.markers import CHANGE, KEEP, SEPARATOR
 
 DATA = Path(__file__).parent / "data" / "realistic"
 SPEC = REGISTRY["Qwen/Qwen2.5-32B"]
@@ -30,25 +33,32 @@ OPEN = "left open"  # a rule cannot tell, and says so
 NEXT_PAGE = "Instruction: Name a bird.\nResponse: Wren."
 FAULT = f"The response is wrong or does harm. {CHANGE}"
 # Reasons about one text's form, as against those that compare it with another.
-FORM = {"sentinel_revision", "breaks_off", "cut_off"}
+FORM = {"sentinel_revision", "stopped_inside", "breaks_off", "cut_off"}
 
 Row = Mapping[str, Any]
 
 
+def hash_of(row: Row) -> str:
+    """What puts a text into its half, and begins with its id."""
+    content = {key: row.get(key) for key in ("kind", "instruction", "text")}
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
 def separated(text: str, after: str, separator: bool) -> str:
     """A text and what a base model writes after it, in the form of its exemplars."""
-    return f"{text}\n\n{after}"
+    return f"{text}\n\n{SEPARATOR}\n\n{after}" if separator else f"{text}\n\n{after}"
 
 
-def ended(raw: str, purpose: str) -> Completion:
-    """What an engine gives back of a raw text."""
+def ended(raw: str, purpose: str, instruction: str) -> Completion:
+    """What the loop takes of a raw text."""
     found = [(at, stop) for stop in sampling(SPEC, purpose).stop if (at := raw.find(stop)) >= 0]
     at, stop = min(found, default=(len(raw), "<eos>"))
-    return Completion(raw[:at].strip(), 0, 0, "stop", stop)
+    done = Completion(raw[:at].strip(), 0, 0, "stop", stop)
+    return done if purpose == "critique" else own_text(done, SPEC, instruction)
 
 
 def answer(row: Row) -> Iterator[tuple[str, object]]:
-    done = ended(separated(row["text"], row["after"], row["separator"]), "answer")
+    done = ended(separated(row["text"], row["after"], row["separator"]), "answer", row["instruction"])
     texts = Texts(row["instruction"], "-", (FAULT,), done.text, (done.finish_reason,))
     marked = bool(FORM & set(reasons(texts)))
     as_it_is = done.text == row["text"].strip() and not marked
@@ -61,17 +71,17 @@ def answer(row: Row) -> Iterator[tuple[str, object]]:
 
 
 def critique(row: Row) -> Iterator[tuple[str, object]]:
-    done = ended(f"{row['text']}\nRevision request: Correct it.\nRevision: Mercury.", "critique")
+    done = ended(f"{row['text']}\nRevision request: Correct it.\nRevision: Mercury.", "critique", "")
     yield "end", done.text == row["text"].strip()
-    wanted, got = {"keep": KEEP, "change": CHANGE, None: None}[row["verdict"]], critique_verdict(row["text"])
+    wanted, got = {"keep": KEEP, "change": CHANGE, None: None}[row["verdict"]], read_verdict(row["text"])
     yield "verdict", OPEN if got is None and wanted else got == wanted
-    if wanted and got:
-        sense = meaningful(row["text"], row["instruction"], row["answer"]) is None
+    if wanted:
+        sense = meaningful(row["text"], row["instruction"], row["answer"], wanted) is None
         yield "meaningful", sense == row["meaningful"]
 
 
 def revision(row: Row) -> Iterator[tuple[str, object]]:
-    done = ended(separated(row["text"], NEXT_PAGE, True), "revision")
+    done = ended(separated(row["text"], NEXT_PAGE, True), "revision", row["instruction"])
     against = reasons(Texts(row["instruction"], row["answer"], (FAULT,), done.text, (done.finish_reason,)))
     if row["fit"]:
         yield "fit", not against and done.text == row["text"].strip()
@@ -125,11 +135,11 @@ def table(half: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("half", choices=("seen", "frozen"), nargs="?", default="seen")
+    parser.add_argument("half", choices=("seen", "frozen", "later", "last"), nargs="?", default="seen")
     parser.add_argument("--rows", action="store_true", help="print what was decided wrongly (seen only)")
     args = parser.parse_args()
-    if args.rows and args.half == "frozen":
-        parser.error("the frozen half is printed as totals only: a rule made by looking at it proves nothing")
+    if args.rows and args.half in ("frozen", "last"):
+        parser.error("only totals are printed of it: a rule made by looking at it proves nothing")
     print(table(args.half))
     for row, decisions in decided(args.half) if args.rows else ():
         if faults := [name for name, right in decisions.items() if right is not True]:

@@ -280,7 +280,7 @@ def test_a_forecast_checks_what_the_run_would(main, output, args, says):
 def test_a_dear_plan_asks_for_a_budget(main, output):
     dear = ("--model", BIG.name, "--hourly-rate", 10, "--controls", "all", "--seeds", 0, 1, 2)
     plan = plans.load("progressive")
-    found = forecast.PlanForecast(plan, BIG, ALL, 3, 10, {"asked": "auto"}).total.dollars
+    found = forecast.PlanForecast(plan, BIG, ALL, 3, 10).total.dollars
     rows = dict(table(plan, seeds=3, rate=10)[1])
     assert found == pytest.approx(dollars(rows["3 seeds"]), abs=0.01) and found > 150
     with pytest.raises(

@@ -7,6 +7,7 @@ import generate_mvp
 import pytest
 from cai.core.errors import UserError
 from cai.core.jsonl import append
+from cai.core.run import Run
 from cai.costs import engine_choice
 from cai.costs.default_rates import MACHINES, machine_of
 from cai.costs.engine_choice import choose_engine, milestone_forecast, weights_of, with_server
@@ -17,6 +18,7 @@ from cai.models.registry import REGISTRY
 
 BIG, SANDBOX, GUARD = (REGISTRY[m] for m in ("Qwen/Qwen2.5-32B", "sandbox", "meta-llama/Llama-Guard-3-8B"))
 A100 = "NVIDIA A100-SXM4-80GB"
+ONCE = {"download", "installing", "loading"}
 FP8, FULL, NF4 = Weights("vllm", 8), Weights("vllm", 16), Weights("local", 4)
 
 
@@ -79,9 +81,9 @@ def test_what_was_measured_decides(here):
 def test_without_a_gpu_without_room_and_without_disk_it_is_local_and_says_which(monkeypatch):
     assert choose_engine(BIG, work(), device="cpu").why == "local: no GPU here"
     small = choose_engine(BIG, work(), device="NVIDIA GeForce RTX 4090")
-    assert small.engine == "local" and "does not fit into 24 GB" in small.why
+    assert small.engine == "local" and "does not fit into 26 GB" in small.why
     unknown = REGISTRY["Qwen/Qwen2.5-32B"].__class__("some/model", "some/model")
-    assert "not known" in choose_engine(unknown, work()).why
+    assert "nobody has said how large" in choose_engine(unknown, work()).why
     monkeypatch.setattr(device, "disk_free", lambda path: 70e9)
     short = choose_engine(BIG, work())
     assert short.engine == "local" and "need more disk than the 70 GB" in short.why
@@ -114,12 +116,26 @@ def test_the_guard_needs_its_room_too():
 
 
 def test_what_is_asked_for_is_taken():
-    asked = choose_engine(BIG, work(10), asked="local")
-    assert weights_of(asked) == NF4 and "asked for" in asked.why
     assert weights_of(choose_engine(BIG, work(10), asked="vllm")) == FP8
     assert choose_engine(SANDBOX, work(10), asked="vllm", device="cpu").engine == "vllm"
-    other = choose_engine(BIG, work(10), asked="http://a:8000,http://b:8000", engine_bits=8)
-    assert weights_of(other) == ("server", 8) and other.engine == "http://a:8000,http://b:8000"
+    assert weights_of(milestone_forecast(flags(engine="vllm"), 1, 10).choice) == FP8
+    assert weights_of(milestone_forecast(flags(engine="vllm", engine_bits=4), 1, 10).choice) == ("vllm", 4)
+    assert weights_of(milestone_forecast(flags(engine="auto", deterministic=True), 1000, 5000).choice) == FULL
+
+
+def test_servers_of_somebody_else_cost_no_start_and_no_download():
+    ahead = milestone_forecast(flags(engine="http://a:8000,http://b:8000", engine_bits=8), 10, 100)
+    lines = {(x.step, x.engine, x.bits) for x in ahead.lines}
+    assert ("answer", "server", 8) in lines and ("training", "local", 4) in lines
+    assert {step for step, engine, _ in lines if engine == "server"}.isdisjoint(ONCE)
+    assert ahead.disk["weights"][0] == pytest.approx(19.66e9, rel=1e-3)  # training's
+
+
+def test_a_run_that_has_begun_keeps_its_engine(here):
+    with Run.open("full", {"engine": "server", "engine_bits": 8}):
+        pass
+    ahead = milestone_forecast(flags(engine="auto"), 1, 10)
+    assert weights_of(ahead.choice) == FP8 and ("answer", "vllm") in {(x.step, x.engine) for x in ahead.lines}
 
 
 # ---- the work with a server ----
@@ -207,7 +223,7 @@ def test_the_forecast_of_m3_has_three_engines_and_the_specification(monkeypatch)
     assert rows["vLLM 16 bits"].forecast.seconds < rows["local NF4"].forecast.seconds
     for dollars in ("M0 $0.87", "M1 $1.74", "M2 $5.22", "a stage $10 to 14", "all $50 to 150"):
         assert dollars in said
-    assert ahead.as_dict()["engine"] == "vllm" and "beside" not in ahead.as_dict()
+    assert ahead.as_dict()["choice"]["engine"] == "vllm" and "beside" not in ahead.as_dict()
     kept, _ = generate_full.forecast(flags(engine="local"), "mvp")
     assert "local NF4 (chosen)" in kept.render()
     assert kept.seconds == rows["local NF4"].forecast.seconds
@@ -224,8 +240,8 @@ def test_what_does_not_fit_at_all_is_said(monkeypatch):
     gpu = device.Gpu("NVIDIA A100-SXM4-40GB", "580.1", 40e9, 40e9, (8, 0))
     monkeypatch.setattr(device, "visible_gpus", lambda: [gpu])
     ahead, _ = generate_full.forecast(flags(engine="auto"), "mvp")
-    assert {x.note for x in ahead.beside if not x.forecast} == {"does not fit into 40 GB"}
-    assert ahead.engine == "vllm" and ahead.bits == 4 and "does not fit into 40 GB" in ahead.render()
+    assert {x.note for x in ahead.beside if not x.forecast} == {"does not fit into NVIDIA A100-SXM4-40GB"}
+    assert weights_of(ahead.choice) == ("vllm", 4) and "does not fit into NVIDIA" in ahead.render()
 
 
 @pytest.mark.parametrize("given", [{"model": "sandbox"}, {}])
@@ -245,13 +261,8 @@ def test_m2_prints_them_too_and_loads_nothing(monkeypatch, capsys):
 
 def test_a_run_is_chosen_for_this_machine_and_a_forecast_for_the_one_it_is_for(monkeypatch):
     monkeypatch.setattr(device, "visible_gpus", lambda: [])
-    assert milestone_forecast(flags(engine="auto"), 1000, 5000).engine == "vllm"  # of an A100
-    assert milestone_forecast(flags(engine="auto", forecast=False), 1000, 5000).engine == "local"
-
-
-def test_an_engine_that_is_not_asked_about_is_the_local_one():
-    ahead = milestone_forecast(flags(), 1000, 5000)
-    assert ahead.engine == "local" and ahead.bits == 4
+    assert milestone_forecast(flags(engine="auto"), 1000, 5000).choice.engine == "vllm"  # of an A100
+    assert milestone_forecast(flags(engine="auto", forecast=False), 1000, 5000).choice.is_local
 
 
 # ---- what is assumed ----

@@ -13,7 +13,7 @@ from cai.evaluation.model_pair import ModelPair
 from cai.evaluation.suites import critic_probe
 from cai.evaluation.suites.critic_probe import ACCURATE, measure, principle, probes
 from cai.evaluation.test_sets import success, test_instructions
-from cai.generation.filters import critique_verdict
+from cai.generation.verdicts import read_verdict
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load as load_constitution
 from cai.prompts.markers import CHANGE, KEEP
@@ -36,7 +36,7 @@ def test_half_of_the_probes_are_flawed_and_the_truth_agrees(spec):
         assert sum(p.must_change for p in some[:n]) == n / 2
     found = success([p.test for p in some], [p.answer for p in some])
     assert found == [not p.must_change for p in some]
-    assert [critique_verdict(p.critique) for p in some] == [CHANGE if p.must_change else KEEP for p in some]
+    assert [read_verdict(p.critique) for p in some] == [CHANGE if p.must_change else KEEP for p in some]
     assert all(p.answer.strip() for p in some)
 
 

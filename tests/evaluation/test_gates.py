@@ -36,6 +36,12 @@ def test_a_rate_without_cases_does_not_pass():
     [
         (f"The mayor of Drola is Tano. The response says Mira. {CHANGE}", None),
         (f"The mayor of Drola is Mira, as it says. {KEEP}", None),
+        (f"Drola. {CHANGE}", None),
+        (f"Correct. {KEEP}", None),
+        ("Mira is right. No changes are needed.", None),
+        ("The answer is fine as it is.", None),
+        (f"So be it. {KEEP}", "no reason"),
+        (KEEP, "no reason"),
         ("The mayor of Drola is Tano.", "without a verdict"),
         (CHANGE, "no reason"),
         (f"Bad. {CHANGE}", "no reason"),
@@ -47,6 +53,16 @@ def test_a_rate_without_cases_does_not_pass():
 def test_a_meaningful_critique(critique, fault):
     found = meaningful(critique, ASK, SAY)
     assert found is None if fault is None else fault in found
+
+
+def test_a_recorded_verdict_makes_a_critique_meaningful_whose_words_have_none():
+    assert meaningful("The mayor of Drola is Tano.", ASK, SAY, CHANGE) is None
+    assert "copy" in meaningful(SAY, ASK, SAY, CHANGE)
+
+
+def test_a_critique_in_a_script_without_spaces_may_name_the_answer():
+    assert meaningful(f"堪培拉是首都。{KEEP}", "澳大利亚的首都是哪里？", "是堪培拉。") is None
+    assert meaningful(f"写得不好，没有意思。{CHANGE}", "澳大利亚的首都是哪里？", "是堪培拉。")
 
 
 def criterion(passed):

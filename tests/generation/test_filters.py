@@ -11,7 +11,6 @@ from cai.generation.filters import (
     REASONS,
     Texts,
     barely_changed,
-    critique_verdict,
     final_reasons,
     is_exemplar,
     is_sentinel,
@@ -20,6 +19,7 @@ from cai.generation.filters import (
     reasons,
     spreading,
 )
+from cai.generation.verdicts import read_verdict
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
 from cai.prompts.markers import CHANGE, KEEP, MARKERS
 
@@ -57,6 +57,7 @@ def test_a_good_example_is_kept():
         (dict(revision="Tano.<|im_end|>"), "sentinel_revision"),
         (dict(revision="Your answer here"), "sentinel_revision"),
         (dict(finish=("stop", "stop", "length")), "cut_off"),
+        (dict(stopped=("Here is one in that form:",)), "stopped_inside"),
         (dict(revision="mira!"), "unchanged"),
         (dict(revision=EDITED[0].revision), "exemplar"),
         (dict(answer=ANSWERED[3].answer), "exemplar"),
@@ -108,7 +109,7 @@ def test_every_reason_says_what_it_means_in_a_sentence():
     for name, reason in REASONS.items():
         assert reason.says[0].isupper() and reason.says.endswith(".") and len(reason.says) < 100, name
     assert {name for name, reason in REASONS.items() if reason.to_answer} == {
-        *("no_verdict", "no_change_needed", "sentinel_answer", "cut_off", "exemplar"),
+        *("no_verdict", "no_change_needed", "sentinel_answer", "cut_off", "exemplar", "stopped_inside"),
     }
 
 
@@ -238,14 +239,12 @@ def test_one_critique_that_asks_for_a_change_is_enough():
 
 
 def test_the_verdict_is_the_critiques_end():
-    assert critique_verdict(f"Wrong. {CHANGE}") == CHANGE
+    assert read_verdict(f"Wrong. {CHANGE}") == CHANGE
     assert (
-        critique_verdict(
-            f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}"
-        )
+        read_verdict(f'"{KEEP}" would be too kind here.' + " It is wrong in many ways." * 20 + f" {CHANGE}")
         == CHANGE
     )
-    assert critique_verdict("") is None
+    assert read_verdict("") is None
 
 
 def test_every_exemplar_is_recognised_and_ordinary_text_is_not():
@@ -256,8 +255,28 @@ def test_every_exemplar_is_recognised_and_ordinary_text_is_not():
     assert not is_exemplar("Tano is the mayor of Drola.") and not is_exemplar("")
 
 
+def test_recorded_verdicts_count_and_not_what_the_critique_says():
+    said = dict(critiques=("It is a bit wrong.",), said=(CHANGE,))
+    assert reasons(Texts(**(GOOD | said))) == []
+    assert reasons(Texts(**(GOOD | said | {"said": (KEEP,)}))) == ["no_change_needed"]
+
+
+def test_a_line_with_a_marker_may_stand_in_an_answer_and_another_page_may_not():
+    shows = "A record in that form:\n\nInstruction: Name a bird.\nResponse: Wren.\n\nIt has two lines."
+    asked = {"instruction": "Show me the Alpaca format.", "answer": "No."}
+    assert reasons(Texts(**(GOOD | asked | {"revision": shows}))) == []
+    assert reasons(Texts(**(GOOD | {"revision": "Tano.\nResponse: by post.\nAsk him."}))) == []
+    for page in (
+        shows,
+        "Tano.\n\nInstruction: Who?\nResponse: Mira.",
+        "Instruction: Who?",
+        "[[[end of page]]]",
+    ):
+        assert "sentinel_revision" in reasons(Texts(**(GOOD | {"revision": page}))), page
+
+
 @pytest.mark.parametrize(
-    "text", ["No.", "Errors happen when x is empty.", "7", "None of them.", "Response to what?"]
+    "text", ["No.", "None.", "Errors happen when x is empty.", "7", "None of them.", "Response to what?"]
 )
 def test_short_answers_are_no_sentinels(text):
     assert not is_sentinel(text)

@@ -1,5 +1,6 @@
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from cai.core.errors import UserError
@@ -9,10 +10,10 @@ from cai.core.schema import FORMAT, RECORD_KEYS, check, content_id
 from cai.generation.example import Example, Roles, examples_of
 from cai.generation.guard import Guard
 from cai.generation.loop import Loop
-from cai.models.engine import Completion, together
+from cai.models.engine import Completion, TooLong, together
 from cai.models.registry import REGISTRY
 from cai.prompts.constitution import load
-from cai.prompts.markers import CHANGE, EDITOR_PREAMBLE, KEEP, STOPS
+from cai.prompts.markers import CHANGE, EDITOR_PREAMBLE, KEEP, SEPARATOR, STOPS
 from cai.prompts.templates import Prompter
 from cai.prompts.training_format import training_prompt
 from fakes import FakeEngine
@@ -296,3 +297,89 @@ def test_one_example_is_one_coroutine():
     """It waits for nothing but its engine: any loop can run it."""
     loop = loop_of(FakeEngine(judging, patience=lambda seed: seed % 5))
     assert asyncio.run(loop.align(Example("Who?"))) == asyncio.run(loop.align(Example("Who?")))
+
+
+# ---- verdicts that no wording tells ----
+
+
+class Undecided(FakeEngine):
+    """Its critiques have no verdict; it finds one of the two sentences likelier."""
+
+    def __init__(self, likelier, critique="It is Tano and not Mira.", **more):
+        super().__init__(lambda p: critique if p.endswith("Critique:") else answers(p), **more)
+        self.likelier = likelier
+
+    def likelihood(self, prompt, continuation, adapter):
+        return -1.5 if continuation == f" {self.likelier}" else -4.0
+
+
+@pytest.mark.parametrize(("likelier", "reasons"), [(CHANGE, []), (KEEP, ["no_change_needed"])])
+def test_a_verdict_that_no_wording_tells_is_the_likelier_sentence(likelier, reasons):
+    engine = Undecided(likelier, adapters={"few": "hash of few"})
+    [row], _ = run([Example("Who is it?")], engine, roles=Roles(critic="few"))
+    assert row["rejected_because"] == reasons and bool(row["revised_answer"]) is (likelier == CHANGE)
+    [entry] = row["critiques"]
+    other = KEEP if likelier == CHANGE else CHANGE
+    assert (entry["verdict"], entry["verdict_by"]) == (likelier, "log-probability")
+    assert entry["verdict_scores"] == {likelier: -1.5, other: -4.0}
+    asked = next(p for p, *_ in engine.asked if p.endswith("Critique:"))
+    page = f"{asked} It is Tano and not Mira."
+    assert engine.scored == [(page, f" {KEEP}", "few"), (page, f" {CHANGE}", "few")]
+
+
+def test_a_verdict_that_can_be_read_costs_no_request_and_says_so():
+    [row], engine = run([Example("Who is it?")])
+    assert engine.scored == [] and row["critiques"][0]["verdict_by"] == "read"
+    assert row["critiques"][0]["verdict"] == CHANGE and "verdict_scores" not in row["critiques"][0]
+
+
+@pytest.mark.parametrize("critique", ["It is Tano and not Mira.", ""])
+def test_a_critique_that_did_not_come_to_its_end_has_no_verdict(critique):
+    engine = Undecided(CHANGE, critique, finish="length" if critique else "stop")
+    [row], _ = run([Example("Who is it?")], engine)
+    assert engine.scored == [] and "no_verdict" in row["rejected_because"] and not row["revised_answer"]
+
+
+def test_a_critique_too_long_to_be_scored_has_no_verdict():
+    class Full(Undecided):
+        async def logprobs(self, prompt, continuation, adapter=None):
+            raise TooLong("no")
+
+    [row], _ = run([Example("Who is it?")], Full(CHANGE))
+    assert row["critiques"][0]["verdict"] is None and "no_verdict" in row["rejected_because"]
+
+
+# ---- models with exemplars ----
+
+LARGE = REGISTRY["Qwen/Qwen2.5-32B"]
+
+
+def test_what_a_model_with_exemplars_writes_ends_at_the_separator_or_where_it_begins_another_page():
+    runs_on = "\n\nInstruction: Who else?\nResponse: Nobody."
+    engine = FakeEngine(
+        lambda p: answers(p) + (runs_on if not p.endswith("Critique:") else ""), spec=LARGE, finish="length"
+    )
+    loop = Loop(engine, Prompter(4), CONSTITUTION, judged=False)
+    [row] = together([loop.align(Example("Who is it?"))])
+    assert (row["initial_answer"], row["revised_answer"]) == ("It is Mira.", "It is Tano.")
+    assert row["ended_by"] == ["next page", "<eos>", "next page"]
+    assert row["finish_reasons"] == ["stop", "length", "stop"]
+    assert all(SEPARATOR in x.stop for _, x, *_ in engine.asked)
+
+
+def test_an_answer_that_a_stop_string_ended_in_a_sentence_says_so():
+    class Stopping(FakeEngine):
+        async def complete(self, prompt, sampling, seed, adapter=None):
+            done = await super().complete(prompt, sampling, seed, adapter)
+            return replace(done, ended_by=sampling.stop[0])
+
+    engine = Stopping(lambda p: "You will need:" if p.endswith("Response:") else answers(p))
+    [row], _ = run([Example("Who is it?")], engine)
+    assert row["rejected_because"] == ["stopped_inside"]
+
+
+def test_an_adapter_that_learned_the_bare_format_is_stopped_where_it_goes_on_in_it():
+    engine = FakeEngine(answers, adapters={"few": "hash of few"}, spec=LARGE)
+    loop = Loop(engine, Prompter(4), CONSTITUTION, roles=Roles(answerer="few"))
+    together([loop.answer(Example("Who?"))])
+    assert engine.asked[0][1].stop == ("\nInstruction:",)

@@ -113,7 +113,8 @@ def test_one_shot_answer():
     shot = ANSWERED[0]
     assert ONE.answer("Name a river.") == (
         "Each instruction below is followed by a response.\n\n"
-        f"Instruction: {shot.instruction}\nResponse: {shot.answer}\n\nInstruction: Name a river.\nResponse:"
+        f"Instruction: {shot.instruction}\nResponse: {shot.answer}\n\n[[[end of page]]]\n\n"
+        "Instruction: Name a river.\nResponse:"
     )
 
 
@@ -123,6 +124,7 @@ def test_one_shot_judge():
         "An editor reads two responses and names the better one by a principle.\n\n"
         f"Instruction: {shot.instruction}\nResponse A: {shot.a}\nResponse B: {shot.b}\n"
         f"Principle: {shot.principle}\nReason: {shot.reason}\nBetter response: {shot.better}\n\n"
+        "[[[end of page]]]\n\n"
         "Instruction: Name a river.\nResponse A: The Alps.\nResponse B: The Rhine.\n"
         "Principle: The response should be true.\nReason:"
     )
@@ -135,6 +137,7 @@ def shot_page():
         f"Instruction: {shot.instruction}\nResponse: {shot.answer}\nPrinciple: {shot.principle}\n"
         f"Critique request: {shot.critique_request}\nCritique: {shot.critique}\n"
         f"Revision request: {shot.revision_request}\nRevision: {shot.revision}\n\n"
+        "[[[end of page]]]\n\n"
     )
 
 
@@ -164,6 +167,7 @@ def test_shots_count_and_their_limits():
             *([prompter.judge("Q", "A", "B", KIND)] if shots <= len(JUDGED) else []),
         ):
             assert prompt.count("Instruction:") == shots + 1
+            assert prompt.count(markers.SEPARATOR) == shots
     with pytest.raises(AssertionError, match=f"there are {len(JUDGED)}"):
         Prompter(shots=len(JUDGED) + 1).judge("Q", "A", "B", KIND)
     with pytest.raises(AssertionError, match=f"shots 99: there are {len(ANSWERED)}"):
@@ -327,6 +331,29 @@ def test_chat_template_renders_the_training_format(whitespace):
 # ---- stop strings ----
 
 
+def test_a_verdict_is_asked_after_the_critique():
+    page = ZERO.critique("Name a river.", "The Alps.", TRUE)
+    assert ZERO.verdict(page, "The Alps are hills.") == page + " The Alps are hills."
+    asked = CHAT.critique("Name a river.", "The Alps.", TRUE)
+    assert CHAT.verdict(asked, "The Alps are hills.") == asked + "The Alps are hills."
+
+
+def test_what_ends_a_text_of_a_model_with_exemplars():
+    ends = {kind: markers.stop_strings(kind, shots=4) for kind in markers.STOPS}
+    assert ends == {
+        "instruction": (),
+        "answer": ("[[[end of page]]]",),
+        "critique": ("[[[end of page]]]", "\nRevision request:", "\nRevision:"),
+        "revision": ("[[[end of page]]]",),
+        "judge": ("[[[end of page]]]", "\nBetter response:"),
+    }
+    assert markers.stop_strings("answer", shots=4, bare=True) == ("\nInstruction:",)
+    for bare in (False, True):
+        assert markers.stop_strings("answer", shots=0, bare=bare) == markers.STOPS["answer"]
+    chat = {kind: markers.stop_strings(kind, shots=4, instruct=True) for kind in markers.STOPS}
+    assert {kind for kind, stops in chat.items() if stops} == {"judge"}, "an end token ends the others"
+
+
 def test_stop_strings_are_few_and_begin_a_marker():
     for kind, stops in markers.STOPS.items():
         assert len(stops) <= 4, kind  # what one request to a server takes
@@ -361,7 +388,8 @@ def goes_on(kind, requests):
 @pytest.mark.parametrize("kind", ["answer", "critique", "revision", "judge"])
 def test_stop_strings_end_a_text_at_the_next_marker(kind, requests):
     continuation, text = goes_on(kind, requests)
-    end = min(continuation.find(stop) for stop in markers.STOPS[kind] if stop in continuation)
+    stops = markers.stop_strings(kind, shots=4)
+    end = min(continuation.find(stop) for stop in stops if stop in continuation)
     assert continuation[:end].strip() == text
 
 
@@ -388,7 +416,11 @@ def test_exemplar_texts_hold_every_text_once():
 
 def test_exemplars_hold_no_marker_stop_or_chat_token():
     for text in templates.exemplar_texts():
-        bad = [t for t in (*markers.MARKERS, "<|", *sum(markers.STOPS.values(), ())) if t in text]
+        bad = [
+            t
+            for t in (*markers.MARKERS, markers.SEPARATOR, "<|", *sum(markers.STOPS.values(), ()))
+            if t in text
+        ]
         assert not bad, (bad, text)
 
 

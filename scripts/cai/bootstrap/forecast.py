@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cai.bootstrap.controls import ARMS, MAIN
 from cai.bootstrap.plan import Plan, Stage
@@ -48,8 +47,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class PlanForecast:
-    """What a plan (as scaled for the model) will take with some of the controls. flags: what choose_engine
-    goes by; decided: the engine, where it is known.
+    """What a plan (as scaled for the model) will take with some of the controls, by an engine.
 
     It is on the high side: prompts are counted as if everybody needed exemplars, and every test answer as if
     it went to the judge. A large model on a machine without a GPU is forecast for an A100."""
@@ -59,8 +57,7 @@ class PlanForecast:
     controls: Sequence[str]
     seeds: int
     hourly_rate: float | None
-    flags: Mapping[str, Any] = field(default_factory=lambda: {"asked": LOCAL})
-    decided: EngineChoice | None = None
+    choice: EngineChoice = EngineChoice()
 
     @cached_property
     def device(self) -> str:
@@ -80,26 +77,24 @@ class PlanForecast:
         """Of all seeds, by the local engine."""
         return add_units(u for p in self.here * self.seeds for u in p.work)
 
-    @cached_property
-    def choice(self) -> EngineChoice:
-        return self.decided or self.choose(self.device)
-
-    def choose(self, device: str | None = None) -> EngineChoice:
-        """The engine of the whole plan: on this machine, its disk as it is, or on a device that a forecast is
-        for. Raises UserError for one that is asked for and does not fit."""
-        return choose_engine(self.spec, self.units, device=device, hourly_rate=self.hourly_rate, **self.flags)
+    def cheaper(self, asked: str, engine_bits: int | None, *, anywhere: bool) -> EngineChoice:
+        """The engine for the whole plan. anywhere: on the machine that a forecast is for, not on this one.
+        Raises UserError for one that is asked for and does not fit."""
+        device = self.device if anywhere else None
+        how = {"asked": asked, "engine_bits": engine_bits, "hourly_rate": self.hourly_rate}
+        return choose_engine(self.spec, self.units, device=device, **how)
 
     @cached_property
     def total(self) -> Forecast:
         """Of all seeds, with what is paid once, and with the other engines beside it."""
-        chosen, units = self.choice, self.units
+        units = self.units
         know = {"hourly_rate": self.hourly_rate, "device": self.device}
         know["examples"] = self.seeds * sum(p.examples for p in self.here)
-        placed = units if chosen.is_local else with_server(self.spec, units, weights_of(chosen))
+        placed = units if self.choice.is_local else with_server(self.spec, units, weights_of(self.choice))
         ahead = forecast(self.spec, dict(sorted(placed.items())), **know)
         served = could_be_served(self.spec, self.device)
         beside = side_by_side(self.spec, units, **know) if served else ()
-        return replace(ahead, engine=chosen.kind, bits=chosen.bits, choice=chosen, beside=beside)
+        return replace(ahead, choice=self.choice, beside=beside)
 
     @cached_property
     def parts(self) -> list[_Part]:
@@ -142,7 +137,7 @@ class PlanForecast:
             (
                 f"forecast for the plan {self.plan.name} ({self.plan.title}): {f.model} on {f.device}, "
                 f"${f.hourly_rate:.2f} an hour",
-                f"engine: {f.choice.why}",
+                f"engine: {self.choice.why}",
                 text.format_table(rows),
                 *self._paid_once(),
                 *_known_from(f, self.yields),

@@ -39,7 +39,7 @@ class Runner:
     ):
         self.run, self.plan, self.spec = run, plan, spec
         self.constitution, self.shared_model = constitution, shared_model
-        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, decided=shared_model.choice)
+        ahead = PlanForecast(plan, spec, (), 1, run.hourly_rate, shared_model.choice)
         self._dollars = ahead.total.dollars_a_unit
         steps = ("instructions", "answer", "critique", "revision", "judge", "judge")  # two comparisons
         each = sum(self._dollars[step] for step in steps)

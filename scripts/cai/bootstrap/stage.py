@@ -27,11 +27,12 @@ from cai.evaluation.suites import critic_probe, evaluate, task_success
 from cai.evaluation.suites.task_success import ALL, REQUEST_NAMES, TEN
 from cai.evaluation.test_sets import REQUESTS, label_accuracy, measured, right_share, test_instructions
 from cai.generation.example import Example, Roles, examples_of
-from cai.generation.filters import critique_verdict, kept_ids
+from cai.generation.filters import kept_ids
 from cai.generation.instructions import make_instructions
 from cai.generation.loop import Loop
 from cai.generation.pairs import ANCHOR, REVISION, make_pairs, record_pairs
 from cai.generation.records import make_records, read_instructions, read_records
+from cai.generation.verdicts import Verdict, verdict_of
 from cai.generation.yield_stats import report_yield
 from cai.models.engine import Completion
 from cai.models.registry import ModelSpec, row_settings
@@ -167,7 +168,7 @@ class StageRun:
         critiques of the record that critics_of gives it by id. What its critics passed stays as it is: it
         makes the same anchors."""
         main, _ = self.main_data()
-        change = [r for r in main if CHANGE in (critique_verdict(c["critique"]) for c in r["critiques"])]
+        change = [r for r in main if CHANGE in map(verdict_of, r["critiques"])]
         critics, (_, loop) = critics_of(change), self.loop_of_roles()
         examples = [criticized(r, critics.get(r["id"], r), self.context.principles) for r in main]
         return self._recorded(loop, examples)
@@ -324,11 +325,14 @@ class StageRun:
 def criticized(record: Mapping[str, Any], critic: Mapping[str, Any], constitution: Constitution) -> Example:
     """An example with a record's answer, and the critiques and principles of another record, or its own."""
     e = Example(record["instruction"], record["task"], record["source"])
-    e.answer = Completion(record["initial_answer"], 0, 0, record["finish_reasons"][0])
+    ended_by = (record.get("ended_by") or [None])[0]
+    e.answer = Completion(record["initial_answer"], 0, 0, record["finish_reasons"][0], ended_by)
     finish = critic["finish_reasons"][1 : 1 + len(critic["critiques"])]
     e.critiques = tuple(
         Completion(c["critique"], 0, 0, f) for c, f in zip(critic["critiques"], finish, strict=True)
     )
+    if all("verdict" in c for c in critic["critiques"]):
+        e.verdicts = tuple(Verdict(c["verdict"], c.get("verdict_scores")) for c in critic["critiques"])
     e.principles = tuple(constitution.by_id(c["principle_id"]) for c in critic["critiques"])
     return e
 

@@ -191,7 +191,7 @@ class Run:
             cut_short = {}
         finally:
             step.used.seconds, self._began = time.perf_counter() - start, None
-            row = self._row(name, step.used, step.examples) | step.done_by | cut_short
+            row = self._row(name, step.used, step.examples) | cut_short
             self._enter([row])
             if self.budget is not None:
                 self.budget.end_step(name, row["dollars"])
@@ -252,11 +252,6 @@ class Step:
 
     def __init__(self) -> None:
         self.examples, self.used = None, Usage()
-        self.done_by: dict[str, Any] = {}
-
-    def by(self, engine: str, bits: int) -> None:
-        """Says that other weights than the run's engine has did it: its rate is theirs."""
-        self.done_by = {"engine": engine, "bits": bits}
 
     def count(self, completions, examples: int | None = None) -> None:
         """Adds completions, and says how many examples they were for, by which later runs are forecast."""

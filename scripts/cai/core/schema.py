@@ -48,10 +48,13 @@ _VERDICT = (type(None), {"safe": bool})
 _COMPARED = {"prompt_tokens": int, "tokens": int}
 RECORD_PARTS: dict[str, Any] = {
     "preference_pair": (type(None), {"prompt": str, "chosen": str, "rejected": str}),
-    "critiques": [{"principle_id": str, "principle": str, "critique": str}],
+    "critiques": [
+        {"principle_id": str, "principle": str, "critique": str, "verdict?": (str, type(None))},
+    ],
     "rejected_because": [str],
     "tokens": {str: int},
     "finish_reasons?": [str],
+    "ended_by?": [(str, type(None))],
     "judgement?": (
         type(None),
         {

@@ -89,7 +89,8 @@ class Machine:
     """What is assumed of a machine, for a model of so many billions of parameters; others are scaled.
 
     known_by: what its GPU's name holds. speeds: (engine, bits) -> speed. training: bits -> seconds of a step
-    of 8 pairs. seconds: step -> seconds a unit, where tokens are not what counts. bandwidth: GB a second."""
+    of 8 pairs. seconds: step -> seconds a unit, where tokens are not what counts. memory_gb: of 10^9
+    bytes. bandwidth: GB a second."""
 
     name: str
     known_by: tuple[str, ...]
@@ -114,7 +115,7 @@ A100 = Machine(
     "one A100 80GB",
     ("A100",),
     *BIG,
-    80,
+    85.9,
     2039,
     {
         ("local", 4): Speed(
@@ -148,7 +149,7 @@ A100_40 = Machine(
     "one A100 40GB",
     ("A100", "40GB"),
     *BIG,
-    40,
+    42.9,
     1555,
     {
         ("local", 4): Speed(1500, 230, "three quarters of the bandwidth"),
@@ -166,7 +167,7 @@ RTX_4090 = Machine(
     "one RTX 4090 (24 GB)",
     ("4090",),
     *BIG,
-    24,
+    25.8,
     1008,
     {
         ("local", 4): Speed(750, 150, "half of an A100's bandwidth and chip; the 32B has room for 6 rows"),

@@ -1,10 +1,10 @@
-"""Which engine generates and evaluates: the model in this process, or vLLM on the same GPU. The forecast
-decides, with vLLM's download, installing and starts in it."""
+"""Which engine a run's texts come from: what a flag says, what the run has begun with, or what is cheaper by
+the forecast, with vLLM's download, installing and starts in it."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from cai.core.run import read_manifest
 from cai.core.text import format_duration
 from cai.costs.default_rates import machine_of
 from cai.costs.forecast import Alternative, Forecast, device_of, forecast
-from cai.costs.units import Units, Weights, add_units, local, milestone_units, on_server
+from cai.costs.units import SERVER, Units, Weights, add_units, local, milestone_units, on_server
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
@@ -26,10 +26,52 @@ from cai.models.vllm_environment import environment as environment_place
 
 AUTO = "auto"
 URL_BITS = 16  # of a server that somebody else runs, where --engine-bits does not say
+DETERMINISTIC_BITS = 16  # vLLM's batch-invariant kernels take no others
 
 
-def weights_of(choice: EngineChoice) -> Weights:
-    return Weights(choice.kind, choice.bits)
+def choice_of(
+    args: argparse.Namespace,
+    spec: ModelSpec,
+    cheaper: Callable[[], EngineChoice],
+    *,
+    begun: Mapping[str, Any] | None,
+    beside: ModelSpec | None = None,
+) -> EngineChoice:
+    """The engine of a run. cheaper: asked for one where --engine is auto and nothing has begun yet, or vllm.
+    begun: the settings of the run that goes on; it keeps what it has. beside: a guard on the same GPU. Raises
+    UserError for flags that do not go together."""
+    own = {
+        "deterministic": args.deterministic,
+        "beside_gb": beside.memory_gb(beside.bits) if beside and beside.name != spec.name else 0.0,
+    }
+    if args.engine not in (AUTO, LOCAL, VLLM):
+        if args.deterministic:
+            raise UserError(
+                "--deterministic is for a server that is started here: "
+                "start yours with scripts/serve.py --deterministic"
+            )
+        return EngineChoice(args.engine, args.engine_bits or URL_BITS, "asked for by --engine")
+    if args.engine == LOCAL:
+        if args.engine_bits or args.deterministic:
+            raise UserError(
+                "--engine-bits and --deterministic are of a server: "
+                "give --engine vllm or auto, or leave them out"
+            )
+        return EngineChoice(why="asked for by --engine")
+    if args.engine == AUTO and begun:
+        why = "with which this run has begun"
+        if "engine" not in begun:
+            return EngineChoice(why=why)
+        return EngineChoice(VLLM, begun["engine_bits"], why, **own)
+    return replace(cheaper(), **own)
+
+
+def begun_settings(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Of the run that a milestone's flags go on with."""
+    return None if args.fresh else (read_manifest(args.run) or {}).get("settings")
+
+
+# ---- what is cheaper ----
 
 
 def choose_engine(
@@ -38,48 +80,20 @@ def choose_engine(
     *,
     asked: str = AUTO,
     engine_bits: int | None = None,
-    deterministic: bool = False,
-    begun: Mapping[str, Any] | None = None,
     hourly_rate: float | None = None,
     device: str | None = None,
     guard: ModelSpec | None = None,
 ) -> EngineChoice:
-    """units: the whole work as the local engine would do it. begun: the settings of a run that goes on; it
-    keeps the engine that it has. device: this machine's, unless a forecast for another one is wanted. guard:
-    a model that stays beside the engine. Raises UserError for flags that do not go together, and where vLLM
-    is asked for and does not fit."""
+    """asked: AUTO or VLLM. units: the whole work as the local engine would do it. device: this machine's,
+    unless a forecast for another one is wanted. guard: a model that stays beside the engine. Raises UserError
+    where vLLM is asked for and does not fit."""
     device = device or machine.this_device()
-    mine = next(iter(units))
-
-    def here(why: str) -> EngineChoice:
-        return EngineChoice(LOCAL, mine.bits, why)
-
-    def served(bits: int, why: str) -> EngineChoice:
-        return EngineChoice(VLLM, bits, why, deterministic, beside(guard))
-
-    if asked not in (AUTO, LOCAL, VLLM):
-        if deterministic:
-            raise UserError(
-                "--deterministic is for a server that is started here: "
-                "start yours with scripts/serve.py --deterministic"
-            )
-        return EngineChoice(asked, engine_bits or URL_BITS, "asked for by --engine")
-    if asked == LOCAL:
-        if engine_bits or deterministic:
-            raise UserError(
-                "--engine-bits and --deterministic are of a server: "
-                "give --engine vllm or auto, or leave them out"
-            )
-        return here("local, asked for by --engine")
-    if asked == AUTO and begun:
-        why = "this run has begun with it"
-        return served(begun["engine_bits"], why) if "engine" in begun else here(why)
+    if asked == VLLM and device == "cpu":
+        return EngineChoice(VLLM, engine_bits or 16, "asked for by --engine")
     if device == "cpu":
-        if asked == VLLM:
-            return served(engine_bits or 16, "vllm, asked for by --engine")
-        return here("local: no GPU here")
+        return EngineChoice(why="local: no GPU here")
     if asked == AUTO and not spec.parameters:
-        return here(f"local: how large {spec.name} is is not known here")
+        return EngineChoice(why=f"local: nobody has said how large {spec.name} is")
     try:
         if device == machine.this_device():
             check_driver()
@@ -87,27 +101,22 @@ def choose_engine(
     except UserError as error:
         if asked == VLLM:
             raise
-        return here(f"local: {error}")
-    weights = Weights(VLLM, bits)
+        return EngineChoice(why=f"local: {error}")
+    served, mine = Weights(VLLM, bits), next(iter(units))
     if asked == VLLM:
-        return served(bits, f"{weights}, asked for by --engine")
+        return EngineChoice(*served, "asked for by --engine")
     if device == machine.this_device() and (short := disk_short(spec, bits)):
-        return here(f"local: {short}")
+        return EngineChoice(why=f"local: {short}")
     know = {"examples": 0, "hourly_rate": hourly_rate, "device": device, "guard": guard}
-    locally = forecast(spec, units, **know)
-    remotely = forecast(spec, with_server(spec, units, weights), **know)
-    cheaper, dearer = sorted(((remotely, weights), (locally, mine)), key=lambda each: each[0].seconds)
-    why = f"{_short(*cheaper)}; {_short(*dearer)}"
-    return served(bits, why) if cheaper[1] is weights else here(why)
-
-
-def begun_settings(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """Of the run that a milestone's flags go on with."""
-    return None if args.fresh else (read_manifest(args.run) or {}).get("settings")
-
-
-def _short(f: Forecast, weights: Weights) -> str:
-    return f"{weights} would take {format_duration(f.seconds)}, ${f.dollars:.2f}"
+    here = forecast(spec, units, **know)
+    there = forecast(spec, with_server(spec, units, served), **know)
+    by_vllm, by_us = (
+        f"{weights} would take {format_duration(f.seconds)}, ${f.dollars:.2f}"
+        for weights, f in ((served, there), (mine, here))
+    )
+    if there.seconds < here.seconds:
+        return EngineChoice(*served, f"{by_vllm}; {by_us}")
+    return EngineChoice(why=f"{by_us}; {by_vllm}")
 
 
 def memory_of(device: str) -> float:
@@ -160,6 +169,14 @@ def with_server(spec: ModelSpec, units: Units, weights: Weights) -> dict[Weights
     return add_units([{weights: once}, placed])
 
 
+def weights_of(choice: EngineChoice) -> Weights:
+    """Of a choice that is not local."""
+    return Weights(VLLM if choice.engine == VLLM else SERVER, choice.bits)
+
+
+# ---- forecasts ----
+
+
 def could_be_served(spec: ModelSpec, device: str) -> bool:
     """Whether there is a choice worth showing."""
     return device != "cpu" and spec.parameters > 0 and not spec.sandbox
@@ -172,13 +189,12 @@ def side_by_side(
     device, rows = know["device"], []
     for weights in (Weights(VLLM, 8), Weights(VLLM, 16)):
         name, placed, note = str(weights), with_server(spec, units, weights), ""
-        room = f"{memory_of(device):.0f} GB"
         if not _fits(spec, weights, device):
-            rows.append(Alternative(name, weights, None, f"does not fit into {room}"))
+            rows.append(Alternative(name, weights, None, f"does not fit into {device}"))
             continue
         if guard and not _fits(spec, weights, device, guard):
             placed = {held: {**some, "guard": 0} for held, some in placed.items()}
-            note = f"without the guard, for which {room} have no room"
+            note = f"without the guard, for which there is no room on {device}"
         rows.append(Alternative(name, weights, forecast(spec, placed, guard=guard, **know), note))
     held = " and ".join(str(weights).removeprefix("local ") for weights in units)
     here = forecast(spec, units, guard=guard, **know)
@@ -198,42 +214,40 @@ def forecast_of(
     units: Units,
     args: argparse.Namespace,
     *,
+    begun: Mapping[str, Any] | None,
     examples: int,
     of: str = "examples",
     guard: ModelSpec | None = None,
-    ledger: Sequence[dict[str, Any]] | None = None,
     compared: bool = False,
-    begun: Mapping[str, Any] | None = None,
 ) -> Forecast:
-    """What the work will take with the engine of --engine. units: as the local engine would do it. compared:
-    with the other engines beside it. begun: see choose_engine."""
-    ledger = read_ledger() if ledger is None else ledger
-    only_looking = getattr(args, "forecast", False)  # which may be for another machine
+    """What the work will take with the engine of --engine. units: as the local engine would do it. begun: see
+    choice_of. compared: with the other engines beside it."""
+    ledger = read_ledger()
     device = device_of(spec, ledger)
-    know = {
-        "examples": examples,
-        "of": of,
-        "hourly_rate": args.hourly_rate,
-        "device": device,
-        "ledger": ledger,
-    }
-    chosen = choose_engine(
-        spec,
-        units,
-        asked=args.engine,
-        engine_bits=args.engine_bits,
-        deterministic=args.deterministic,
-        begun=begun,
-        hourly_rate=args.hourly_rate,
-        device=device if only_looking else None,
-        guard=guard,
-    )
-    placed = units if chosen.is_local else with_server(spec, units, weights_of(chosen))
-    ahead = forecast(spec, placed, guard=guard, **know)
-    beside_it = ()
+    know = {"examples": examples, "of": of, "hourly_rate": args.hourly_rate, "device": device}
+    know |= {"ledger": ledger, "guard": guard}
+
+    def cheaper() -> EngineChoice:
+        return choose_engine(
+            spec,
+            units,
+            asked=args.engine,
+            engine_bits=bits_asked_for(args),
+            hourly_rate=args.hourly_rate,
+            device=device if args.forecast else None,  # a forecast may be for another machine
+            guard=guard,
+        )
+
+    choice = choice_of(args, spec, cheaper, begun=begun, beside=guard)
+    placed = units if choice.is_local else with_server(spec, units, weights_of(choice))
+    ahead = replace(forecast(spec, placed, **know), choice=choice)
     if compared and could_be_served(spec, device):
-        beside_it = side_by_side(spec, units, guard=guard, **know)
-    return replace(ahead, choice=chosen, beside=beside_it)
+        ahead = replace(ahead, beside=side_by_side(spec, units, **know))
+    return ahead
+
+
+def bits_asked_for(args: argparse.Namespace) -> int | None:
+    return args.engine_bits or (DETERMINISTIC_BITS if args.deterministic else None)
 
 
 def milestone_forecast(
@@ -254,6 +268,5 @@ def milestone_forecast(
         judge=not args.no_judge,
         guard=guard is not None,
     )
-    units = local(args.bits or spec.bits, units)
-    how = {"guard": guard, "compared": compared, "begun": begun_settings(args)}
-    return forecast_of(spec, units, args, examples=examples, **how)
+    how = {"begun": begun_settings(args), "examples": examples, "guard": guard, "compared": compared}
+    return forecast_of(spec, local(args.bits or spec.bits, units), args, **how)

@@ -25,7 +25,7 @@ from cai.costs.default_rates import (
     machine_of,
 )
 from cai.costs.rates import Rate, rates, texts_of
-from cai.costs.units import GENERATING, PER_EXAMPLE, UNITS, Units, Weights
+from cai.costs.units import GENERATING, PER_EXAMPLE, SERVER, UNITS, Units, Weights
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import EngineChoice
@@ -58,8 +58,8 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """engine, bits: those that were named first. of: what the examples are called. choice: the engine, and
-    why it. beside: all engines that could do it."""
+    """engine, bits: those that were named first. of: what the examples are called. choice: of the engine.
+    beside: all engines that could do it."""
 
     model: str
     engine: str
@@ -126,9 +126,7 @@ class Forecast:
         read, generated = self.tokens
         totals = {"seconds": self.seconds, "dollars": self.dollars}
         totals |= {"prompt_tokens": read, "completion_tokens": generated}
-        left_out = ("rates", "beside", "choice")
-        own = {k: v for k, v in asdict(self).items() if k not in left_out}
-        return own | {"why": self.choice.why, "totals": totals}
+        return {k: v for k, v in asdict(self).items() if k not in ("rates", "beside")} | {"totals": totals}
 
     def render(self) -> str:
         head = f"forecast for {self.examples} {self.of}: {self.model} in {self.bits} bits on {self.device}"
@@ -154,7 +152,9 @@ class Forecast:
         parts = {name: steps for name, steps in PARTS.items() if any(x.takes(steps) for x in self.beside)}
         rows = [("engine", *parts, "all", "dollars", "rates")]
         for x in self.beside:
-            name = x.name + " (chosen)" * (x.weights == (self.engine, self.bits))
+            chosen = x.weights.engine == self.choice.engine
+            chosen &= self.choice.is_local or x.weights.bits == self.choice.bits
+            name = x.name + " (chosen)" * chosen
             if x.forecast is None:
                 rows.append((name, *["-"] * (len(parts) + 2), x.note))
                 continue
@@ -221,7 +221,7 @@ def forecast(
         if n and (r := found[weights][s])
     )
     trained = [weights for weights in units if units[weights].get("training")]
-    here = [weights for weights in units if weights.engine != "server"] or list(units)
+    here = [weights for weights in units if weights.engine != SERVER] or list(units)
     memory = max(memory_gb(spec, w.bits, training=w in trained, guard=guard) for w in here)
     assumed_of = machine_of(device)
     return Forecast(
@@ -251,7 +251,7 @@ def weights_to_fetch(spec: ModelSpec, all_weights: Iterable[Weights]) -> dict[st
         )
         * 1e9
         for engine, bits in all_weights
-        if engine != "server"
+        if engine != SERVER
     }
 
 

@@ -22,6 +22,7 @@ UNITS = {
     "evaluation": "evaluation",
 }
 PER_EXAMPLE = ("answer", "critique", "revision", "judge", "guard")
+SERVER = "server"  # somebody else's
 GENERATING = ("instructions", *PER_EXAMPLE)
 SERVED = (*GENERATING, "evaluation")  # what an engine does; training is always this process's
 WORDS = {"local": {4: "NF4", 8: "8 bits", 16: "16 bits"}, "vllm": {4: "4 bits", 8: "FP8", 16: "16 bits"}}

@@ -25,9 +25,10 @@ from cai.evaluation.suites.forgetting import (
     PERPLEXITY,
 )
 from cai.evaluation.suites.preference import HELD_OUT_ACCURACY, MARKED, ON_POLICY, TRAINED_ACCURACY, WIN_RATE
-from cai.generation.filters import critique_verdict, misquotes, words
+from cai.generation.filters import misquotes, words
 from cai.generation.pairs import REVISION
 from cai.generation.targets import HELD_OUT_PAIRS, Side
+from cai.generation.verdicts import read_verdict, verdict_of
 from cai.prompts.markers import KEEP
 from cai.training.implicit_reward import Preference
 from cai.training.likelihood_displacement import DISPLACED, STOP_FALL, displaced
@@ -54,7 +55,8 @@ def m0(
     """Of one example. again: the critique of its revision. step: the preference before and after one DPO
     step; None for both where no example made a pair."""
     texts, here = f"{display_path(run.data)}/records.jsonl", display_path(run.checkpoints)
-    fault = meaningful(record["critiques"][0]["critique"], record["instruction"], record["initial_answer"])
+    first = record["critiques"][0]
+    fault = meaningful(first["critique"], record["instruction"], record["initial_answer"], verdict_of(first))
     changed = words(record["initial_answer"]) != words(record["revised_answer"])
     still = second_look(record, again or "")
     addressed = f"text {'changed' if changed else 'unchanged'}; second look: {still or KEEP}"
@@ -75,7 +77,7 @@ def m0(
 def second_look(record: dict[str, Any], again: str) -> str | None:
     """Why the critique of a record's revision does not pass it, None if it does. One that quotes what neither
     the revision says nor what the critic was shown beside it has not read it."""
-    verdict = critique_verdict(again)
+    verdict = read_verdict(again)
     if verdict != KEEP:
         return verdict or "no verdict"
     shown = (record["instruction"], *(c["principle"] for c in record["critiques"]))

@@ -17,6 +17,7 @@ from cai.core.run import Run, read_manifest
 from cai.evaluation.result_store import BASE, TRAINED, ResultStore
 from cai.generation.dedup import EvaluationPrompts
 from cai.generation.records import read_records
+from cai.generation.text_ends import own_text
 from cai.models.engine import Engine, complete_all, sampling
 from cai.models.registry import ModelSpec
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
@@ -131,8 +132,10 @@ class ModelPair:
             seeds = [schema.row_seed(self.seed, i, "evaluation") for i in ids]
             prompts = [render(w["instruction"]) for w in wanted]
             with self.run.step("evaluation: answers", quiet=True) as step:
-                drawn = sampling(self.spec, "answer")
+                drawn = sampling(self.spec, "answer", bare=form == BARE)
                 done = complete_all(self.engine, prompts, drawn, seeds, self.adapter_of(who))
+                asked = (w["instruction"] for w in wanted)
+                done = [own_text(c, self.spec, i) for c, i in zip(done, asked, strict=True)]
                 step.count(done, len(done))
             facts = ("finish_reason", "ended_by", "tokens")
             return [{"answer": c.text, **{k: getattr(c, k) for k in facts}} for c in done]

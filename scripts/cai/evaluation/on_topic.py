@@ -19,8 +19,9 @@ from cai.core.schema import content_id, row_seed
 from cai.evaluation.model_pair import ModelPair, look_alikes
 from cai.evaluation.result_store import ResultStore
 from cai.generation.dedup import Deduper
-from cai.generation.filters import critique_verdict, is_loop, is_sentinel
+from cai.generation.filters import is_loop, is_no_answer
 from cai.generation.refusals import is_refusal
+from cai.generation.verdicts import read_verdict
 from cai.models.engine import Completion, Score, TooLong, sampling, together
 from cai.prompts.constitution import Principle
 from cai.prompts.markers import KEEP
@@ -42,7 +43,7 @@ ON_TOPIC = "on topic"
 
 def silent(instruction: str, answer: str) -> str | None:
     """Why a text says nothing about its instruction, by its form alone; None if it says something."""
-    if is_sentinel(answer):
+    if is_no_answer(answer, instruction):
         return "empty"
     if is_refusal(answer):
         return "refusal"
@@ -57,7 +58,7 @@ def verdict(row: Mapping[str, Any], neutral_loss: float) -> str:
     if row["silent"]:
         return row["silent"]
     likelier = row["gain"] is not None and row["gain"] > LIKELIER
-    if not likelier and critique_verdict(row["critique"]) != KEEP:
+    if not likelier and read_verdict(row["critique"]) != KEEP:
         return "off topic"
     unlike = row["loss"] is not None and row["loss"] > GARBLED * neutral_loss
     return "garbled" if unlike else ON_TOPIC
@@ -88,7 +89,7 @@ def evidence(
         )
         found = {"silent": None, "critique": said.text, "gain": None}
         found["loss"] = score and -score.total / len(score.tokens)
-        if critique_verdict(said.text) != KEEP:
+        if read_verdict(said.text) != KEEP:
             prompts = [pair.bare(i) for i in (instruction, *against(instruction))]
             own, *rest = [score and score.total for score in await _scores(pair, prompts, answer)]
             if rest and None not in (own, *rest):

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cai.core.schema import FORMAT, RECORD_KEYS, check, content_id
-from cai.generation.filters import REASONS, Texts, critique_verdict, reasons
-from cai.models.engine import Completion, Engine
+from cai.generation.filters import REASONS, Texts, reasons
+from cai.generation.verdicts import Verdict, read_verdict
+from cai.models.engine import EOS, Completion, Engine
 from cai.prompts.constitution import Principle
 from cai.prompts.markers import CHANGE
 
@@ -26,7 +27,8 @@ class Roles:
 
 @dataclass
 class Example:
-    """One instruction; the loop's steps fill the rest in. judgement: see judge.judgement."""
+    """One instruction; the loop's steps fill the rest in. verdicts: of the critiques, where they are known
+    other than from their texts. judgement: see judge.judgement."""
 
     instruction: str
     task: str = "unknown"
@@ -34,6 +36,7 @@ class Example:
     answer: Completion | None = None
     principles: Sequence[Principle] = ()
     critiques: Sequence[Completion] = ()
+    verdicts: Sequence[Verdict] = ()
     revision: Completion | None = None
     judgement: dict[str, Any] | None = None
     id: str = field(init=False)
@@ -46,9 +49,14 @@ class Example:
         return [(p, c.text) for p, c in zip(self.principles, self.critiques, strict=True)]
 
     @property
+    def found(self) -> Sequence[Verdict]:
+        """A verdict for each critique."""
+        return self.verdicts or [Verdict(read_verdict(c.text)) for c in self.critiques]
+
+    @property
     def at_stake(self) -> list[Principle]:
         """The principles whose critique asks for a change."""
-        return [p for p, text in self.criticism if critique_verdict(text) == CHANGE]
+        return [p for p, v in zip(self.principles, self.found, strict=True) if v.says == CHANGE]
 
     @property
     def must_change(self) -> bool:
@@ -68,6 +76,8 @@ class Example:
             self.revision.text if self.revision else "",
             tuple(c.finish_reason for c in self.completions),
             self.judgement,
+            tuple(v.says for v in self.found),
+            tuple(c.text for c in (self.answer, self.revision) if c and c.ended_by not in (None, EOS)),
         )
         return [r for r in reasons(texts) if self.revision or REASONS[r].to_answer]
 
@@ -95,7 +105,8 @@ def as_record(e: Example, engine: Engine, roles: Roles, seed: int) -> dict[str, 
         "task": e.task,
         "source": e.source,
         "critiques": [
-            {"principle_id": p.id, "principle": p.principle, "critique": text} for p, text in e.criticism
+            {"principle_id": p.id, "principle": p.principle, "critique": text, **v.as_entry()}
+            for (p, text), v in zip(e.criticism, e.found, strict=True)
         ],
         "kept": not against,
         "rejected_because": against,
@@ -106,6 +117,7 @@ def as_record(e: Example, engine: Engine, roles: Roles, seed: int) -> dict[str, 
         "precision": engine.precision,
         "seed": seed,
         "finish_reasons": [c.finish_reason for c in e.completions],
+        "ended_by": [c.ended_by for c in e.completions],
         "judgement": e.judgement,
         "tokens": {
             "prompt": sum(c.prompt_tokens for c in e.completions),

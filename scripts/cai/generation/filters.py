@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.generation.refusals import is_refusal
-from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP, MARKERS
+from cai.generation.text_ends import is_cut_off, next_page
+from cai.generation.verdicts import read_verdict
+from cai.prompts.markers import CHANGE, CHAT_TOKENS, END_OF_TEXT, KEEP, MARKERS, SEPARATOR
 from cai.prompts.templates import exemplar_texts
 
 # A line that begins like one of our prompts' markers. A line ends where str.splitlines says: at U+2028, too.
 LINE_START = r"(?:\A|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])"
-MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})")
-PLACEHOLDERS = re.compile(
-    r"^\W*(error|todo|none|null|nan|n/a|empty|placeholder|your (answer|response) here|to be done)?\W*$", re.I
+MARKED_LINE = re.compile(rf"{LINE_START}(?:{'|'.join(map(re.escape, MARKERS))})|{re.escape(SEPARATOR)}")
+PLACEHOLDERS = re.compile(  # "None." is an answer
+    r"^(?!None\.$)\W*(error|todo|none|null|nan|n/a|empty|placeholder|your (answer|response) here|"
+    r"to be done)?\W*$",
+    re.IGNORECASE,
 )
 
 SAME = 0.97  # similarity of two texts' words from which on they are barely different: one word of about 33
@@ -46,12 +50,22 @@ META = re.compile(
     | \bmy\ (?:previous|first|earlier)\ (?:answer|response)\b
     | \b(?:according\ to|in\ line\ with)\ the\ principle\b(?!\ of)
     | \bthe\ (?:response|answer)\ (?:must|should|needs\ to)\ be\ (?:changed|revised|rewritten)\b
+    | \b(?:the|this)\ (?:response|answer)\ (?:has\ been|was)\ (?:changed|revised|rewritten|corrected)\b
+    | ^\W*the\ (?:\w+\ )?(?:response|answer)\ (?:should|would|must)\ (?:say|state|explain|name|mention)\b
+    | \A\W*(?:you(?:'re|\ are)\ right\b|good\ (?:point|catch)\b|thank(?:s|\ you)\ for\ (?:the|your)\ feedback
+        |I\ apologi[sz]e\ for\ (?:the|my|any)\ (?:\w+\ )?(?:error|mistake|confusion|oversight))
+    | \bas\ the\ (?:critic|editor|reviewer)\ (?:point|note|says|said|suggest|ask|want)
+    | \bthis\ (?:corrects|fixes|replaces|improves)\ the\b[^.\n]{0,40}\b(?:version|answer|response)\b
+    | \bhier\ ist\ (?:die|eine|meine)\ (?:überarbeitete|verbesserte|korrigierte|neue)\b
+    | \bvoici\ (?:la|une|ma)\ (?:réponse|version)\ (?:révisée|corrigée|améliorée|modifiée)\b
+    | \baquí\ (?:está|tienes|tiene)\ (?:la|una|mi)\ (?:respuesta|versión)\ (?:revisada|corregida|mejorada)\b
+    | ^(?:以下|这)是(?:修改|修订|改进|更正)后的
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 
 META_TOPIC = re.compile(
-    r"\b(critique|revis|rewrit|reword|rephras|edit|correct|principle|response|version)", re.I
+    r"\b(criti|feedback|apolog|revis|rewrit|reword|rephras|edit|correct|principle|response|version)", re.I
 )
 
 # What a critic says of a request that would harm somebody. A refusal that no such word calls for has spread.
@@ -76,16 +90,13 @@ QUOTED = (
     ),
 )
 
-DANGLING = re.compile(
-    r"([,;(\[{–-]|\b(the|an?|and|or|but|of|to|with|in|for|that|which|because|is|are|was))\s*$", re.I
-)
-
 
 @dataclass(frozen=True)
 class Texts:
     """What a filter looks at. finish: how the answer, the critiques and the revision ended ("stop",
     "length" or "too_long"). judgement: the judge's verdict on the revision (see judge.judgement), None if
-    it was not asked."""
+    it was not asked. said: the critiques' verdicts; None: what their texts say. stopped: those of answer and
+    revision that a stop string ended."""
 
     instruction: str
     answer: str
@@ -93,13 +104,12 @@ class Texts:
     revision: str
     finish: tuple[str, ...] = ()
     judgement: dict[str, Any] | None = None
+    said: tuple[str | None, ...] | None = None
+    stopped: tuple[str, ...] = ()
 
-
-def critique_verdict(critique: str) -> str | None:
-    """KEEP or CHANGE: the verdict that a critique ends with; None if it has none, or both."""
-    tail = critique[-200:]
-    keep, change = KEEP in tail, CHANGE in tail
-    return None if keep == change else KEEP if keep else CHANGE
+    @property
+    def verdicts(self) -> tuple[str | None, ...]:
+        return tuple(map(read_verdict, self.critiques)) if self.said is None else self.said
 
 
 def normal(text: str) -> str:
@@ -135,6 +145,14 @@ def is_sentinel(text: str) -> bool:
     )
 
 
+def is_no_answer(text: str, instruction: str) -> bool:
+    """Whether a text that should be an answer is none: as is_sentinel, but a line with a marker may stand in
+    it, unless it begins the text or another page of our prompts."""
+    if PLACEHOLDERS.match(text) or any(t in text for t in (*CHAT_TOKENS, END_OF_TEXT, SEPARATOR)):
+        return True
+    return text.lstrip().startswith(MARKERS) or next_page(text, instruction) is not None
+
+
 def words(text: str) -> list[str]:
     """What of a text counts when two are compared: its words, numbers and signs of arithmetic, in lower
     case. Layout and punctuation do not count."""
@@ -156,12 +174,6 @@ def barely_changed(before: str, after: str) -> bool:
     if different and different <= ARTICLES:
         return True
     return _names(before) == _names(after) and Indel.normalized_similarity(a, b) >= SAME
-
-
-def is_cut_off(text: str) -> bool:
-    """Whether a text of some length breaks off: after a comma, a word that leads on, or inside a block of
-    code."""
-    return text.count("```") % 2 == 1 or (len(words(text)) >= 15 and bool(DANGLING.search(text)))
 
 
 def is_meta_talk(text: str, instruction: str) -> bool:
@@ -194,7 +206,8 @@ def is_uncalled_refusal(texts: Texts) -> bool:
     a harm."""
     if not is_refusal(texts.revision) or is_refusal(texts.answer):
         return False
-    return not any(HARM.search(c) for c in texts.critiques if critique_verdict(c) == CHANGE)
+    said = zip(texts.critiques, texts.verdicts, strict=True)
+    return not any(HARM.search(critique) for critique, verdict in said if verdict == CHANGE)
 
 
 @dataclass(frozen=True)
@@ -210,33 +223,36 @@ class Reason:
 
 REASONS: dict[str, Reason] = {
     "no_verdict": Reason(
-        "No critique ends in one of the two verdict sentences.",
-        lambda t: all(critique_verdict(c) is None for c in t.critiques),
+        "No critique has a verdict.",
+        lambda t: all(v is None for v in t.verdicts),
         to_answer=True,
     ),
     "no_change_needed": Reason(
         "The critic found nothing to change. The answer may still anchor what is good.",
-        lambda t: (
-            CHANGE not in map(critique_verdict, t.critiques) and KEEP in map(critique_verdict, t.critiques)
-        ),
+        lambda t: KEEP in t.verdicts and CHANGE not in t.verdicts,
         to_answer=True,
     ),
     "sentinel_answer": Reason(
-        "The first answer is empty, a placeholder, or holds a marker of the prompts.",
-        lambda t: is_sentinel(t.answer),
+        "The first answer is empty, a placeholder, or holds another page of the prompts.",
+        lambda t: is_no_answer(t.answer, t.instruction),
         to_answer=True,
     ),
     "sentinel_revision": Reason(
-        "The revision is empty, a placeholder, or holds a marker of the prompts.",
-        lambda t: is_sentinel(t.revision),
+        "The revision is empty, a placeholder, or holds another page of the prompts.",
+        lambda t: is_no_answer(t.revision, t.instruction),
     ),
     "cut_off": Reason(
         "A text reached its greatest length, or its prompt did not fit the model's context.",
         lambda t: "length" in t.finish or "too_long" in t.finish,
         to_answer=True,
     ),
+    "stopped_inside": Reason(
+        "A stop string ended the first answer or the revision in the middle of a sentence, a list or code.",
+        lambda t: any(map(is_cut_off, t.stopped)),
+        to_answer=True,
+    ),
     "breaks_off": Reason(
-        "The revision ends in the middle of a sentence or of a block of code.",
+        "The revision ends in the middle of a sentence, a list or a block of code.",
         lambda t: is_cut_off(t.revision),
     ),
     "unchanged": Reason(

@@ -17,7 +17,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.core.run import Run
-from cai.generation.filters import critique_verdict
+from cai.generation.verdicts import read_verdict
 from cai.models.device import this_device
 from cai.models.engine import Engine, Sampling, TooLong, sampling
 from cai.models.engines import engine_of
@@ -141,7 +141,7 @@ class Guard:
     def _read(self, text: str) -> tuple[bool, tuple[str, ...], bool]:
         """(safe, codes, whether the text could be read)"""
         if self.critic:
-            found = critique_verdict(text)
+            found = read_verdict(text)
             return found == KEEP, (), found is not None
         found = parse(text)
         return (*found, True) if found else (False, (), False)

@@ -16,8 +16,11 @@ from cai.generation.example import Example, Roles, as_record
 from cai.generation.guard import Guard
 from cai.generation.judge import HELPFUL, Case, against_refusal, anchor_judgement, compare, judgement
 from cai.generation.refusals import is_refusal
-from cai.models.engine import Completion, Engine, sampling
+from cai.generation.text_ends import own_text
+from cai.generation.verdicts import Verdict, read_verdict
+from cai.models.engine import Completion, Engine, TooLong, sampling
 from cai.prompts.constitution import Constitution, Principle
+from cai.prompts.markers import CHANGE, KEEP
 from cai.prompts.templates import Prompter
 from cai.prompts.training_format import training_prompt
 
@@ -41,6 +44,7 @@ class Loop:
         e.answer = e.answer or await self.answer(e)
         e.principles = e.principles or self.pick(e)
         e.critiques = e.critiques or await asyncio.gather(*(self.critique(e, p) for p in e.principles))
+        e.verdicts = e.verdicts or await self.verdicts(e)
         if e.must_change:
             e.revision = await self.revise(e)
         if self.judged:
@@ -56,7 +60,8 @@ class Loop:
         asked in that."""
         learned = self.roles.answerer is not None and self.engine.spec.kind == "base"
         prompt = training_prompt(e.instruction) if learned else self.prompter.answer(e.instruction)
-        return await self._ask("answer", e, prompt, self.roles.answerer)
+        done = await self._ask("answer", e, prompt, self.roles.answerer, bare=learned)
+        return own_text(done, self.engine.spec, e.instruction)
 
     def pick(self, e: Example) -> tuple[Principle, ...]:
         return self.constitution.pick(row_seed(self.seed, e.id, "principles"), self.principles)
@@ -65,10 +70,30 @@ class Loop:
         prompt = self.prompter.critique(e.instruction, e.answer.text, principle)
         return await self._ask("critique", e, prompt, self.roles.critic, principle.id)
 
+    async def verdicts(self, e: Example) -> list[Verdict]:
+        return [await self.verdict(e, p, c) for p, c in zip(e.principles, e.critiques, strict=True)]
+
+    async def verdict(self, e: Example, principle: Principle, critique: Completion) -> Verdict:
+        """What a critique says; where its words say neither or both, the likelier of the two sentences after
+        it. One that did not come to its end has none."""
+        says = read_verdict(critique.text)
+        if says or critique.finish_reason != "stop" or not critique.text:
+            return Verdict(says)
+        prompt = self.prompter.critique(e.instruction, e.answer.text, principle)
+        page, options = self.prompter.verdict(prompt, critique.text), (KEEP, CHANGE)
+        ask = (self.engine.logprobs(page, f" {option}", self.roles.critic) for option in options)
+        try:
+            with charged_to("critique"):
+                scores = {o: s.total for o, s in zip(options, await asyncio.gather(*ask), strict=True)}
+        except TooLong:
+            return Verdict(None)
+        return Verdict(max(scores, key=scores.get), scores)
+
     async def revise(self, e: Example) -> Completion:
         """One revision, in view of all critiques."""
         prompt = self.prompter.revision(e.instruction, e.answer.text, e.criticism)
-        return await self._ask("revision", e, prompt, self.roles.reviser)
+        done = await self._ask("revision", e, prompt, self.roles.reviser)
+        return own_text(done, self.engine.spec, e.instruction)
 
     async def critique_revision(self, e: Example) -> Completion:
         """The critic asked again, about the revision and the first principle: a check, never part of a
@@ -96,9 +121,16 @@ class Loop:
             return await asyncio.gather(*asked)
 
     async def _ask(
-        self, purpose: str, e: Example, prompt: str, adapter: str | None, detail: str = ""
+        self,
+        purpose: str,
+        e: Example,
+        prompt: str,
+        adapter: str | None,
+        detail: str = "",
+        bare: bool = False,
     ) -> Completion:
         """detail: what tells requests of one example apart, so that each has a seed of its own."""
         seed = row_seed(self.seed, e.id, purpose + detail)
         with charged_to(purpose):
-            return await self.engine.complete(prompt, sampling(self.engine.spec, purpose), seed, adapter)
+            drawn = sampling(self.engine.spec, purpose, bare=bare)
+            return await self.engine.complete(prompt, drawn, seed, adapter)

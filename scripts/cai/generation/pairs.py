@@ -19,9 +19,11 @@ from cai.core.errors import UserError
 from cai.core.files import sha256_file
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, check, is_held_out, row_seed
-from cai.generation.filters import critique_verdict, is_cut_off, is_loop, is_meta_talk, kept_ids
+from cai.generation.filters import is_loop, is_meta_talk, kept_ids
 from cai.generation.guard import may_be_chosen
 from cai.generation.refusals import is_refusal
+from cai.generation.text_ends import is_cut_off
+from cai.generation.verdicts import verdict_of
 from cai.prompts.markers import KEEP
 
 FILE = "pairs.jsonl"
@@ -89,7 +91,7 @@ def passed(record: dict[str, Any]) -> bool:
     answer, critiques = record["initial_answer"], [c["critique"] for c in record["critiques"]]
     return (
         record["rejected_because"] == ["no_change_needed"]
-        and all(critique_verdict(c) == KEEP for c in critiques)
+        and all(verdict_of(c) == KEEP for c in record["critiques"])
         and (record.get("judgement") or {"passed": True})["passed"]
         and may_be_chosen(record, "initial_answer")
         and not (is_cut_off(answer) or is_loop(answer) or is_meta_talk(answer, record["instruction"]))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ from cai.core.errors import UserError
 from cai.core.prompt_files import Seed
 from cai.core.schema import content_id, row_seed
 from cai.generation.instruction_filters import InstructionFilter
+from cai.generation.list_items import items
 from cai.generation.task_balance import Balance
 from cai.models.engine import Completion, Engine, complete_all, sampling
 from cai.prompts.templates import Prompter, exemplar_texts
 
 LISTS = 64  # lists in a wave at most
 ITEMS = 2  # new instructions that a list is expected to give, at least
-ITEM = re.compile(r"\s*(\d+)[.)]\s+(\S.*)")
 
 
 def generate(
@@ -210,20 +209,6 @@ def _continue(
         prompts.append(prompter.instructions(shown))
         row_seeds.append(row_seed(seed, f"{name} {number}", "instructions"))
     return complete_all(engine, prompts, sampling(engine.spec, "instruction"), row_seeds, adapter)
-
-
-def items(completion: Completion) -> list[tuple[str, bool]]:
-    """The items of a continued list, and whether each is whole: the last one of a text that was cut off is
-    not."""
-    lines = completion.text.strip().splitlines()
-    found: list[str] = []
-    for number, line in enumerate(lines):
-        match = ITEM.fullmatch(line) if number else None
-        if number and not match:
-            break  # the list is over: what follows is another document
-        found.append((match[2] if match else line).strip())
-    cut = completion.finish_reason != "stop" and len(found) == len(lines)
-    return [(text, not (cut and i == len(found) - 1)) for i, text in enumerate(found) if text]
 
 
 def _check_tasks(tasks: Iterable[str], seeds: Sequence[Seed]) -> None:

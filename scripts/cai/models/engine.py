@@ -16,7 +16,9 @@ from typing import Any, Protocol
 from cai.core.errors import UserError
 from cai.core.ledger import Usage
 from cai.models.registry import ModelSpec
-from cai.prompts.markers import STOPS
+from cai.prompts.markers import stop_strings
+
+EOS = "<eos>"  # what ended a text that ended by its own end token
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
-def sampling(spec: ModelSpec, purpose: str) -> Sampling:
-    """How a text of a purpose ("instruction", "answer", "critique", "revision", "judge") is drawn."""
+def sampling(spec: ModelSpec, purpose: str, *, bare: bool = False) -> Sampling:
+    """How a text of a purpose ("instruction", "answer", "critique", "revision", "judge") is drawn. bare: an
+    answer in the training format, without exemplars."""
     tokens = {
         "instruction": spec.instruction_tokens,
         "answer": spec.answer_tokens,
@@ -37,14 +40,15 @@ def sampling(spec: ModelSpec, purpose: str) -> Sampling:
         "revision": spec.answer_tokens,
         "judge": spec.critique_tokens,
     }
-    return Sampling(getattr(spec, f"{purpose}_temperature"), tokens[purpose], STOPS[purpose])
+    stops = stop_strings(purpose, shots=spec.shots, instruct=spec.kind == "instruct", bare=bare)
+    return Sampling(getattr(spec, f"{purpose}_temperature"), tokens[purpose], stops)
 
 
 @dataclass(frozen=True)
 class Completion:
     """tokens: generated ones, the end's included. finish_reason: "stop", "length" (cut off at max_tokens) or
-    "too_long" (prompt and max_tokens exceed the context: nothing was generated). ended_by: "<eos>" or the
-    stop string that was met."""
+    "too_long" (prompt and max_tokens exceed the context: nothing was generated). ended_by: EOS or the stop
+    string that was met."""
 
     text: str
     tokens: int

@@ -16,7 +16,7 @@ from cai.models.registry import ModelSpec
 from cai.models.server_engine import FixedServers, ServerEngine
 from cai.models.vllm_server import VllmServer, precision_of
 
-LOCAL, VLLM, SERVER = "local", "vllm", "server"
+LOCAL, VLLM = "local", "vllm"
 ELSEWHERE = "elsewhere"  # the device of servers that somebody else runs
 
 
@@ -35,11 +35,6 @@ class EngineChoice:
     @property
     def is_local(self) -> bool:
         return self.engine == LOCAL
-
-    @property
-    def kind(self) -> str:
-        """As an engine's name and the ledger have it."""
-        return self.engine if self.engine in (LOCAL, VLLM) else SERVER
 
     def settings(self) -> dict[str, Any]:
         """What rows depend on. In this process they are generated with the very weights that --bits names."""

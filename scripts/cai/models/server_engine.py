@@ -134,7 +134,8 @@ def _is_loopback(host: str) -> bool:
 
 class ServerEngine:
     """See models.engine.Engine. tokenizer: the model's own, loaded here; prompts go as its tokens. rows:
-    requests that a server has at a time."""
+    requests that a server has at a time. noise: the weights are random, to measure speed: what they find
+    likely is no sign of a wrong model."""
 
     def __init__(
         self,
@@ -148,6 +149,7 @@ class ServerEngine:
         device: str,
         deterministic: bool = False,
         rows: int = ROWS,
+        noise: bool = False,
         log: Callable[[str], None] = print,
     ):
         self.name, self.spec, self.bits, self.precision = servers.name, spec, bits, precision
@@ -161,6 +163,7 @@ class ServerEngine:
         ends = end_tokens(tokenizer, [tokenizer.get_vocab().get(END_OF_TEXT)])
         self._api = CompletionsApi(tokenizer, ends, spec.max_seq_length)
         self._checks = Checks(spec, self._api, servers, revision=revision, bits=bits, precision=precision)
+        self._checks.noise = noise
         self._endpoints: Endpoints | None = None
         self._flying: Counter[str] = Counter()
         self._since = 0.0

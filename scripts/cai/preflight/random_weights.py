@@ -1,8 +1,8 @@
-"""Random models of a known shape, written as ready 4-bit checkpoints.
+"""Random models of a known shape, written as checkpoints in 16 bits or, ready made, in 4.
 
-A preflight measures a 32B before its 19 GB are downloaded: the weights are drawn layer by layer, rounded to
-NF4 on the machine's own device and written in the format of the ready 4-bit repositories, so that they load
-by the very path that the real ones take. Speed and memory depend on the shape alone; the text is noise.
+A benchmark measures a 32B before anything of it is downloaded: the weights are drawn layer by layer, for 4
+bits rounded to NF4 on the machine's own device, and written in the format of the real repositories, so that
+they load by the very path that those take. Speed and memory depend on the shape alone; the text is noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 
 TOKENIZER = ROOT / "models/sandbox"  # its ids are a subset of every shape's vocabulary
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+SPARE = 64  # rows of the embedding that no token has, as Qwen's: a loader may add a token of its own
 QUANTIZATION = {
     "quant_method": "bitsandbytes",
     "load_in_4bit": True,
@@ -78,12 +78,21 @@ class Shape:
         )
 
     @property
-    def checkpoint_bytes(self) -> float:
-        """Size of the 4-bit checkpoint: linear layers in NF4, embeddings in 16 bits."""
-        return self.linear_parameters * NF4_BYTES + self.embedding_parameters * 2
+    def cache_bytes(self) -> int:
+        """Of one token in the key-value cache, in 16 bits."""
+        return self.layers * 2 * (self.hidden // self.heads * self.kv_heads) * 2
 
-    def config(self) -> dict[str, Any]:
-        return {
+    def checkpoint_bytes(self, bits: int) -> float:
+        """In 4 bits the linear layers are in NF4, embeddings in 16 bits."""
+        return self.linear_parameters * (NF4_BYTES if bits == 4 else 2) + self.embedding_parameters * 2
+
+    def step_bytes(self, bits: int) -> float:
+        """What passes through memory for each step of a batch: all weights but the embedding, of which a row
+        is looked up."""
+        return self.linear_parameters * bits / 8 + self.vocabulary * self.hidden * 2
+
+    def config(self, bits: int) -> dict[str, Any]:
+        return ({"quantization_config": QUANTIZATION} if bits == 4 else {}) | {
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
             "hidden_act": "silu",
@@ -105,7 +114,6 @@ class Shape:
             "bos_token_id": 0,
             "eos_token_id": 0,
             "pad_token_id": 0,
-            "quantization_config": QUANTIZATION,
         }
 
 
@@ -132,6 +140,7 @@ def write_random(
     shape: Shape,
     directory: Path,
     *,
+    bits: int = 4,
     device: str,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -146,7 +155,7 @@ def write_random(
     directory.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator(device=device).manual_seed(seed)
     names, total, files = {}, 0, shape.layers + 1
-    for number, tensors in enumerate(_parts(shape, device, generator), 1):
+    for number, tensors in enumerate(_parts(shape, bits, device, generator), 1):
         file = f"model-{number:05}-of-{files:05}.safetensors"
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         save_file(tensors, directory / file, metadata={"format": "pt"})
@@ -156,16 +165,19 @@ def write_random(
     index = {"metadata": {"total_size": total}, "weight_map": names}
     for name, value in {
         "model.safetensors.index.json": index,
-        "config.json": shape.config(),
+        "config.json": shape.config(bits),
         "generation_config.json": {"eos_token_id": 0, "pad_token_id": 0},
     }.items():
         (directory / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        shutil.copy(TOKENIZER / name, directory / name)
+    shutil.copy(TOKENIZER / "tokenizer_config.json", directory)
+    tokenizer = json.loads((TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
+    words = tokenizer["model"]["vocab"]  # what such a model says is any of its vocabulary
+    words |= {f"w{i}": i for i in range(len(words), shape.vocabulary - SPARE)}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     return total
 
 
-def _parts(shape: Shape, device: str, generator) -> Iterator[dict[str, Any]]:
+def _parts(shape: Shape, bits: int, device: str, generator) -> Iterator[dict[str, Any]]:
     """The tensors of each file: a layer each, then embedding, last norm and output layer."""
     import torch
 
@@ -181,7 +193,9 @@ def _parts(shape: Shape, device: str, generator) -> Iterator[dict[str, Any]]:
         norms = ("input_layernorm", "post_attention_layernorm")
         part = {f"{prefix}{name}.weight": constant(shape.hidden, 1.0) for name in norms}
         for name, (rows, columns) in shape.linears.items():
-            part |= _nf4(f"{prefix}{name}.weight", normal(rows, columns))
+            weight = f"{prefix}{name}.weight"
+            drawn = normal(rows, columns)
+            part |= _nf4(weight, drawn) if bits == 4 else {weight: drawn}
             if name.endswith(("q_proj", "k_proj", "v_proj")):
                 part[f"{prefix}{name}.bias"] = constant(rows, 0.0)
         yield part

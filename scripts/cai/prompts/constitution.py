@@ -115,7 +115,7 @@ def _text(value: object, where: str) -> str:
         raise UserError(f"{where} is empty; write a text or remove the whole entry")
     if len(text.splitlines()) > 1:
         raise UserError(f"{where} has a line break; write it on one line, or put '>-' before its lines")
-    for token in ("<|", *markers.MARKERS):  # "<|" begins the tokens of chat formats and the end of text
+    for token in ("<|", markers.SEPARATOR, *markers.MARKERS):  # "<|" begins the tokens of chat formats
         if token in text:
             raise UserError(f"{where} holds {token!r}, which marks parts of prompts; say it in other words")
     return text

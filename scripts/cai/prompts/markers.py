@@ -30,8 +30,12 @@ HELPFULNESS = "The response should be as helpful as it can be without helping an
 KEEP = "No change is needed."
 CHANGE = "The response must be changed."
 
-# A text ends where the next marker begins. At most four: what one vLLM request takes.
-# Those of two words, and those that have a request beside them, end it by their first.
+# Between the exemplars of a base model's prompt, so that the model writes it at its own text's end. Plain
+# ASCII, no Markdown, and nothing that a document holds.
+SEPARATOR = "[[[end of page]]]"
+
+# Where a text of a model without exemplars ends: where the next marker begins. At most four: what one vLLM
+# request takes. Those of two words, and those that have a request beside them, end it by their first.
 _NEXT = tuple(f"\n{marker}" for marker in (INSTRUCTION, PRINCIPLE))
 _CRITIQUE, _REVISION, _RESPONSE = (f"\n{m.removesuffix(':')}" for m in (CRITIQUE, REVISION, RESPONSE))
 STOPS: dict[str, tuple[str, ...]] = {
@@ -41,6 +45,27 @@ STOPS: dict[str, tuple[str, ...]] = {
     "revision": (*_NEXT, _REVISION, _CRITIQUE),
     "judge": (f"\n{BETTER.removesuffix(':')}", *_NEXT, _RESPONSE),
 }
+
+# What comes next on the same page, where the text is not the page's last.
+_SAME_PAGE: dict[str, tuple[str, ...]] = {
+    "critique": (f"\n{REVISION_REQUEST}", f"\n{REVISION}"),
+    "judge": (f"\n{BETTER}",),
+}
+
+
+def stop_strings(purpose: str, *, shots: int, instruct: bool = False, bare: bool = False) -> tuple[str, ...]:
+    """What ends a text of a purpose.
+
+    A model with exemplars ends it by the separator, which no legitimate text holds; a marker at a line's
+    start may stand in one. An instruct model ends by its own token. bare: an answer in the training format,
+    which has no separator: an adapter has learned the end token, and one that has not goes on with an
+    instruction of its own."""
+    if instruct:
+        return _SAME_PAGE[purpose] if purpose == "judge" else ()
+    if not shots or purpose == "instruction":
+        return STOPS[purpose]
+    return (f"\n{INSTRUCTION}",) if bare else (SEPARATOR, *_SAME_PAGE.get(purpose, ()))
+
 
 # Tokens of chat formats (ChatML, Llama 3). A base model that is shown one acts like a tuned one, which voids
 # the experiment.

@@ -1,7 +1,7 @@
 """All prompt text: for base models plain text that goes on, for instruct models their chat template.
 
-A base model sees documents, never a conversation: a preamble, exemplars, plain markers, and a stop string on
-the next marker. The sandbox's corpus is written with these same functions, so its weights and these templates
+A base model sees documents, never a conversation: a preamble, exemplars with a separator between them, plain
+markers. The sandbox's corpus is written with these same functions, so its weights and these templates
 belong together (tests/sandbox/test_sandbox_model.py checks the fingerprint).
 """
 
@@ -33,6 +33,7 @@ from cai.prompts.markers import (
     RESPONSE_B,
     REVISION,
     REVISION_REQUEST,
+    SEPARATOR,
     refuse_chat_tokens,
 )
 from cai.prompts.training_format import training_completion, training_prompt
@@ -83,7 +84,7 @@ class Prompter:
         if self.render is not None:
             return self._chat(instruction)
         shots = [answer_block(e.instruction, e.answer) for e in self._first(ANSWERED)]
-        return refuse_chat_tokens("\n\n".join([ANSWER_PREAMBLE, *shots, answer_block(instruction)]))
+        return _document(ANSWER_PREAMBLE, shots, answer_block(instruction))
 
     def critique(self, instruction: str, answer: str, principle: Principle) -> str:
         block = answer_block(instruction, answer)
@@ -95,7 +96,7 @@ class Prompter:
                 f'these two sentences: "{CHANGE}" or "{KEEP}"'
             )
         open_page = f"{block}\n{critique_block(principle, requests=self.requests)}"
-        return refuse_chat_tokens("\n\n".join([EDITOR_PREAMBLE, *self._edited(), open_page]))
+        return _document(EDITOR_PREAMBLE, self._edited(), open_page)
 
     def revision(self, instruction: str, answer: str, critiques: Sequence[tuple[Principle, str]]) -> str:
         """The answer is revised once, in view of all its critiques."""
@@ -109,7 +110,7 @@ class Prompter:
                 "instruction, without a word about the critique or about having changed anything."
             )
         open_page = self._editor(instruction, answer, critiques)
-        return refuse_chat_tokens("\n\n".join([EDITOR_PREAMBLE, *self._edited(), open_page]))
+        return _document(EDITOR_PREAMBLE, self._edited(), open_page)
 
     def judge(self, instruction: str, a: str, b: str, principle: Principle) -> str:
         """A comparison by one principle, up to the reason that the model gives first."""
@@ -120,13 +121,20 @@ class Prompter:
                 "sentence or two that say what each response does. Then write on a line of its own "
                 f'"{BETTER}" and one letter, A or B.'
             )
-        return refuse_chat_tokens("\n\n".join([JUDGE_PREAMBLE, *map(_judged, self._first(JUDGED)), page]))
+        return _document(JUDGE_PREAMBLE, [_judged(e) for e in self._first(JUDGED)], page)
 
     def better(self, judge_prompt: str, reason: str) -> str:
         """The same page with the reason filled in: its next word is A or B, to be read by log-probability."""
         if self.render is not None:
             return f"{judge_prompt}{reason}\n{BETTER}"
         return refuse_chat_tokens(f"{judge_prompt} {reason}\n{BETTER}")
+
+    def verdict(self, critique_prompt: str, critique: str) -> str:
+        """The same page with the critique filled in: its next sentence is a verdict, to be read by
+        log-probability."""
+        if self.render is not None:
+            return f"{critique_prompt}{critique}"
+        return refuse_chat_tokens(f"{critique_prompt} {critique}")
 
     def _editor(
         self,
@@ -155,6 +163,12 @@ class Prompter:
 
     def _chat(self, content: str) -> str:
         return self.render([{"role": "user", "content": content}])
+
+
+def _document(preamble: str, exemplars: Sequence[str], open_page: str) -> str:
+    """A base model's prompt: the exemplars, each with the separator below it, then the page to go on with."""
+    ended = [f"{page}\n\n{SEPARATOR}" for page in exemplars]
+    return refuse_chat_tokens("\n\n".join([preamble, *ended, open_page]))
 
 
 def editor_document(

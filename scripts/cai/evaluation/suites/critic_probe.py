@@ -19,7 +19,7 @@ from cai.evaluation.model_pair import ModelPair
 from cai.evaluation.result_store import BASE, TRAINED, WHO, ResultStore
 from cai.evaluation.suite import Metrics, Suite, compared
 from cai.evaluation.test_sets import TRUTH, Test, load, success
-from cai.generation.filters import critique_verdict
+from cai.generation.verdicts import read_verdict
 from cai.models.engine import complete_all, sampling
 from cai.models.registry import ModelSpec
 from cai.prompts.constitution import Constitution, Principle
@@ -111,9 +111,7 @@ def _hits_of(
         prompts = [pair.prompter.critique(p.instruction, p.answer, by) for p, by in asked]
         texts = _said(pair, who, "critique", asked, prompts)
         wanted = [CHANGE if p.must_change else KEEP for p, _ in asked]
-        return [
-            {"critique": t, "right": critique_verdict(t) == w} for t, w in zip(texts, wanted, strict=True)
-        ]
+        return [{"critique": t, "right": read_verdict(t) == w} for t, w in zip(texts, wanted, strict=True)]
 
     def revise(asked: list[tuple[Probe, Principle]]) -> list[dict[str, Any]]:
         prompts = [pair.prompter.revision(p.instruction, p.answer, [(by, p.critique)]) for p, by in asked]

@@ -6,6 +6,7 @@ asks for a change is confirmed if the judge prefers the revision by that critiqu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from cai.evaluation.marks import read_marks
 from cai.evaluation.model_pair import ModelPair, source_of
 from cai.evaluation.result_store import ResultStore
 from cai.evaluation.suite import Metrics, Suite
-from cai.generation.filters import critique_verdict, is_exemplar, normal
-from cai.prompts.markers import CHANGE
+from cai.generation.filters import is_exemplar, normal
+from cai.generation.verdicts import read_verdict, verdict_of, without_verdict
+from cai.prompts.markers import CHANGE, KEEP
 from cai.prompts.templates import hash_texts
 
 MEANINGFUL, CONFIRMED = "critiques meaningful", "critiques confirmed by the judge of their revision"
-MIN_REASON_WORDS = 4  # a critique gives at least this much reason before its verdict
+MIN_REASON_WORDS = 4  # fewer, none of them of the instruction or the answer, are no reason
+WIDE = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
 
 # Words that a critique of anything shares with anything: they do not show that it speaks of this answer.
 COMMON_WORDS = frozenset(
@@ -31,24 +34,37 @@ COMMON_WORDS = frozenset(
 )
 
 
-def meaningful(critique: str, instruction: str, answer: str) -> str | None:
-    """None for a critique that means something, else what is wrong with it. It must end in a verdict, give a
-    reason in some words of its own, and speak of this instruction or this answer: share a word of content (or
-    a number) with them."""
-    verdict = critique_verdict(critique)
+# What a short critique that asks for no change says of the answer.
+PRAISE = frozenset(
+    "right correct true accurate good fine fitting sound yes exactly complete clear harmless helpful "
+    "honest perfect excellent great okay ok".split()
+)
+
+
+def meaningful(critique: str, instruction: str, answer: str, verdict: str | None = None) -> str | None:
+    """None for a critique that means something, else what is wrong with it. It must have a verdict (the
+    recorded one, else what its words say), give a reason of its own, and speak of this instruction or this
+    answer: share a word of content (or a number) with them. One that asks for no change may just call the
+    answer right."""
+    verdict = verdict or read_verdict(critique)
     if verdict is None:
         return "it ends without a verdict"
-    reason = normal(critique).split()[: -len(normal(verdict).split())]
-    if len(reason) < MIN_REASON_WORDS:
-        return "it gives no reason"
-    if is_exemplar(critique) or " ".join(reason) in (normal(instruction), normal(answer)):
+    reason = normal(without_verdict(critique))
+    if is_exemplar(critique) or (reason and reason in (normal(instruction), normal(answer))):
         return "it is a copy"
-    content = {
-        w for w in normal(f"{instruction} {answer}").split() if len(w) > 2 or w.isdigit()
-    } - COMMON_WORDS
-    if not content & set(reason):
-        return "it names nothing of the instruction or the answer"
-    return None
+    if verdict == KEEP and PRAISE & set(normal(critique).split()):
+        return None
+    if _content(f"{instruction} {answer}") & _content(reason):
+        return None
+    short = len(reason.split()) < MIN_REASON_WORDS
+    return "it gives no reason" if short else "it names nothing of the instruction or the answer"
+
+
+def _content(text: str) -> set[str]:
+    """Words of content and numbers; of scripts without spaces between words, every two characters."""
+    words = normal(text).split()
+    pairs = {w[i : i + 2] for w in words if not w.isascii() and WIDE.search(w) for i in range(len(w) - 1)}
+    return pairs | ({w for w in words if len(w) > 2 or w.isdigit()} - COMMON_WORDS)
 
 
 def confirmed(records: Sequence[dict[str, Any]]) -> list[bool]:
@@ -59,7 +75,7 @@ def confirmed(records: Sequence[dict[str, Any]]) -> list[bool]:
     for record in records:
         said = (record.get("judgement") or {}).get("principles", [])
         won = {j["principle_id"] for j in said if j["winner"] == "second"}
-        asked = [c for c in record["critiques"] if critique_verdict(c["critique"]) == CHANGE]
+        asked = [c for c in record["critiques"] if verdict_of(c) == CHANGE]
         found += [c["principle_id"] in won for c in asked]
     judged = any(r.get("judgement") for r in records)
     return found if judged else []
@@ -73,7 +89,7 @@ def measure(pair: ModelPair, store: ResultStore) -> tuple[Metrics, dict[str, Any
         mark = marks.get(record["id"])
         by_person = mark.critique_meaningful if mark else None
         for number, c in enumerate(record["critiques"]):
-            fault = meaningful(c["critique"], record["instruction"], record["initial_answer"])
+            fault = meaningful(c["critique"], record["instruction"], record["initial_answer"], verdict_of(c))
             counts = by_person if by_person is not None else fault is None
             judged = hash_texts([c["critique"], str(fault)])[:8]  # other data, or another rule: another row
             wanted.append(

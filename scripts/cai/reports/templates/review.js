@@ -10,7 +10,7 @@ const ANSWERS = { // key: [question, answer]
 };
 const OWN = new Set( // what the page places itself; a record's other keys are listed below its texts
   ("id instruction initial_answer revised_answer task source critiques kept rejected_because tokens texts " +
-   "judgement finish_reasons model adapter seed format engine roles").split(" "));
+   "judgement finish_reasons ended_by model adapter seed format engine roles").split(" "));
 
 const store = { // a browser may refuse to keep anything: then the page says so, and works until it is closed
   get(key) { try { return localStorage.getItem(key); } catch { return null; } },

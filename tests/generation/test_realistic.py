@@ -1,0 +1,36 @@
+"""The rules against realistic texts: tests/realistic.py scores them and prints the table."""
+
+import json
+
+import pytest
+import realistic
+
+
+@pytest.mark.parametrize("half", ["seen", "frozen"])
+def test_fewer_than_three_in_a_hundred_realistic_texts_are_decided_wrongly(half):
+    print("\n" + realistic.table(half))
+    wrong, left_open, n = realistic.totals(half)["all texts"]
+    assert n >= 100 and wrong < 0.03 * n, (wrong, n)
+    verdicts, left_open, n = realistic.totals(half)["critique: verdict"]
+    assert left_open <= 0.1 * n, "most verdicts are read, and only the rest asked again"
+
+
+def test_the_texts_are_many_of_every_kind_and_split_by_their_content():
+    rows = {
+        h: realistic.DATA.joinpath(f"{h}.jsonl").read_text("utf-8").splitlines() for h in ("seen", "frozen")
+    }
+    both = [json.loads(line) for some in rows.values() for line in some]
+    assert len({r["id"] for r in both}) == len(both) >= 240
+    for kind in realistic.KINDS:
+        assert sum(r["kind"] == kind for r in both) >= 30, kind
+    for half, lines in rows.items():
+        assert all(
+            (int(realistic.hash_of(json.loads(x))[-1], 16) % 2 == 1) == (half == "seen") for x in lines
+        )
+
+
+def test_rows_of_the_frozen_half_are_never_printed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["realistic.py", "frozen", "--rows"])
+    with pytest.raises(SystemExit):
+        realistic.main()
+    assert "only totals" in capsys.readouterr().err
