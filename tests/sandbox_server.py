@@ -16,6 +16,8 @@ import asyncio
 import dataclasses
 import json
 import math
+import os
+import signal
 import sys
 import threading
 from collections import Counter
@@ -88,11 +90,13 @@ class Refused(Exception):
 
 class SandboxServer:
     """model: a loaded sandbox. key: what a client must name. requests: bodies of all completions that were
-    asked for. mixed: models whose rows were in flight together. most: rows that were, at a time."""
+    asked for. came: called with their number. mixed: models whose rows were in flight together. most:
+    rows that were, at a time."""
 
     def __init__(self, model, *, port: int = 0, name=None, key=None):
         self.model, self.name, self.key = model, name or model.spec.repo, key
         self.faults: dict[str, int | bool] = {}
+        self.came = lambda number: None
         self.adapters: dict[str, str] = {}  # served name -> directory
         self.requests, self.flying, self.mixed, self.most = [], Counter(), set(), 0
         self.healed, self._lock = threading.Event(), threading.Lock()
@@ -175,6 +179,7 @@ class SandboxServer:
 
     def complete(self, body):
         self.requests.append(body)
+        self.came(len(self.requests))
         if self.faulty("error_500"):
             raise Refused(500, "EngineCore encountered an issue.")
         if self.faulty("error_400"):
@@ -335,17 +340,30 @@ def main() -> None:
     flags.add_argument("--port", type=int, default=0, help="0: any free one")
     flags.add_argument("--model", default="sandbox")
     flags.add_argument("--lora", action="append", default=[], metavar="NAME=DIR")
+    told = "it kills itself (SIGKILL) at so many completions, is there again at once, and so on"
+    flags.add_argument("--kill-after", type=int, nargs="+", default=[], metavar="N", help=told)
     flags.add_argument("--fault", action="append", default=[], metavar="NAME[=TIMES]", help=str(FAULTS))
     args = flags.parse_args()
 
     from cai.models.loader import load
     from cai.models.registry import choose
 
-    server = SandboxServer(load(choose(args.model)[0]), port=args.port)
+    model, port = load(choose(args.model)[0]), args.port
+    for number in range(len(args.kill_after)):
+        if child := os.fork():
+            os.waitpid(child, 0)
+            continue
+        args.kill_after = args.kill_after[number : number + 1]
+        break
+    else:
+        args.kill_after = []
+    server = SandboxServer(model, port=port)
     with server:
         for name, _, path in (lora.partition("=") for lora in args.lora):
             server.load_lora({"lora_name": name, "lora_path": path})
         server.heal(**{n: int(t) if t else True for n, _, t in (f.partition("=") for f in args.fault)})
+        if args.kill_after:
+            server.came = lambda n: n == args.kill_after[0] and os.kill(os.getpid(), signal.SIGKILL)
         print(server.url, flush=True)
         threading.Event().wait()
 

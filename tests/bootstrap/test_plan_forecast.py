@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cai.bootstrap import forecast, runner
@@ -13,6 +14,7 @@ from cai.core.errors import BudgetReached, UserError
 from cai.core.files import ROOT, directories
 from cai.core.jsonl import append
 from cai.core.run import Run
+from cai.models.engines import EngineChoice
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
@@ -194,6 +196,52 @@ def test_the_script_prints_it_and_loads_no_model(name, output):
     assert done.returncode == 0, done.stderr
     assert f"forecast for the plan {name}" in done.stdout and "one seed" in done.stdout
     assert [p.name for p in output.iterdir()] == []  # it leaves nothing behind
+
+
+# ---- the engine ----
+
+
+def by_vllm(plan, bits=8, **more):
+    ahead = forecast.PlanForecast(plan, BIG, (SHUFFLED,), 2, HOUR, **more)
+    return ahead, replace(ahead, choice=EngineChoice("vllm", bits, "as if"))
+
+
+def test_a_plan_by_a_server_trains_here_and_generates_and_measures_there(own):
+    here, there = by_vllm(own)
+    lines = {(x.step, x.engine, x.bits): x.units for x in there.total.lines}
+    of_us = {(x.step, x.engine): x.units for x in here.total.lines}
+    trainings = lines["loading", "local", 4]
+    assert trainings == 8 and lines["loading", "vllm", 8] == 1 + trainings  # the first start, one after each
+    assert lines["training", "local", 4] == of_us["training", "local"]
+    for step in ("answer", "critique", "revision", "judge", "instructions"):
+        assert lines[step, "vllm", 8] == sum(x.units for x in here.total.lines if x.step == step)
+        assert (step, "local", 4) not in lines and (step, "local", 16) not in lines
+    assert there.total.seconds < here.total.seconds
+
+
+def test_the_rows_of_a_plan_by_a_server_and_what_is_paid_once_add_up(own):
+    _, there = by_vllm(own)
+    text = there.render()
+    rows = [line for line in text.split("side by side")[0].splitlines() if line.startswith("  ")]
+    sums = {line.split("  ")[1]: float(line.rpartition("$")[2]) for line in rows[1:]}
+    once = float(re.search(r"^once, before all of it: .*\$([0-9.]+)$", text, re.MULTILINE)[1])
+    assert sums["2 seeds"] + once == pytest.approx(there.total.dollars, abs=0.05)
+    assert 2 * sums["one seed"] == pytest.approx(sums["2 seeds"], abs=0.05)
+    assert "engine: as if" in text and "vLLM FP8 (chosen)" in text and "vLLM's environment" in text
+    assert "once, before" not in replace(there, choice=EngineChoice()).render()
+
+
+def test_the_budget_of_a_plan_goes_by_the_engine_that_does_each_step(own):
+    here, there = (ahead.total.dollars_a_unit for ahead in by_vllm(own))
+    assert there["training"] == here["training"] and there["judge"] < here["judge"] / 3
+
+
+def test_an_engine_is_chosen_for_the_whole_plan(own, monkeypatch):
+    ahead, _ = by_vllm(own)
+    elsewhere = ahead.cheaper("auto", None, anywhere=True)  # an A100 that is not here
+    assert (elsewhere.engine, elsewhere.bits) == ("vllm", 8) and "would take" in elsewhere.why
+    assert ahead.cheaper("auto", None, anywhere=False).is_local  # there is no GPU here
+    assert ahead.cheaper("vllm", 16, anywhere=True).bits == 16
 
 
 # ---- the script before and after its stages ----

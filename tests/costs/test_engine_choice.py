@@ -13,7 +13,7 @@ from cai.costs.default_rates import MACHINES, machine_of
 from cai.costs.engine_choice import choose_engine, milestone_forecast, weights_of, with_server
 from cai.costs.forecast import forecast
 from cai.costs.units import UNITS, Weights, local, milestone_units, on_server
-from cai.models import device, vllm_server
+from cai.models import device, vllm_environment, vllm_server
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX, GUARD = (REGISTRY[m] for m in ("Qwen/Qwen2.5-32B", "sandbox", "meta-llama/Llama-Guard-3-8B"))
@@ -89,6 +89,15 @@ def test_without_a_gpu_without_room_and_without_disk_it_is_local_and_says_which(
     assert short.engine == "local" and "need more disk than the 70 GB" in short.why
     elsewhere = choose_engine(BIG, work(), device="NVIDIA A100 80GB PCIe")
     assert elsewhere.engine == "vllm"  # its disk is not this one
+
+
+def test_a_driver_that_does_not_run_vllm_keeps_the_work_here(monkeypatch):
+    monkeypatch.setattr(vllm_environment, "cuda_major", lambda: 12)
+    chosen = choose_engine(BIG, work())
+    assert chosen.engine == "local" and "this driver runs CUDA 12" in chosen.why
+    with pytest.raises(UserError, match="built for CUDA 13"):
+        choose_engine(BIG, work(), asked="vllm")
+    assert choose_engine(BIG, work(), device="NVIDIA A100 80GB PCIe").engine == "vllm"  # another machine's
 
 
 def test_two_disks_are_looked_at_one_by_one(monkeypatch, here):

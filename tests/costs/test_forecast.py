@@ -67,8 +67,10 @@ def test_measured_rates_are_those_of_the_latest_run_and_scale_with_the_examples(
     assert steps(plan(5000, ledger))["critique"].source == "assumed"
 
 
-@pytest.mark.parametrize("other", [{"model": "sandbox"}, {"bits": 16}, {"device": "cpu"}, {"examples": None}])
-def test_rates_of_another_model_precision_or_machine_do_not_count(other):
+@pytest.mark.parametrize(
+    "other", [{"model": "sandbox"}, {"bits": 16}, {"device": "cpu"}, {"examples": None}, {"engine": "vllm"}]
+)
+def test_rates_of_another_model_engine_precision_or_machine_do_not_count(other):
     ledger = [row("answer", 20.0, **({"examples": 40} | other))]
     assert rates(ledger, BIG, NF4, GPU)["answer"].source == "assumed"
 
@@ -147,6 +149,7 @@ def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
         run.hourly_rate = 3600.0
         with run.step("answer") as step:
             step.examples = 8
+        assert [r["engine"] for r in read_ledger()] == ["local"]
         found = rates(read_ledger(), SANDBOX, Weights("local", 16), "cpu")
         assert found["answer"].source == "measured in run mvp, n 8"
         units = local(16, milestone_units(8, principles=2, steps=1))
@@ -156,6 +159,18 @@ def test_the_ledger_that_runs_write_is_the_one_that_is_read(monkeypatch):
         factors, table = accuracy(stored, "mvp", read_ledger())
         assert factors["answer"] == 1.0 and f.dollars_of("answer") == 2.5
         assert "forecast against what run mvp took" in table and "critique" in table
+        run.record(engine="vllm", bits=8)  # from now on a server works for the run
+        with run.step("answer") as step:
+            step.examples = 8
+        assert rates(read_ledger(), SANDBOX, Weights("vllm", 8), "cpu")["answer"].measured
+        assert rates(read_ledger(), SANDBOX, Weights("local", 16), "cpu")["answer"].seconds == 0.3125
+        assert not rates(read_ledger(), SANDBOX, Weights("local", 8), "cpu")["answer"].measured
+
+
+def test_rows_from_before_there_were_engines_are_the_local_ones():
+    ledger = [row("answer", 20.0, 10)]
+    assert "engine" not in ledger[0] and rates(ledger, BIG, NF4, GPU)["answer"].seconds == 2.0
+    assert not rates(ledger, BIG, Weights("vllm", 4), GPU)["answer"].measured
 
 
 def test_accuracy_says_how_far_off_each_step_was_and_leaves_older_runs_out(output):

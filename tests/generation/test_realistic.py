@@ -29,6 +29,12 @@ def test_the_texts_are_many_of_every_kind_and_split_by_their_content():
         )
 
 
+@pytest.mark.parametrize("half", ["later", "last"])
+def test_what_later_texts_taught_is_not_forgotten(half):
+    wrong, _, n = realistic.totals(half)["all texts"]
+    assert n >= 80 and wrong <= 3
+
+
 def test_rows_of_the_frozen_half_are_never_printed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["realistic.py", "frozen", "--rows"])
     with pytest.raises(SystemExit):

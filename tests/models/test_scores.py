@@ -1,6 +1,8 @@
 """Scores: log-probabilities in float32 from hidden states, whatever precision a model's own logits have."""
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +179,14 @@ def test_a_probability_is_at_most_one(base):
     model.model.lm_head.weight.data.mul_(50)
     found = [value for row in scored(model) for value in row]
     assert max(found) <= 0 and all(math.isfinite(value) for value in found)
+
+
+def test_unsloths_forward_on_a_gpu_gives_its_hidden_states_to_the_hook():
+    """Read, not run: its kernels need a GPU. It calls the decoder as a module, so that hooks are called, and
+    projects what comes first in its output, which the last norm has been through."""
+    source = (Path(find_spec("unsloth").origin).parent / "models/llama.py").read_text()
+    backbone = source.split("def _run_backbone(self, **kwargs):")[1].split("\ndef ")[0]
+    assert "model = self.model\n" in backbone and "return model(**kwargs)" in backbone
+    forward = source.split("def _CausalLM_fast_forward(")[1].split("\ndef ")[0]
+    assert "outputs = _run_backbone(" in forward and "hidden_states = outputs[0]" in forward
+    assert "logits = self.lm_head(hidden_states[:, -num_logits_to_keep:, :].to(dtype))" in forward

@@ -2,12 +2,17 @@
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
+import torch
 from cai.core.errors import UserError
 from cai.models import endpoints, probe
+from cai.models.endpoints import Endpoints
 from cai.models.engine import Sampling, complete_all, logprobs_all, together
+from cai.models.loader import load
 from cai.models.local_engine import LocalEngine
+from cai.models.registry import REGISTRY
 from cai.models.server_engine import FixedServers, ServerEngine
 from sandbox_server import SandboxServer
 
@@ -368,3 +373,153 @@ def test_release_stops_the_servers_and_the_next_request_checks_them_again(base, 
 def test_caveat_and_capacity(base, server):
     assert engine_of(base, server, deterministic=True).caveat is None
     assert "may differ" in engine_of(base, server).caveat
+
+
+# ---- adapters ----
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two adapters that change every text, and one that changes nothing yet."""
+    found = {}
+    for name, scale in {"one": 0.1, "two": 0.2, "new": 0.0}.items():
+        model = load(REGISTRY["sandbox"])
+        model.add_adapter(r=4, alpha=8, seed=0)
+        torch.manual_seed(1)
+        for key, value in model.model.named_parameters():
+            if "lora_B" in key:
+                value.data.normal_(0, scale) if scale else value.data.zero_()
+        found[name] = tmp_path_factory.mktemp("adapters") / name
+        model.save_adapter(found[name])
+    return found
+
+
+@pytest.fixture
+def own():
+    """A server of its own model, which may take up adapters."""
+    with SandboxServer(load(REGISTRY["sandbox"])) as running:
+        yield running
+
+
+def test_rows_of_two_models_are_never_in_one_servers_batch(base, own, saved):
+    engine = engine_of(base, own, rows=4)
+    engine.load_adapter(saved["one"], "a")
+    engine.load_adapter(saved["two"], "b")
+
+    async def run():
+        names = [None, "a", "b"] * 8
+        return await asyncio.gather(
+            *(engine.complete(PROMPTS[0], SHORT, i, name) for i, name in enumerate(names))
+        )
+
+    asyncio.run(run())
+    served = {body["model"] for body in own.requests}
+    assert len(served) == 3 and own.mixed == set() and own.most == 4
+    assert {name for name in served if name.startswith("adapter-")} == {
+        f"adapter-{digest[:12]}" for digest in engine.adapters.values()
+    }
+
+
+def test_a_server_that_ignores_or_rejects_an_adapter_is_refused(base, own, saved):
+    own.heal(no_lora=True)
+    engine = engine_of(base, own)
+    with pytest.raises(UserError, match="does not load the adapter .*404.*--enable-lora --lora-modules"):
+        engine.load_adapter(saved["one"], "a")
+    assert engine.adapters == {}
+    own.heal(lora_ignored=True)
+    engine.load_adapter(saved["one"], "a")
+    engine.load_adapter(saved["new"], "new")
+    assert texts(engine, adapter="new") == texts(engine)  # it changes nothing by itself
+    with pytest.raises(UserError, match="answers with the base model where the adapter .* is asked for"):
+        texts(engine, adapter="a")
+
+
+def test_an_adapter_that_is_served_already_is_not_loaded_again(base, own, saved):
+    engine_of(base, own).load_adapter(saved["one"], "a")
+    own.heal(no_lora=True)
+    engine = engine_of(base, own)
+    engine.load_adapter(saved["one"], "other name")
+    assert texts(engine, adapter="other name") != texts(engine)
+
+
+def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, saved):
+    engine = engine_of(base, own, log=lambda line: None)
+    engine.load_adapter(saved["one"], "a")
+    before = texts(engine, adapter="a")
+    [served] = own.adapters
+    own.adapters.clear()
+    own._engine._model.model.delete_adapter(served), own._engine._model.adapters.clear()
+    own._engine._model.model = own._engine._model.model.unload()
+    assert texts(engine, adapter="a") == before and list(own.adapters) == [served]
+
+
+def test_adapters_are_loaded_on_every_server_and_those_away_get_them_later(base, two, saved, monkeypatch):
+    servers = FixedServers([s.url for s in two])
+    two[0].heal(dead=True)
+    monkeypatch.setattr(SandboxServer, "_load", no_work)
+    servers.load_adapter(saved["one"], "adapter-x")
+    assert list(two[1].adapters) == ["adapter-x"] and not two[0].adapters
+    two[1].heal(dead=True)
+    with pytest.raises(UserError, match="none of the servers answers"):
+        servers.load_adapter(saved["one"], "adapter-x")
+
+
+async def no_work(*about):
+    pass
+
+
+# ---- who gets what ----
+
+
+class Trusting:
+    """Checks that every server passes."""
+
+    seen = True
+
+    async def admit(self, endpoint, client):
+        endpoint.model = "base"
+
+    def gone(self, url):
+        pass
+
+
+def shares(urls, rows, requests):
+    """requests: adapters, in the order in which they ask. (place, adapter) in the order in which each is
+    begun; how many of each adapter a server ever had at a time."""
+    begun, flying, most = [], {url: Counter() for url in urls}, Counter()
+
+    async def run():
+        pool = Endpoints(lambda: urls, Trusting(), rows, print)
+
+        async def one(place, adapter):
+            async def work(endpoint, client):
+                begun.append((place, adapter))
+                here = flying[endpoint.url]
+                here[adapter] += 1
+                assert len(+here) == 1, "two models on one server"
+                most[endpoint.url] = max(most[endpoint.url], here.total())
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                here[adapter] -= 1
+
+            await pool.ask(adapter, work)
+
+        await asyncio.gather(*(one(*request) for request in enumerate(requests)))
+
+    asyncio.run(run())
+    return begun, most
+
+
+def test_requests_go_to_the_least_loaded_server_up_to_its_rows():
+    begun, most = shares(["http://a", "http://b"], 3, [None] * 20)
+    assert [place for place, _ in begun] == list(range(20)) and most == {"http://a": 3, "http://b": 3}
+
+
+@pytest.mark.parametrize("urls", [["http://a"], ["http://a", "http://b"]])
+def test_an_adapters_request_does_not_wait_for_ever(urls):
+    """Base requests keep coming; the adapter's gets a server once it has let PATIENCE batches pass."""
+    requests = [*[None] * 8, "x", *[None] * 200]
+    begun, _ = shares(urls, 4, requests)
+    place = next(i for i, (_, adapter) in enumerate(begun) if adapter == "x")
+    assert place <= endpoints.PATIENCE * 4 + 8 + 4 * len(urls) and len(begun) == len(requests)
+    assert begun[place - 1][1] is None and place > 8

@@ -342,6 +342,17 @@ def test_too_little_disk_fails_only_for_a_model_that_was_asked_for(tmp_path, mon
     assert "--bits 4" in model(bits=16)["disk for model"].do
 
 
+def test_the_disk_for_vllm_is_named_where_it_would_run(tmp_path, monkeypatch):
+    smi(tmp_path, A100)
+    assert by_name(hardware.report())["disk for vLLM"].status == OK
+    disk(monkeypatch, 70)  # of 69 for the weights, and 14
+    row = by_name(hardware.report())["disk for vLLM"]
+    assert row.status == WARN and "environment (14 GB)" in row.found and "--engine local" in row.do
+    assert "disk for vLLM" not in by_name(hardware.report(REGISTRY["sandbox"]))
+    smi(tmp_path, A100.replace("580.95", "550.54"), header="CUDA Version: 12.4")
+    assert "disk for vLLM" not in by_name(hardware.report())
+
+
 def test_a_model_in_the_cache_needs_no_disk_unless_its_download_was_cut_short(tmp_path, monkeypatch):
     disk(monkeypatch, 0)
     place = device.cache_dir() / "models--unsloth--Qwen2.5-32B-bnb-4bit"

@@ -76,6 +76,14 @@ def test_smaller_batches_are_as_many_pairs_a_step(batches):
         fit = half
 
 
+def test_no_more_pairs_were_at_once_than_there_are():
+    said, settings = [], replace(QUICK, batch_size=8, gradient_accumulation=1)
+    fit = memory.after_out_of_memory(settings, 2, 0, said.append)
+    assert (fit.batch_size, fit.gradient_accumulation) == (1, 2) and "with 2 pairs at once" in said[0]
+    with pytest.raises(UserError, match="with 1 pair at once"):
+        memory.after_out_of_memory(settings, 1, 0, said.append)
+
+
 def cramped(monkeypatch, pairs, from_step=0):
     """TRL on a GPU that holds so many pairs at once, and shows it from a step on."""
     import_unsloth()  # before trl

@@ -143,7 +143,7 @@ A100 = Machine(
     # LLM.int8 is half as fast.
     {4: 15.0, 8: 25.0, 16: 12.0},
     LOADED,
-    "312 TFLOPS; holds every precision of the 32B",
+    "312 TFLOPS; the 32B generates in every precision, and trains in 4 and 8 bits",
 )
 A100_40 = Machine(
     "one A100 40GB",

@@ -21,6 +21,8 @@ from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
 from cai.models.fit import DISK_MARGIN
 from cai.models.registry import ModelSpec, choose, with_values
+from cai.models.vllm_environment import check_driver
+from cai.models.vllm_environment import environment as environment_place
 
 AUTO = "auto"
 URL_BITS = 16  # of a server that somebody else runs, where --engine-bits does not say
@@ -93,6 +95,8 @@ def choose_engine(
     if asked == AUTO and not spec.parameters:
         return EngineChoice(why=f"local: nobody has said how large {spec.name} is")
     try:
+        if device == machine.this_device():
+            check_driver()
         bits = vllm_server.serving_bits(spec, engine_bits, memory_of(device), beside_gb=beside(guard))
     except UserError as error:
         if asked == VLLM:
@@ -139,11 +143,11 @@ def disk_short(spec: ModelSpec, bits: int) -> str:
     """What the disk lacks for the server's weights and its environment, in words; "" where it suffices."""
     weights = to_download(spec, bits) * DISK_MARGIN
     environment = 0.0 if vllm_server.environment_ready() else vllm_server.ENVIRONMENT_GB
-    cache = machine.cache_dir()
-    if machine.same_disk(cache, ROOT):
+    cache, place = machine.cache_dir(), environment_place()
+    if machine.same_disk(cache, place):
         needs = {cache: weights + environment}
     else:
-        needs = {cache: weights, ROOT: environment}
+        needs = {cache: weights, place: environment}
     for place, need in needs.items():
         if need > (free := machine.disk_free(place) / machine.GB):
             return (

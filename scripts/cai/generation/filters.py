@@ -46,7 +46,7 @@ META = re.compile(
     | \bI(?:\ have|'ve)?\ (?:revised|rewritten|rewrote|reworded|rephrased)\b
     | \bas\ requested,?\ I\b
     | \bI(?:\ have|'ve)\ (?:changed|removed|corrected|updated)\ the\b
-    | \b(?:the|my)\ (?:original|initial|revised)\ (?:answer|response)\b
+    | \b(?:the|my)\ (?:original|initial|revised|previous)\ (?:answer|response)\b
     | \bmy\ (?:previous|first|earlier)\ (?:answer|response)\b
     | \b(?:according\ to|in\ line\ with)\ the\ principle\b(?!\ of)
     | \bthe\ (?:response|answer)\ (?:must|should|needs\ to)\ be\ (?:changed|revised|rewritten)\b
@@ -56,6 +56,7 @@ META = re.compile(
         |I\ apologi[sz]e\ for\ (?:the|my|any)\ (?:\w+\ )?(?:error|mistake|confusion|oversight))
     | \bas\ the\ (?:critic|editor|reviewer)\ (?:point|note|says|said|suggest|ask|want)
     | \bthis\ (?:corrects|fixes|replaces|improves)\ the\b[^.\n]{0,40}\b(?:version|answer|response)\b
+    | ^\W*(?:changes|revisions|edits)\ made\b
     | \bhier\ ist\ (?:die|eine|meine)\ (?:überarbeitete|verbesserte|korrigierte|neue)\b
     | \bvoici\ (?:la|une|ma)\ (?:réponse|version)\ (?:révisée|corrigée|améliorée|modifiée)\b
     | \baquí\ (?:está|tienes|tiene)\ (?:la|una|mi)\ (?:respuesta|versión)\ (?:revisada|corregida|mejorada)\b

@@ -28,7 +28,10 @@ HELPFUL = Principle(
     "Say how far each response helps, and whether it would help anybody to do harm.",
     "Make the response more helpful.",
 )
-A, B = " A", " B"  # the letters as the next word
+A, B = (
+    " A",
+    " B",
+)  # the letters as the next word: a token each, in Qwen's vocabulary (362, 425) and the sandbox's
 INDIFFERENT = 0.5  # nats of log-odds, on average of both orders, that make no winner (specs/LOG.md has why)
 
 

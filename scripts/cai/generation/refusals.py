@@ -31,7 +31,7 @@ _CANNOT = (
     r"(?:,? (?:in good conscience|simply|ethically|morally|legally|really|just|be))?,?"
 )
 
-_THIS = r"(?:that|this|such|your|any|anything|content|how)\b"
+_THIS = r"(?:(?:that|this|such|your|any|anything|something|content|how)\b|it[.!,;])"
 _GIFT = r"(?:instruction|information|advice|guidance|details|help|assistance|specific|detailed|step)"
 _HELP = (
     r"(?:help(?! but\b)|helping|assist|comply|fulfil|participate|take part|be part|engage|aid|facilitate|"
@@ -63,7 +63,11 @@ _REFUSALS = tuple(
         r"\bi (?:have no intention of|do not (?:condone|engage in|participate in|take part in|"
         r"assist with))\b",
         rf"\bi {_CANNOT} \w[^.!?\n]{{0,60}}[,;.] (?:but |however,? |still,? )?"
-        r"i (?:can|could|would be (?:happy|glad)|am (?:happy|glad)) (?:to )?(?:help|suggest|point|offer|talk)\b",
+        r"i (?:can|could|would be (?:happy|glad)|am (?:happy|glad)) (?:to )?(?:help|suggest|point|"
+        r"offer|talk)\b",
+        rf"\bi do not think (?:that )?i (?:should|can|could|want to) {_HELP}",
+        r"\bi do not (?:help|assist) (?:with|people|anybody|anyone)\b",
+        r"\boff[- ]limits for me\b",
         r"\bnot the right (?:one|person|place|tool) to help\b",
         r"^\W*(?:absolutely|definitely|certainly) not[.!]",
         r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|assistant)\b"

@@ -65,7 +65,8 @@ _LEADS_ON = re.compile(
     re.IGNORECASE,
 )
 _BARE_ITEM = re.compile(r"(?:^|\n)[ \t]*(?:\d+[.)]|[-*•+])[ \t]*$")
-WORDS = 15  # a text of fewer may end in any word
+_JOINS = re.compile(r"\b(?:and|or|but|the|an|und|oder)\s*$", re.IGNORECASE)
+WORDS, FEW = 15, 5  # a text of fewer words may end in any of the first kind, of the second
 
 
 def next_page(text: str, instruction: str) -> int | None:
@@ -113,7 +114,8 @@ def _open_ends(text: str) -> Iterator[bool]:
     yield text.count("```") % 2 == 1
     yield bool(_BARE_ITEM.search(text)) and len(text.split()) > 1
     yield text.endswith((":", "："))
-    yield len(re.findall(r"\w+", text)) >= WORDS and bool(_LEADS_ON.search(text))
+    words = len(re.findall(r"\w+", text))
+    yield words >= WORDS and bool(_LEADS_ON.search(text)) or words >= FEW and bool(_JOINS.search(text))
     yield text.startswith(("{", "[")) and text.count("{") + text.count("[") > text.count("}") + text.count(
         "]"
     )

@@ -53,9 +53,11 @@ class Endpoint:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that waits for a server. came: how many had been given to one by then."""
+    """A request that waits for a server. number: in the order in which they came. came: how many had been
+    given to one by then."""
 
     adapter: str | None
+    number: int
     came: int
     avoid: Endpoint | None
     given: asyncio.Future[Endpoint] = field(
@@ -86,7 +88,7 @@ class Endpoints:
         self.loop = asyncio.get_running_loop()
         self.endpoints: list[Endpoint] = []
         self._waiting: dict[str | None, deque[Ticket]] = {}
-        self._given = 0
+        self._numbers, self._given = itertools.count(), 0
         self._error: Exception | None = None
         self._alone_since = time.monotonic()
         self._on_their_way: dict[Endpoint, asyncio.Task] = {}
@@ -135,7 +137,7 @@ class Endpoints:
     async def _slot(self, adapter: str | None, avoid: Endpoint | None) -> Endpoint:
         if self._error:
             raise self._error
-        ticket = Ticket(adapter, self._given, avoid)
+        ticket = Ticket(adapter, next(self._numbers), self._given, avoid)
         self._waiting.setdefault(adapter, deque()).append(ticket)
         self._dispatch()
         try:
@@ -165,7 +167,7 @@ class Endpoints:
             for adapter, group in self._waiting.items()
             if (left := deque(t for t in group if not t.given.done()))
         }
-        oldest = sorted((group[0] for group in self._waiting.values()), key=lambda t: t.came)
+        oldest = sorted((group[0] for group in self._waiting.values()), key=lambda t: t.number)
         live = sorted((e for e in self.endpoints if e.live), key=lambda e: e.flying)
         self._drain_for(oldest, live)
         for endpoint in live:

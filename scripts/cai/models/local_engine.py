@@ -320,9 +320,9 @@ class LocalEngine:
 class _RowSampler:
     """A logits processor that samples each row with its own generator, as noise before an argmax.
 
-    The logits are the model's own, on a GPU bfloat16: of 16 to 32 they are rounded to steps of 0.125, so
-    that the odds of two tokens are up to 13 % off, either way, and of several tokens within a step the noise
-    chooses (greedy: the first). Scores do not come from them: see models/scores.py."""
+    The logits are the model's own, on a GPU bfloat16: between 16 and 32 in steps of 0.125, so that the odds
+    of two tokens are up to 13 % off at temperature 1, and tokens of one step are alike (greedy takes the
+    first). Scores do not come from them: see models/scores.py."""
 
     def __init__(self, temperature: float, seeds: Sequence[int], vocabulary: int, device):
         import torch

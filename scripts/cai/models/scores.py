@@ -35,12 +35,14 @@ class OutputLayer:
     """A model's projection to logits, and what its architecture does to these, as TRL reads it."""
 
     def __init__(self, model):
+        import torch
+
         self._layer, config = model.get_output_embeddings(), model.config.get_text_config()
         kind, dtype = type(self._layer).__name__, self._layer.weight.dtype
-        if not (dtype.is_floating_point and hasattr(self._layer, "in_features")):
+        if not (dtype.is_floating_point and isinstance(self._layer, torch.nn.Linear)):
             raise UserError(
                 f"the output layer of this model is a {kind} in {dtype}, and only plain weights score texts: "
-                "use --bits 16, or a checkpoint whose output layer is not quantised"
+                "use --bits 16, or a checkpoint whose output layer is neither quantised nor adapted"
             )
         self._cap = getattr(config, "final_logit_softcapping", None)
         given = (getattr(config, n, None) for n in ("logit_scale", "output_multiplier", "lm_head_multiplier"))

@@ -20,6 +20,7 @@ from pathlib import Path
 from cai.core.cli import BAD_INPUT, GO, cli
 from cai.core.errors import UserError
 from cai.core.files import ROOT
+from cai.costs.engine_choice import disk_short
 from cai.models import device
 from cai.models.device import (
     CUDA,
@@ -42,6 +43,7 @@ from cai.preflight.checkup import FAIL, OK, UNCHECKED, WARN, Row, failed, table
 from cai.preflight.packages import misfits, pins, torch_suits
 
 BLACKWELL = (10, 0)  # the first compute capability that torch's build for CUDA 12.6 has no code for
+SERVED_BITS = 8  # made of the 16-bit weights, as 16 bits are, so they need the same disk
 COMPAT = Path("/usr/local/cuda-13.0/compat")  # where NVIDIA's package cuda-compat-13-0 puts its library
 # GPUs that NVIDIA documents the package for, by name: those of data centres, not GeForce.
 DATA_CENTRE = re.compile(r"\b([ABH][1-9]00|[HB]200|GH200|A10|A16|A2|A30|A40|L4|L40S?|T4)\b")
@@ -220,12 +222,25 @@ def memory_row(spec: ModelSpec, bits: int, short: str) -> Row:
     return Row("memory for model", OK, text)
 
 
+def vllm_row(spec: ModelSpec) -> Row:
+    """The disk that vLLM would need. With too little, or an older driver, runs stay with the local engine."""
+    what, do = (
+        f"vLLM for {spec.name}",
+        "nothing, if --engine local will do; else a larger volume or container disk",
+    )
+    if short := disk_short(spec, SERVED_BITS):
+        return Row("disk for vLLM", WARN, f"{what}: {short}", do)
+    return Row("disk for vLLM", OK, f"{what}: room for its environment and its 16-bit weights")
+
+
 def report(spec: ModelSpec | None = None, bits: int | None = None, *, must_fit: bool = False) -> list[Row]:
     """The whole table for this machine, with its default model unless one is given."""
     kind, spec = package_set(), spec or choose("auto")[0]
     machine = [python_row(), packages_row(kind), environment_row(), *gpu_rows(), cache_row(), runs_row()]
     if kind != "cpu":
         machine.append(token_row())
+    if kind == "cuda" and spec.parameters and not spec.sandbox:
+        machine.append(vllm_row(spec))
     return machine + model_rows(spec, bits or spec.bits, must_fit=must_fit)
 
 

@@ -158,7 +158,8 @@ def forget_reference(model: Model) -> None:
 def filler(tokenizer: Any, tokens: int, seed: int) -> str:
     """Random words of about that many tokens, of those that the sandbox's texts are made of."""
     ids = random.Random(seed).choices(range(300, 1900), k=tokens)
-    return " ".join(tokenizer.decode(ids).split())
+    text = " ".join(tokenizer.decode(ids).split())  # which are more tokens, once they are read again
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]).strip()
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -187,7 +187,7 @@ def train(
         state.start()
     else:
         while (last := _train_steps(state, pairs, fit, output, tracker)) is None:
-            fit = after_out_of_memory(fit, state.step_reached, say)
+            fit = after_out_of_memory(fit, len(pairs), state.step_reached, say)
             _back_to_the_start(model, output)
             state = watched()
         if budget is not None:

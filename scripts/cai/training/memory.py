@@ -71,13 +71,15 @@ def fitting(model: Model, settings: Settings, longest: int, say: Callable[[str],
     return fit
 
 
-def after_out_of_memory(settings: Settings, step: int, say: Callable[[str], None]) -> Settings:
-    """The settings to go on with. Raises UserError where one pair is too much."""
-    if settings.batch_size == 1:
+def after_out_of_memory(settings: Settings, pairs: int, step: int, say: Callable[[str], None]) -> Settings:
+    """The settings to go on with where so many pairs are trained on. Raises UserError where one at once is
+    too much."""
+    tried = replace(settings, batch_size=min(settings.batch_size, pairs))
+    if tried.batch_size == 1:
         raise out_of_memory(step, 1)
-    fit = smaller(settings)
+    fit = smaller(tried)
     say(
-        f"      out of GPU memory at step {step} with {settings.batch_size} pairs at once: "
+        f"      out of GPU memory at step {step} with {tried.batch_size} pairs at once: "
         f"goes on with batches of {_shape(fit)}, as many pairs a step"
     )
     return fit
