@@ -21,6 +21,7 @@ from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
+from cai.prompts.markers import SEPARATOR
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 
 IN_PROCESS = EngineChoice()
@@ -201,7 +202,7 @@ def prompter_of(engine: Engine) -> Prompter:
 
 def prompt_settings() -> dict[str, str]:
     """Hashes of every prompt text, for a run's settings."""
-    return {"prompts": fingerprint(), "exemplars": hash_texts(exemplar_texts())}
+    return {"prompts": fingerprint(), "exemplars": hash_texts([*exemplar_texts(), SEPARATOR])}
 
 
 def input_file(path: str, flag: str) -> Path:
