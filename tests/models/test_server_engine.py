@@ -256,6 +256,15 @@ def test_when_all_servers_stay_away_the_run_ends_in_a_sentence(base, two, monkey
         texts(engine)
 
 
+def test_random_weights_are_asked_to_be_nothing_else(base, server):
+    """benchmark.py gpu measures them: their texts are noise, everything else is checked."""
+    server.heal(untrained=True)
+    assert texts(engine_of(base, server, noise=True), PROMPTS[:1])
+    server.heal(untrained=True, other_model=True)
+    with pytest.raises(UserError, match="serves someone/else"):
+        texts(engine_of(base, server, noise=True))
+
+
 def test_a_server_that_comes_back_as_another_model_ends_the_run(base, server):
     def heard(line):
         server.heal(other_model=True)

@@ -18,7 +18,7 @@ from cai.costs.units import Weights
 from cai.models import device as machine
 from cai.models.engine import Engine
 from cai.models.engines import engine_of
-from cai.models.loader import load
+from cai.models.loader import load, load_tokenizer
 from cai.models.model import Model
 from cai.models.registry import ModelSpec
 from cai.models.server_engine import ServerEngine
@@ -143,9 +143,8 @@ class GpuFigures:
         return True
 
     def _serve(self, spec: ModelSpec, bits: int) -> None:
-        from transformers import AutoTokenizer
-
-        weights, tokenizer = Weights("vllm", bits), AutoTokenizer.from_pretrained(spec.repo)
+        weights = Weights("vllm", bits)
+        tokenizer, _ = load_tokenizer(spec, bits)
         server = VllmServer(spec, bits, log=self.log)
         try:
             _, seconds = measurements.timed(server.urls)
