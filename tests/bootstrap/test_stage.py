@@ -14,7 +14,7 @@ from cai.bootstrap.context import StageContext, adapter_of, best, resolve_roles,
 from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED, flipped, tokens, within_budget
 from cai.bootstrap.plan import Gate, Roles
 from cai.bootstrap.runner import Runner
-from cai.bootstrap.stage import StageRun
+from cai.bootstrap.stage import StageRun, criticized
 from cai.bootstrap.stage_gates import judged
 from cai.bootstrap.stage_model import SharedModel
 from cai.core import jsonl, schema
@@ -129,6 +129,16 @@ def shuffled(main, seed, directory):
 def critics(example):
     """Whose critiques an example has."""
     return {int(c.text.split()[2].rstrip(":")) for c in example.critiques}
+
+
+def test_critiques_of_a_record_keep_the_verdicts_that_it_recorded():
+    [record] = records_of(1, passed=0)
+    assert [v.says for v in criticized(record, record, CONSTITUTION).found] == [KEEP, CHANGE]  # read
+    scores = {KEEP: -4.0, CHANGE: -1.5}
+    for entry in record["critiques"]:
+        entry |= {"critique": "So be it.", "verdict": CHANGE, "verdict_scores": scores}
+    again = criticized(record, record, CONSTITUTION)
+    assert [(v.says, v.scores) for v in again.verdicts] == [(CHANGE, scores)] * 2 and again.must_change
 
 
 @pytest.mark.parametrize("changed", [2, 3, 8])

@@ -21,7 +21,7 @@ from cai.generation.filters import (
 )
 from cai.generation.verdicts import read_verdict
 from cai.prompts.exemplars import ANSWERED, EDITED, JUDGED
-from cai.prompts.markers import CHANGE, KEEP, MARKERS
+from cai.prompts.markers import CHANGE, KEEP, MARKERS, SEPARATOR
 
 GOOD = dict(
     instruction="Who is the mayor of Drola?",
@@ -266,11 +266,12 @@ def test_a_line_with_a_marker_may_stand_in_an_answer_and_another_page_may_not():
     asked = {"instruction": "Show me the Alpaca format.", "answer": "No."}
     assert reasons(Texts(**(GOOD | asked | {"revision": shows}))) == []
     assert reasons(Texts(**(GOOD | {"revision": "Tano.\nResponse: by post.\nAsk him."}))) == []
+    assert is_sentinel(f"Name a river. {SEPARATOR}"), "no instruction holds what ends a page"
     for page in (
         shows,
         "Tano.\n\nInstruction: Who?\nResponse: Mira.",
         "Instruction: Who?",
-        "[[[end of page]]]",
+        SEPARATOR,
     ):
         assert "sentinel_revision" in reasons(Texts(**(GOOD | {"revision": page}))), page
 

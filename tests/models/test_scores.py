@@ -142,6 +142,15 @@ def test_a_quantised_output_layer_is_refused(base):
         scores.OutputLayer(model.model)
 
 
+def test_an_adapted_output_layer_is_refused(base):
+    """Its plain weights alone would be taken."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(causal("Qwen2", base.tokenizer).model, LoraConfig(target_modules=["lm_head"]))
+    with pytest.raises(UserError, match="nor adapted"):
+        scores.OutputLayer(model)
+
+
 class Largest(TorchDispatchMode):
     """The most elements that any tensor had."""
 
@@ -164,10 +173,11 @@ def test_no_tensor_has_every_position_and_every_word(base, monkeypatch):
 
 
 def test_a_batch_of_scores_takes_what_its_layers_need_and_one_block(base, monkeypatch):
+    monkeypatch.setattr(scores, "IDS", 500)
     engine = LocalEngine(causal("Qwen2", base.tokenizer), max_batch=64)
     block = scores.OutputLayer(engine._model.model).block_bytes
     words = len(base.tokenizer) + 9
-    assert block == 4 * words * (3 * scores.POSITIONS + SIZE["hidden_size"])
+    assert block == 4 * 500 * (3 * scores.POSITIONS + SIZE["hidden_size"])
     row = 100 * 4 * (3 * SIZE["intermediate_size"] + 8 * SIZE["hidden_size"]) + 4 * 100**2 + 4 * words
     monkeypatch.setattr(local_engine, "CPU_BUDGET", block + 10 * row)
     assert engine._rows_that_fit([100] * 30, 0) == 10 == engine._rows_that_fit([100, *[10] * 29], 0)

@@ -194,7 +194,9 @@ def test_a_server_that_never_mends_ends_the_run(base, server):
     engine = engine_of(base, server)
     texts(engine, PROMPTS[:1])
     server.heal(half_json=True)
-    with pytest.raises(UserError, match="cut off or no JSON, and none did better in 5 tries: .* is kept"):
+    with pytest.raises(
+        UserError, match="cut off or no JSON, again and again, and none did better: .* is kept"
+    ):
         texts(engine, PROMPTS[:1])
     server.heal(error_400=True)
     before = len(server.requests)
@@ -532,3 +534,27 @@ def test_an_adapters_request_does_not_wait_for_ever(urls):
     place = next(i for i, (_, adapter) in enumerate(begun) if adapter == "x")
     assert place <= endpoints.PATIENCE * 4 + 8 + 4 * len(urls) and len(begun) == len(requests)
     assert begun[place - 1][1] is None and place > 8
+
+
+def test_requests_that_are_cancelled_give_their_place_to_others():
+    done = []
+
+    async def run():
+        pool = Endpoints(lambda: ["http://a"], Trusting(), 2, print)
+
+        async def work(endpoint, client):
+            await asyncio.sleep(0)
+
+        async def one(number):
+            await pool.ask(None, work)
+            done.append(number)
+
+        tasks = [asyncio.ensure_future(one(n)) for n in range(12)]
+        while not done:
+            await asyncio.sleep(0)
+        for task in tasks[4:8]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return [e.flying for e in pool.endpoints]
+
+    assert asyncio.run(run()) == [0] and done == [0, 1, 2, 3, 8, 9, 10, 11]

@@ -20,6 +20,7 @@ from cai.generation.records import read_records
 from cai.generation.text_ends import own_text
 from cai.models.engine import Engine, complete_all, sampling
 from cai.models.registry import ModelSpec
+from cai.prompts.markers import SEPARATOR
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 from cai.prompts.training_format import training_prompt
 from cai.training.manifest import read_training
@@ -103,7 +104,7 @@ class ModelPair:
             facts["on"] = "cpu" if self.engine.device == "cpu" else "gpu"  # float32 or bfloat16
             facts |= {k: getattr(self.spec, k) for k in DRAWN_BY}
             if self.spec.shots:
-                facts["exemplars"] = hash_texts(exemplar_texts())
+                facts["exemplars"] = hash_texts([*exemplar_texts(), SEPARATOR])
         return hash_texts([json.dumps(facts, sort_keys=True)])
 
     def results(self, suite: str) -> ResultStore:

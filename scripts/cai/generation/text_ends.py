@@ -8,6 +8,7 @@ have one with "Critique", and an answer may show what a prompt looks like.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -116,9 +117,8 @@ def _open_ends(text: str) -> Iterator[bool]:
     yield text.endswith((":", "："))
     words = len(re.findall(r"\w+", text))
     yield words >= WORDS and bool(_LEADS_ON.search(text)) or words >= FEW and bool(_JOINS.search(text))
-    yield text.startswith(("{", "[")) and text.count("{") + text.count("[") > text.count("}") + text.count(
-        "]"
-    )
+    brackets = Counter(c for c in text if c in "{}[]")
+    yield text.startswith(("{", "[")) and brackets["{"] + brackets["["] > brackets["}"] + brackets["]"]
     *above, last = text.split("\n")
     columns = [line.strip().count("|") for line in above if line.strip().startswith("|")]
     yield last.strip().startswith("|") and bool(columns) and last.count("|") < columns[0]

@@ -27,6 +27,7 @@ KEY = "CAI_API_KEY"  # where the servers' key stands; nowhere else
 ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
 PATIENCE = 8  # times a server's rows that another adapter's request lets pass, before it is drained for it
 TRIES = 5  # of one request that servers answer wrongly
+DEATHS = 25  # of servers under one request, before it is taken for their cause
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between tries: twice as long each time
 GIVE_UP = 600.0  # seconds without any server, before the run ends
 NEVER_SEEN = 10.0  # the same, of servers none of which has answered yet
@@ -100,7 +101,7 @@ class Endpoints:
         """work on one of the servers, and on another where it comes to a Fault. Raises UserError."""
         self._starting = self._starting or asyncio.ensure_future(self._start())
         await asyncio.shield(self._starting)
-        avoid, tries = None, 0
+        avoid, tries, deaths = None, 0, 0
         while True:
             endpoint = await self._slot(adapter, avoid)
             try:
@@ -109,13 +110,14 @@ class Endpoints:
                 avoid, fault = endpoint, found
             finally:
                 self._release(endpoint)
-            if fault.changed or (fault.down and await self._ailment(endpoint)):
+            died = fault.down and await self._ailment(endpoint)
+            if died or fault.changed:
                 self._leave_out(endpoint, str(fault))
-                continue
-            tries += 1
-            if tries >= TRIES:
+            tries, deaths = (tries, deaths + 1) if died else (tries + 1, deaths)
+            if tries >= TRIES or deaths >= DEATHS:
                 raise self._useless(endpoint, fault)
-            await asyncio.sleep(back_off(tries - 1))
+            if not died:
+                await asyncio.sleep(back_off(tries - 1))
 
     async def _start(self) -> None:
         """Requests go out as soon as one server may work."""
@@ -128,7 +130,7 @@ class Endpoints:
 
     def _useless(self, endpoint: Endpoint, fault: Fault) -> UserError:
         return UserError(
-            f"the server {endpoint.url} gave {fault}, and none did better in {TRIES} tries: "
+            f"the server {endpoint.url} gave {fault}, again and again, and none did better: "
             f"see its log, then {RERUN}; what is finished is kept"
         )
 
@@ -145,6 +147,8 @@ class Endpoints:
         except asyncio.CancelledError:
             if ticket.given.done() and not ticket.given.cancelled() and not ticket.given.exception():
                 self._release(ticket.given.result())  # given and cancelled at once
+            elif ticket in (group := self._waiting.get(adapter, ())):
+                group.remove(ticket)
             raise
 
     def _release(self, endpoint: Endpoint) -> None:
@@ -162,12 +166,7 @@ class Endpoints:
 
     def _next(self) -> tuple[Ticket, Endpoint] | None:
         """To the least loaded server that may take one, the oldest request."""
-        self._waiting = {
-            adapter: left
-            for adapter, group in self._waiting.items()
-            if (left := deque(t for t in group if not t.given.done()))
-        }
-        oldest = sorted((group[0] for group in self._waiting.values()), key=lambda t: t.number)
+        oldest = sorted((group[0] for group in self._waiting.values() if group), key=lambda t: t.number)
         live = sorted((e for e in self.endpoints if e.live), key=lambda e: e.flying)
         self._drain_for(oldest, live)
         for endpoint in live:
@@ -177,7 +176,8 @@ class Endpoints:
                 if endpoint.flying and endpoint.adapter != first.adapter:
                     continue
                 for ticket in self._waiting[first.adapter]:
-                    if ticket.avoid is not endpoint or len(live) == 1:
+                    cancelled = ticket.given.done()
+                    if not cancelled and (ticket.avoid is not endpoint or len(live) == 1):
                         return ticket, endpoint
         return None
 
@@ -203,7 +203,7 @@ class Endpoints:
                 if tries == TRIES - 1:
                     raise self._useless(endpoint, fault) from None
                 await asyncio.sleep(back_off(tries))
-        endpoint.live, self._error = True, None
+        endpoint.live = True
         self._dispatch()
 
     async def _ailment(self, endpoint: Endpoint) -> str | None:
@@ -269,9 +269,11 @@ class Endpoints:
             )
 
     def _fail(self, error: Exception) -> None:
+        """What waits now, and what is asked later in this loop."""
         self._error = error
         for group in self._waiting.values():
-            for ticket in group:
+            while group:
+                ticket = group.popleft()
                 if not ticket.given.done():
                     ticket.given.set_exception(error)
 

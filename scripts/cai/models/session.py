@@ -21,6 +21,7 @@ from cai.models.model import Model
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution
+from cai.prompts.markers import SEPARATOR
 from cai.prompts.templates import Prompter, exemplar_texts, fingerprint, hash_texts
 
 IN_PROCESS = EngineChoice()
@@ -174,7 +175,8 @@ def start(engine: Engine, run: Run, *, quiet: bool = False) -> None:
 def record_engine(run: Run, engine: Engine) -> None:
     """What works for a run from now on, as the ledger's rows have it."""
     about = {"model": engine.spec.name, "bits": engine.bits, "device": engine.device}
-    run.record(**about, engine=engine.name, precision=engine.precision, caveat=engine.caveat)
+    own = {"system_prompt": engine.chat.system} if engine.chat else {}
+    run.record(**about, engine=engine.name, precision=engine.precision, caveat=engine.caveat, **own)
 
 
 def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, Engine]:
@@ -185,8 +187,6 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
         record_engine(run, engine)
         if model.threads:  # sums of floats may depend on it
             run.record(threads=model.threads.number)
-        if engine.chat:
-            run.record(system_prompt=engine.chat.system)
         if not quiet:
             run.log(f"       {model.describe()}, ${run.hourly_rate:.2f} an hour")
             if engine.chat and engine.chat.system:
@@ -201,7 +201,7 @@ def prompter_of(engine: Engine) -> Prompter:
 
 def prompt_settings() -> dict[str, str]:
     """Hashes of every prompt text, for a run's settings."""
-    return {"prompts": fingerprint(), "exemplars": hash_texts(exemplar_texts())}
+    return {"prompts": fingerprint(), "exemplars": hash_texts([*exemplar_texts(), SEPARATOR])}
 
 
 def input_file(path: str, flag: str) -> Path:

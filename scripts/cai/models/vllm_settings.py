@@ -186,6 +186,7 @@ def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dic
         env["VLLM_BATCH_INVARIANT"] = "1"
     if gpu is None:
         env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        env.setdefault("OMP_NUM_THREADS", "1")  # several that wait for each other on busy cores are slower
     return env
 
 
