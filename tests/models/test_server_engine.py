@@ -438,6 +438,24 @@ def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, adapt
     assert texts(engine, adapter="a") == before and list(own.adapters) == [served]
 
 
+def test_an_adapters_check_that_was_broken_off_is_made_again(base, own, adapters):
+    engine = engine_of(base, own)
+    engine.load_adapter(adapters["one"], "a")
+    texts(engine, PROMPTS[:1])
+    own.heal(hang=True)
+
+    async def broken_off():
+        asyncio.ensure_future(engine.complete(PROMPTS[0], SHORT, 0, "a"))
+        while not engine._checks._shown:
+            await asyncio.sleep(0)
+        raise KeyError("the caller's own fault")
+
+    with pytest.raises(KeyError):
+        asyncio.run(broken_off())
+    own.heal()
+    assert texts(engine, adapter="a") != texts(engine)
+
+
 def test_adapters_are_loaded_on_every_server_and_those_away_get_them_later(base, two, adapters, monkeypatch):
     servers = FixedServers([s.url for s in two])
     two[0].heal(dead=True)
