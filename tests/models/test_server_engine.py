@@ -141,6 +141,14 @@ def test_the_key_comes_from_the_environment_alone(base, server, monkeypatch):
     assert "sesame" not in str(refused.value) + "".join(said)
 
 
+def test_a_proxy_is_for_other_machines(base, server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert texts(engine_of(base, server), PROMPTS[:1])
+
+
 URLS = {
     "127.0.0.1:8000": "no URL of a server",
     "ftp://host": "no URL of a server",
