@@ -91,7 +91,6 @@ def train_adapter(session: Session, pairs: Sequence[dict[str, Any]], settings: S
     else:
         session.load_weights()
         with run.step("training") as step:
-            step.by("local", session.model.bits)
             result = train(session.model, seen, held_out, settings, run.checkpoints, **how)
             step.examples = result.taken
     facts = ("status", "steps", "before", "after")
