@@ -1,4 +1,4 @@
-"""The tables of specs/cost.md, made from the code: python tests/costs/cost_page.py writes them anew.
+"""The tables of costs in specs/, made from the code: python tests/costs/cost_page.py writes them anew.
 
 They are what is forecast where nothing was measured, on one A100 80GB at $1.74 an hour."""
 
@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import generate_full  # noqa: E402
 import generate_mvp  # noqa: E402
 import test_batch  # noqa: E402
+from cai.bootstrap.controls import BASE_HELPER, CONTROLS  # noqa: E402
 from cai.bootstrap.forecast import PlanForecast  # noqa: E402
 from cai.bootstrap.plan import load  # noqa: E402
 from cai.core.text import format_duration  # noqa: E402
@@ -36,7 +38,6 @@ from cai.models import device, vllm_server  # noqa: E402
 from cai.models.registry import REGISTRY  # noqa: E402
 from cai.training.settings import default_steps  # noqa: E402
 
-PAGE = ROOT / "specs/cost.md"
 SPEC, GUARD = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["meta-llama/Llama-Guard-3-8B"]
 KNOW = {"hourly_rate": 1.74, "device": A100.name, "ledger": ()}
 PLAN = "progressive"
@@ -117,11 +118,30 @@ def training() -> list[Sequence[str]]:
     return rows
 
 
+def plans() -> list[Sequence[str]]:
+    """One seed of the plans, by the engine that auto comes to and by the local one."""
+    works = {
+        "progressive": (PLAN, ()),
+        "with control (a)": (PLAN, (BASE_HELPER,)),
+        "with all four controls": (PLAN, tuple(CONTROLS)),
+        "six-stage": ("six-stage", ()),
+    }
+    rows: list[Sequence[str]] = [["one seed", "vLLM FP8", "local"], []]
+    for name, (plan, controls) in works.items():
+        here = PlanForecast(load(plan), SPEC, controls, 1, KNOW["hourly_rate"])
+        there = replace(here, choice=here.cheaper("auto", None, anywhere=True))
+        rows.append([name, total(there.total), total(here.total)])
+    return rows
+
+
 def total(f: Forecast) -> str:
     return f"{format_duration(f.seconds)}, ${f.dollars:.2f}"
 
 
-TABLES = {"milestones": milestones, "engines": engines, "rates": rates, "training": training}
+PAGES = {  # page -> the tables in it
+    ROOT / "specs/cost.md": (milestones, engines, rates, training),
+    ROOT / "specs/progressive.md": (plans,),
+}
 
 
 @contextlib.contextmanager
@@ -136,20 +156,21 @@ def bare_machine() -> Iterator[None]:
         yield
 
 
-def updated(page: str) -> str:
+def updated(path: Path, page: str) -> str:
     """The page with its tables as the code has them now. They stand between <!-- name --> and
     <!-- /name -->."""
-    for name, make in TABLES.items():
+    for make in PAGES[path]:
         with bare_machine():
             head, _, *rows = make()
         lines = [head, ["---"] * len(head), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        before, start, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        assert start and end, f"{PAGE} has no place for the table {name}"
+        before, start, rest = page.partition(f"<!-- {make.__name__} -->\n")
+        _, end, after = rest.partition(f"<!-- /{make.__name__} -->")
+        assert start and end, f"{path} has no place for the table {make.__name__}"
         page = f"{before}{start}{table}\n{end}{after}"
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(updated(path, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -64,22 +64,6 @@ def engine(request, base, urls):
     return engine_of(request.param, base, urls)
 
 
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    """Two saved adapters that change every text, and one that changes nothing yet."""
-    found = {}
-    for name, scale in {"one": 0.1, "two": 0.2, "new": 0.0}.items():
-        model = load(REGISTRY["sandbox"])
-        model.add_adapter(r=4, alpha=8, seed=0)
-        torch.manual_seed(1)
-        for key, value in model.model.named_parameters():
-            if "lora_B" in key:
-                value.data.normal_(0, scale) if scale else value.data.zero_()
-        found[name] = tmp_path_factory.mktemp("adapters") / name
-        model.save_adapter(found[name])
-    return found
-
-
 def test_it_says_what_the_contract_asks(engine, base):
     said = {name: getattr(engine, name) for name in Engine.__annotations__}
     name = said["name"]

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 
 import pytest
-import torch
 from cai.core.errors import UserError
 from cai.models import endpoints, probe
 from cai.models.endpoints import Endpoints
@@ -140,6 +139,14 @@ def test_the_key_comes_from_the_environment_alone(base, server, monkeypatch):
     with pytest.raises(UserError) as refused:
         texts(engine)
     assert "sesame" not in str(refused.value) + "".join(said)
+
+
+def test_a_proxy_is_for_other_machines(base, server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert texts(engine_of(base, server), PROMPTS[:1])
 
 
 URLS = {
@@ -389,22 +396,6 @@ def test_caveat_and_capacity(base, server):
 # ---- adapters ----
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Two adapters that change every text, and one that changes nothing yet."""
-    found = {}
-    for name, scale in {"one": 0.1, "two": 0.2, "new": 0.0}.items():
-        model = load(REGISTRY["sandbox"])
-        model.add_adapter(r=4, alpha=8, seed=0)
-        torch.manual_seed(1)
-        for key, value in model.model.named_parameters():
-            if "lora_B" in key:
-                value.data.normal_(0, scale) if scale else value.data.zero_()
-        found[name] = tmp_path_factory.mktemp("adapters") / name
-        model.save_adapter(found[name])
-    return found
-
-
 @pytest.fixture
 def own():
     """A server of its own model, which may take up adapters."""
@@ -412,10 +403,10 @@ def own():
         yield running
 
 
-def test_rows_of_two_models_are_never_in_one_servers_batch(base, own, saved):
+def test_rows_of_two_models_are_never_in_one_servers_batch(base, own, adapters):
     engine = engine_of(base, own, rows=4)
-    engine.load_adapter(saved["one"], "a")
-    engine.load_adapter(saved["two"], "b")
+    engine.load_adapter(adapters["one"], "a")
+    engine.load_adapter(adapters["two"], "b")
 
     async def run():
         names = [None, "a", "b"] * 8
@@ -431,31 +422,31 @@ def test_rows_of_two_models_are_never_in_one_servers_batch(base, own, saved):
     }
 
 
-def test_a_server_that_ignores_or_rejects_an_adapter_is_refused(base, own, saved):
+def test_a_server_that_ignores_or_rejects_an_adapter_is_refused(base, own, adapters):
     own.heal(no_lora=True)
     engine = engine_of(base, own)
     with pytest.raises(UserError, match="does not load the adapter .*404.*--enable-lora --lora-modules"):
-        engine.load_adapter(saved["one"], "a")
+        engine.load_adapter(adapters["one"], "a")
     assert engine.adapters == {}
     own.heal(lora_ignored=True)
-    engine.load_adapter(saved["one"], "a")
-    engine.load_adapter(saved["new"], "new")
+    engine.load_adapter(adapters["one"], "a")
+    engine.load_adapter(adapters["new"], "new")
     assert texts(engine, adapter="new") == texts(engine)  # it changes nothing by itself
     with pytest.raises(UserError, match="answers with the base model where the adapter .* is asked for"):
         texts(engine, adapter="a")
 
 
-def test_an_adapter_that_is_served_already_is_not_loaded_again(base, own, saved):
-    engine_of(base, own).load_adapter(saved["one"], "a")
+def test_an_adapter_that_is_served_already_is_not_loaded_again(base, own, adapters):
+    engine_of(base, own).load_adapter(adapters["one"], "a")
     own.heal(no_lora=True)
     engine = engine_of(base, own)
-    engine.load_adapter(saved["one"], "other name")
+    engine.load_adapter(adapters["one"], "other name")
     assert texts(engine, adapter="other name") != texts(engine)
 
 
-def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, saved):
+def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, adapters):
     engine = engine_of(base, own, log=lambda line: None)
-    engine.load_adapter(saved["one"], "a")
+    engine.load_adapter(adapters["one"], "a")
     before = texts(engine, adapter="a")
     [served] = own.adapters
     own.adapters.clear()
@@ -464,15 +455,33 @@ def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, saved
     assert texts(engine, adapter="a") == before and list(own.adapters) == [served]
 
 
-def test_adapters_are_loaded_on_every_server_and_those_away_get_them_later(base, two, saved, monkeypatch):
+def test_an_adapters_check_that_was_broken_off_is_made_again(base, own, adapters):
+    engine = engine_of(base, own)
+    engine.load_adapter(adapters["one"], "a")
+    texts(engine, PROMPTS[:1])
+    own.heal(hang=True)
+
+    async def broken_off():
+        asyncio.ensure_future(engine.complete(PROMPTS[0], SHORT, 0, "a"))
+        while not engine._checks._shown:
+            await asyncio.sleep(0)
+        raise KeyError("the caller's own fault")
+
+    with pytest.raises(KeyError):
+        asyncio.run(broken_off())
+    own.heal()
+    assert texts(engine, adapter="a") != texts(engine)
+
+
+def test_adapters_are_loaded_on_every_server_and_those_away_get_them_later(base, two, adapters, monkeypatch):
     servers = FixedServers([s.url for s in two])
     two[0].heal(dead=True)
     monkeypatch.setattr(SandboxServer, "_load", no_work)
-    servers.load_adapter(saved["one"], "adapter-x")
+    servers.load_adapter(adapters["one"], "adapter-x")
     assert list(two[1].adapters) == ["adapter-x"] and not two[0].adapters
     two[1].heal(dead=True)
     with pytest.raises(UserError, match="none of the servers answers"):
-        servers.load_adapter(saved["one"], "adapter-x")
+        servers.load_adapter(adapters["one"], "adapter-x")
 
 
 async def no_work(*about):

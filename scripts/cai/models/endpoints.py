@@ -32,6 +32,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between tries: twice as long eac
 GIVE_UP = 600.0  # seconds without any server, before the run ends
 NEVER_SEEN = 10.0  # the same, of servers none of which has answered yet
 
+# A proxy that the environment names is for other machines.
+NO_PROXY = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+
 T = TypeVar("T")
 
 
@@ -295,7 +298,7 @@ def client(kind: str = "AsyncOpenAI") -> Any:
         api_key=os.environ.get(KEY) or "none",
         max_retries=0,
         timeout=seconds,
-        http_client=http(follow_redirects=False, timeout=seconds, limits=limits),
+        http_client=http(follow_redirects=False, timeout=seconds, limits=limits, mounts=NO_PROXY),
     )
 
 

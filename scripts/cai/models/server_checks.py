@@ -81,7 +81,8 @@ class Checks:
     async def adapter(self, url: str, client: Any, served: str) -> None:
         """Once for each server, whatever asks at the same time."""
         task = self._shown.get((url, served))
-        if task is None or (not task.done() and task.get_loop() is not asyncio.get_running_loop()):
+        broken_off = task and (task.cancelled() or task.get_loop().is_closed() and not task.done())
+        if task is None or broken_off:
             task = asyncio.ensure_future(self._changes_something(Target(client, url, served)))
             self._shown[url, served] = task
         try:
