@@ -13,6 +13,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, display_path
 from cai.core.prompt_files import load_heldout, load_neutral, load_seeds
 from cai.core.run import Run, read_manifest
+from cai.models import probe
 from cai.models.device import hourly_rate, this_device
 from cai.models.engine import Engine, together
 from cai.models.engines import EngineChoice, engine_of, free_memory, server_engine
@@ -185,6 +186,7 @@ def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) ->
         model = load(spec, bits)
         engine = engine_of(model)
         record_engine(run, engine)
+        probe.remember(engine)  # what a server of this model must come to
         if model.threads:  # sums of floats may depend on it
             run.record(threads=model.threads.number)
         if not quiet:
