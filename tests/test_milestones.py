@@ -83,7 +83,10 @@ def test_m1_waits_for_the_gate_of_m0(tmp_path):
 
 def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu(tmp_path):
     done = script("generate_mvp.py", "--forecast", "--model", "Qwen/Qwen2.5-32B", output=tmp_path)
-    assert done.returncode == 0 and "in 4 bits on one A100 80GB" in done.stdout and "$1.74" in done.stdout
+    assert done.returncode == 0 and "on one A100 80GB" in done.stdout and "$1.74" in done.stdout
+    assert "vLLM FP8 (chosen)" in done.stdout and "local NF4" in done.stdout
+    m1 = script("test_batch.py", "--forecast", "--model", "Qwen/Qwen2.5-32B", output=tmp_path)
+    assert "in 4 bits on one A100 80GB" in m1.stdout and "vLLM" not in m1.stdout  # in this process
     small = script("generate_mvp.py", "--forecast", "--model", "Qwen/Qwen2.5-0.5B", output=tmp_path)
     assert "on cpu" in small.stdout
 
