@@ -138,6 +138,19 @@ def test_a_run_that_has_begun_keeps_its_engine(here):
     assert weights_of(ahead.choice) == FP8 and ("answer", "vllm") in {(x.step, x.engine) for x in ahead.lines}
 
 
+def test_a_flag_that_was_given_is_not_ignored_where_a_run_has_begun(here):
+    with Run.open("full", {"engine": "server", "engine_bits": 8}) as run:
+        (run.data / "records.jsonl").write_text("{}\n")
+    for own, differing in (
+        ({"engine_bits": 16}, "engine_bits was 8, now 16"),
+        ({"deterministic": True}, "deterministic was"),
+    ):
+        choice = milestone_forecast(flags(engine="auto", **own), 1, 10).choice
+        with pytest.raises(UserError, match=differing):
+            Run.open("full", choice.settings())
+    Run.open("full", milestone_forecast(flags(engine="auto"), 1, 10).choice.settings()).__exit__()
+
+
 # ---- the work with a server ----
 
 

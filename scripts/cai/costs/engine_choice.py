@@ -38,8 +38,9 @@ def choice_of(
     beside: ModelSpec | None = None,
 ) -> EngineChoice:
     """The engine of a run. cheaper: asked for one where --engine is auto and nothing has begun yet, or vllm.
-    begun: the settings of the run that goes on; it keeps what it has. beside: a guard on the same GPU. Raises
-    UserError for flags that do not go together."""
+    begun: the settings of the run that goes on; it keeps what it has, but a flag that was given counts, and
+    opening the run says what differs. beside: a guard on the same GPU. Raises UserError for flags that do not
+    go together."""
     own = {
         "deterministic": args.deterministic,
         "beside_gb": beside.memory_gb(beside.bits) if beside and beside.name != spec.name else 0.0,
@@ -62,7 +63,7 @@ def choice_of(
         why = "with which this run has begun"
         if "engine" not in begun:
             return EngineChoice(why=why)
-        return EngineChoice(VLLM, begun["engine_bits"], why, **own)
+        return EngineChoice(VLLM, args.engine_bits or begun["engine_bits"], why, **own)
     return replace(cheaper(), **own)
 
 

@@ -37,8 +37,12 @@ class EngineChoice:
         return self.engine == LOCAL
 
     def settings(self) -> dict[str, Any]:
-        """What rows depend on. In this process they are generated with the very weights that --bits names."""
-        return {} if self.is_local else {"engine": "server", "engine_bits": self.bits}
+        """What rows depend on. In this process they are generated with the very weights that --bits names.
+        deterministic: a run some of whose texts were not could not say that it can be repeated."""
+        if self.is_local:
+            return {}
+        own = {"deterministic": True} if self.deterministic else {}
+        return {"engine": "server", "engine_bits": self.bits, **own}
 
 
 def engine_of(model: Model, max_batch: int | None = None) -> Engine:
