@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +71,3 @@ def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], No
         deterministic=choice.deterministic,
         log=log,
     )
-
-
-def free_memory() -> None:
-    """After the last reference to a model is gone."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
