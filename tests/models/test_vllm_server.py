@@ -599,8 +599,9 @@ def test_the_precision_in_words(home, monkeypatch):
 def test_what_cannot_be_served_here_is_a_sentence(home, monkeypatch):
     with pytest.raises(UserError, match="vLLM's CPU build serves 16-bit weights alone"):
         VllmServer(SANDBOX, 8)
-    with pytest.raises(UserError, match="--host 0.0.0.0: others could use this server: set CAI_API_KEY"):
-        VllmServer(SANDBOX, 16, host="0.0.0.0")
+    for host in ("0.0.0.0", "127.gpu.example.org"):
+        with pytest.raises(UserError, match=f"--host {host}: others could use this server: set CAI_API_KEY"):
+            VllmServer(SANDBOX, 16, host=host)
     monkeypatch.delenv(vllm_environment.OWN)
     with pytest.raises(UserError, match="vLLM needs a CUDA GPU, and there is none here: use --engine local"):
         VllmServer(SANDBOX, 16)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import time
 from collections import Counter
@@ -23,8 +22,8 @@ from cai.core.ledger import STEP, Usage
 from cai.core.text import one_line
 from cai.models.chat import chat_template
 from cai.models.completion import end_tokens
-from cai.models.completions_api import CompletionsApi, Target, words_of
-from cai.models.endpoints import KEY, ROWS, Endpoint, Endpoints, client
+from cai.models.completions_api import KEY, CompletionsApi, Target, is_loopback, words_of
+from cai.models.endpoints import ROWS, Endpoint, Endpoints, client
 from cai.models.engine import Completion, Sampling, Score, TooLong
 from cai.models.model import check_adapter
 from cai.models.registry import ModelSpec
@@ -117,19 +116,12 @@ def checked_url(text: str) -> str:
             f"--engine: the URL of {one_line(host)} holds more than host, port and path: "
             f"a key belongs into the environment variable {KEY}"
         )
-    if parts.scheme == "http" and os.environ.get(KEY) and not _is_loopback(host):
+    if parts.scheme == "http" and os.environ.get(KEY) and not is_loopback(host):
         raise UserError(
             f"--engine {shown}: {KEY} would be sent unencrypted: use https, a tunnel to this machine "
             f"(ssh -L), or unset {KEY}"
         )
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class ServerEngine:

@@ -21,6 +21,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
+from cai.models.completions_api import KEY, is_loopback
 from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
 from cai.models.loader import fetch
 from cai.models.model import lora_of
@@ -36,7 +37,6 @@ from cai.models.vllm_environment import (
 )
 from cai.models.vllm_process import (
     END_SECONDS,
-    KEY,
     ask,
     end,
     free_port,
@@ -52,7 +52,6 @@ from cai.models.vllm_settings import (
     child_environment,
     command,
     download_gb,
-    is_loopback,
     lora_rank,
     serving_bits,
     serving_precision,
