@@ -17,7 +17,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.text import one_line
 from cai.models.completion import completion_of
-from cai.models.engine import Completion, Sampling
+from cai.models.engine import EOS, Completion, Sampling
 
 KEY = "CAI_API_KEY"  # where the servers' key stands, theirs and their clients'; nowhere else
 TOP = 20  # log-probabilities of a position that any server gives
@@ -63,7 +63,7 @@ class CompletionsApi:
         done = completion_of(self.tokenizer, self.ends, row, len(ids), sampling)
         if done.finish_reason == "length" and choice["finish_reason"] == "stop":
             reason = choice.get("stop_reason")  # an end or a stop string that only the server sees
-            ended_by = reason if isinstance(reason, str) else "<eos>"
+            ended_by = reason if isinstance(reason, str) else EOS
             return Completion(str(choice.get("text")).strip(), len(row), len(ids), "stop", ended_by)
         return done
 

@@ -30,17 +30,15 @@ from cai.models.registry import ModelSpec
 from cai.models.server_checks import Checks
 from cai.prompts.markers import END_OF_TEXT
 
-# Examples in flight for each request that the servers take: more than one keeps them busy while other
-# requests of an example wait for an adapter's turn (specs/engines.md has the figures).
-IN_FLIGHT = 1
 T = TypeVar("T")
 CAVEAT = "a server's rounding depends on which requests share its batch: texts may differ between two runs"
 
 
 class Servers(Protocol):
-    """Who runs the servers. name: "vllm" (ours) or "server" (somebody else's)."""
+    """Who runs the servers. name: "vllm" (ours) or "server" (somebody else's). number: how many."""
 
     name: str
+    number: int
 
     def urls(self) -> Sequence[str]:
         """Their URLs, without /v1. Ours starts what is not running and waits for it. Raises UserError."""
@@ -154,15 +152,17 @@ class ServerEngine:
         self._servers, self._tokenizer, self._rows, self._log = servers, tokenizer, rows, log
         ends = end_tokens(tokenizer, [tokenizer.get_vocab().get(END_OF_TEXT)])
         self._api = CompletionsApi(tokenizer, ends, spec.max_seq_length)
-        self._checks = Checks(spec, self._api, servers, revision=revision, bits=bits, precision=precision)
-        self._checks.noise = noise
+        told = {"revision": revision, "bits": bits, "precision": precision, "noise": noise}
+        self._checks = Checks(spec, self._api, servers, **told)
         self._endpoints: Endpoints | None = None
         self._flying: Counter[str] = Counter()
         self._since = 0.0
 
     # ---- the contract ----
 
-    capacity = property(lambda self: IN_FLIGHT * self._rows * getattr(self._servers, "number", 1))
+    # An example asks for several things side by side, so that one for each row keeps the servers busy
+    # (specs/engines.md has the figures).
+    capacity = property(lambda self: self._rows * self._servers.number)
 
     def load_adapter(self, path: Path, name: str) -> None:
         source = (self.spec.source(self.bits)[0], self.revision) if self.revision else None

@@ -101,7 +101,7 @@ class VllmServer:
     """See models.server_engine.Servers. port: the first free one from 8000 on, if none is given.
     revision: of the weights, once it runs."""
 
-    name = "vllm"
+    name, number = "vllm", 1
 
     def __init__(
         self,
