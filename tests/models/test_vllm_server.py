@@ -146,6 +146,7 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     env = child_environment(gpu=A100, host="127.0.0.1", deterministic=False)
     assert not {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "PYTHONPATH", "VLLM_BATCH_INVARIANT"} & env.keys()
     assert env.keys() >= {"PATH", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} and "VLLM_API_KEY" not in env
+    assert env["HF_HUB_OFFLINE"] == "1"  # what it serves was fetched and checked here
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "VLLM_CPU_KVCACHE_SPACE" not in env
     monkeypatch.setenv("CAI_API_KEY", "k")
     env = child_environment(gpu=None, host="0.0.0.0", deterministic=True)
