@@ -137,7 +137,7 @@ def to_download(spec: ModelSpec, bits: int) -> float:
     repo, revision = spec.source(bits)
     if (ROOT / repo).is_dir() or machine.cached(repo, revision):
         return 0.0
-    return max(0.0, vllm_server.download_gb(spec, bits) - machine.cached_bytes(repo) / machine.GB)
+    return max(0.0, spec.download_gb(bits) - machine.cached_bytes(repo) / machine.GB)
 
 
 def disk_short(spec: ModelSpec, bits: int) -> str:

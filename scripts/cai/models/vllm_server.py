@@ -51,7 +51,6 @@ from cai.models.vllm_settings import (
     check_deterministic,
     child_environment,
     command,
-    download_gb,
     lora_rank,
     serving_bits,
     serving_precision,
@@ -62,7 +61,6 @@ __all__ = [
     "ENVIRONMENT_GB",
     "START_SECONDS",
     "VllmServer",
-    "download_gb",
     "environment_ready",
     "serving_bits",
 ]

@@ -56,11 +56,6 @@ def need_gb(spec: ModelSpec, bits: int, cache: float) -> float:
     return spec.memory_gb(bits) + OVERHEAD_GB + cache * 2 * spec.parameters if spec.parameters else 0.0
 
 
-def download_gb(spec: ModelSpec, bits: int) -> float:
-    """16 bits and FP8, which vLLM makes of them on loading: the 16-bit weights. 4: the ready ones, if any."""
-    return spec.download_gb(bits)
-
-
 def utilization(gpu: Gpu, beside_gb: float) -> float:
     """The share of the whole GPU that vLLM may take: of what is free, less what another model needs."""
     share = min(MOST_OF_A_GPU, (gpu.free - beside_gb * GB - 0.5 * GB) / gpu.memory)
