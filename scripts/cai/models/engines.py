@@ -59,7 +59,7 @@ def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], No
         precision, device = precision_of(choice.bits), this_device()
     else:
         servers = FixedServers(choice.engine.split(","))
-        precision, device = f"{choice.bits} bits, as --engine-bits says", ELSEWHERE
+        precision, device = f"taken for {choice.bits} bits (--engine-bits)", ELSEWHERE
     return ServerEngine(
         spec,
         servers,
