@@ -112,6 +112,12 @@ def test_the_guard_needs_its_room_too():
     assert choose_engine(BIG, work(guard=True), guard=GUARD).bits == 8
     with pytest.raises(UserError, match="does not fit into 80 GB beside 18 GB"):
         choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=GUARD)
+    # A model that guards what it writes itself is there once.
+    assert choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=BIG).bits == 16
+    assert milestone_forecast(flags(engine="vllm"), 1, 10, BIG).choice.beside_gb == 0
+    assert milestone_forecast(flags(engine="vllm"), 1, 10, GUARD).choice.beside_gb == GUARD.memory_gb(
+        GUARD.bits
+    )
     assert weights_of(choose_engine(BIG, work(), asked="vllm", engine_bits=16)) == FULL
 
 
