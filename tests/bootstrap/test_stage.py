@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from cai.bootstrap import plan as plans
-from cai.bootstrap import report, stage
+from cai.bootstrap import report, stage, stage_model
 from cai.bootstrap.context import StageContext, adapter_of, best, resolve_roles, role_names, run_name
 from cai.bootstrap.controls import ARMS, BASE_HELPER, CONTROLS, MAIN, SHUFFLED, flipped, tokens, within_budget
 from cai.bootstrap.plan import Gate, Roles
@@ -771,6 +771,41 @@ def test_an_adapters_name_follows_from_its_hash_in_every_process(tmp_path):
     shared, named = SharedModel(SANDBOX, None, model=Carrier()), {"a" * 64: "stage-" + "a" * 12}
     assert shared.carrying(16, {"a" * 64: tmp_path / ("a" * 64)}, None) == named
     assert shared.carrying(16, dict.fromkeys(named, tmp_path), None) == named
+
+
+def test_a_server_has_given_the_gpu_back_before_a_training_loads(tmp_path, monkeypatch):
+    told = []
+
+    class Server(FakeEngine):
+        def __init__(self):
+            super().__init__(lambda prompt: "x")
+            told.append("made")
+
+        def load_adapter(self, path, name):
+            self.adapters[name] = path.name
+
+        def release(self):
+            told.append("release")
+
+    def load(self, bits, run):
+        told.append(f"load {bits}")
+        self.model = SimpleNamespace(adapters={}, bits=bits)
+
+    monkeypatch.setattr(stage_model, "server_engine", lambda *args: Server())
+    monkeypatch.setattr(stage_model, "start", lambda *args, **how: told.append("start"))
+    monkeypatch.setattr(SharedModel, "_load", load)
+    plan = SimpleNamespace(pin=lambda **facts: None)
+    run = SimpleNamespace(log=print)
+    shared = SharedModel(SANDBOX, plan, EngineChoice("vllm", 8))
+    digest = "a" * 64
+    named = shared.carrying(4, {digest: tmp_path / digest}, run)
+    small = replace(SANDBOX, shots=1)
+    asked = shared.engine(small)
+    assert asked.spec == small and shared.server.spec != small and asked.adapters == {named[digest]: digest}
+    shared.bare(4, run)
+    assert told == ["made", "start", "release", "load 4"]
+    assert shared.carrying(4, {digest: tmp_path / digest}, run) == named and shared.model is None
+    assert told[4:] == ["made", "start"]
 
 
 def test_a_budget_ends_the_line_cleanly_and_a_larger_one_goes_on(line):

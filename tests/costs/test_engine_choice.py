@@ -112,6 +112,12 @@ def test_the_guard_needs_its_room_too():
     assert choose_engine(BIG, work(guard=True), guard=GUARD).bits == 8
     with pytest.raises(UserError, match="does not fit into 80 GB beside 18 GB"):
         choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=GUARD)
+    # A model that guards what it writes itself is there once.
+    assert choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=BIG).bits == 16
+    assert milestone_forecast(flags(engine="vllm"), 1, 10, BIG).choice.beside_gb == 0
+    assert milestone_forecast(flags(engine="vllm"), 1, 10, GUARD).choice.beside_gb == GUARD.memory_gb(
+        GUARD.bits
+    )
     assert weights_of(choose_engine(BIG, work(), asked="vllm", engine_bits=16)) == FULL
 
 
@@ -136,6 +142,19 @@ def test_a_run_that_has_begun_keeps_its_engine(here):
         pass
     ahead = milestone_forecast(flags(engine="auto"), 1, 10)
     assert weights_of(ahead.choice) == FP8 and ("answer", "vllm") in {(x.step, x.engine) for x in ahead.lines}
+
+
+def test_a_flag_that_was_given_is_not_ignored_where_a_run_has_begun(here):
+    with Run.open("full", {"engine": "server", "engine_bits": 8}) as run:
+        (run.data / "records.jsonl").write_text("{}\n")
+    for own, differing in (
+        ({"engine_bits": 16}, "engine_bits was 8, now 16"),
+        ({"deterministic": True}, "deterministic was"),
+    ):
+        choice = milestone_forecast(flags(engine="auto", **own), 1, 10).choice
+        with pytest.raises(UserError, match=differing):
+            Run.open("full", choice.settings())
+    Run.open("full", milestone_forecast(flags(engine="auto"), 1, 10).choice.settings()).__exit__()
 
 
 # ---- the work with a server ----

@@ -373,9 +373,12 @@ def test_an_answer_that_a_stop_string_ended_in_a_sentence_says_so():
             done = await super().complete(prompt, sampling, seed, adapter)
             return replace(done, ended_by=sampling.stop[0])
 
-    engine = Stopping(lambda p: "You will need:" if p.endswith("Response:") else answers(p))
-    [row], _ = run([Example("Who is it?")], engine)
-    assert row["rejected_because"] == ["stopped_inside"]
+    def said(kind):
+        engine = kind(lambda p: "You will need:" if p.endswith("Response:") else answers(p))
+        return run([Example("Who is it?")], engine)[0][0]["rejected_because"]
+
+    assert said(Stopping) == ["stopped_inside"]
+    assert "stopped_inside" not in said(FakeEngine)  # it ended it by itself
 
 
 def test_an_adapter_that_learned_the_bare_format_is_stopped_where_it_goes_on_in_it():

@@ -106,6 +106,7 @@ def test_log_probabilities_are_held_against_those_that_the_model_had_here(
         probe.expected(base.spec, "another", 16)[1] is probe.expected(base.spec, base.revision, 4)[1] is False
     )
     assert texts(engine_of(base, server, bits=8, precision="FP8, bfloat16"), PROMPTS[:1])
+    assert probe.tolerance("FP8, bfloat16", same_bits=False) == probe.OTHER_BITS == 0.5
     server.heal()
     assert texts(engine_of(base, server), PROMPTS[:1])
 

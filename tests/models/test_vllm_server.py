@@ -146,6 +146,7 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     env = child_environment(gpu=A100, host="127.0.0.1", deterministic=False)
     assert not {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "PYTHONPATH", "VLLM_BATCH_INVARIANT"} & env.keys()
     assert env.keys() >= {"PATH", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} and "VLLM_API_KEY" not in env
+    assert env["HF_HUB_OFFLINE"] == "1"  # what it serves was fetched and checked here
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "VLLM_CPU_KVCACHE_SPACE" not in env
     monkeypatch.setenv("CAI_API_KEY", "k")
     env = child_environment(gpu=None, host="0.0.0.0", deterministic=True)
@@ -599,8 +600,9 @@ def test_the_precision_in_words(home, monkeypatch):
 def test_what_cannot_be_served_here_is_a_sentence(home, monkeypatch):
     with pytest.raises(UserError, match="vLLM's CPU build serves 16-bit weights alone"):
         VllmServer(SANDBOX, 8)
-    with pytest.raises(UserError, match="--host 0.0.0.0: others could use this server: set CAI_API_KEY"):
-        VllmServer(SANDBOX, 16, host="0.0.0.0")
+    for host in ("0.0.0.0", "127.gpu.example.org"):
+        with pytest.raises(UserError, match=f"--host {host}: others could use this server: set CAI_API_KEY"):
+            VllmServer(SANDBOX, 16, host=host)
     monkeypatch.delenv(vllm_environment.OWN)
     with pytest.raises(UserError, match="vLLM needs a CUDA GPU, and there is none here: use --engine local"):
         VllmServer(SANDBOX, 16)

@@ -45,7 +45,7 @@ class Gpu:
 
 
 @pytest.mark.parametrize(("free", "longest", "batches"), [
-    (30, 500, (4, 2)), (19, 4096, (2, 4)), (13, 4096, (1, 8)), (2, 4096, (1, 8)),
+    (30, 500, (4, 2)), (29, 4096, (2, 4)), (19, 4096, (2, 4)), (13, 4096, (1, 8)), (2, 4096, (1, 8)),
 ])  # fmt: skip
 def test_the_forecast_halves_what_does_not_fit(free, longest, batches, monkeypatch):
     said, asked = [], Settings.of(LARGE, steps=1)

@@ -62,6 +62,7 @@ def test_the_weights_are_here_for_the_training_alone(served, tmp_path):
     ledger = [row.split(",") for row in (tmp_path / "logs/ledger.jsonl").read_text().splitlines()]
     assert len(ledger) == 3
     assert read_manifest("mine")["adapter"] == result.adapter
+    assert (tmp_path / "logs/probe.json").exists()  # what a server of this model is held against
 
 
 def test_a_training_that_has_ended_loads_nothing(served):

@@ -11,9 +11,9 @@ from cai.core.errors import UserError
 from cai.core.files import display_path
 from cai.core.run import Run
 from cai.models.engine import Engine
-from cai.models.engines import EngineChoice, engine_of, free_memory, server_engine
+from cai.models.engines import EngineChoice, engine_of, server_engine
 from cai.models.loader import load
-from cai.models.model import Model
+from cai.models.model import Model, free_memory
 from cai.models.registry import ModelSpec
 from cai.models.session import record_engine, start
 

@@ -35,15 +35,13 @@ def choice_of(
     cheaper: Callable[[], EngineChoice],
     *,
     begun: Mapping[str, Any] | None,
-    beside: ModelSpec | None = None,
+    guard: ModelSpec | None = None,
 ) -> EngineChoice:
     """The engine of a run. cheaper: asked for one where --engine is auto and nothing has begun yet, or vllm.
-    begun: the settings of the run that goes on; it keeps what it has. beside: a guard on the same GPU. Raises
-    UserError for flags that do not go together."""
-    own = {
-        "deterministic": args.deterministic,
-        "beside_gb": beside.memory_gb(beside.bits) if beside and beside.name != spec.name else 0.0,
-    }
+    begun: the settings of the run that goes on; it keeps what it has, but a flag that was given counts, and
+    opening the run says what differs. guard: a model on the same GPU. Raises UserError for flags that do not
+    go together."""
+    own = {"deterministic": args.deterministic, "beside_gb": beside(spec, guard)}
     if args.engine not in (AUTO, LOCAL, VLLM):
         if args.deterministic:
             raise UserError(
@@ -62,7 +60,7 @@ def choice_of(
         why = "with which this run has begun"
         if "engine" not in begun:
             return EngineChoice(why=why)
-        return EngineChoice(VLLM, begun["engine_bits"], why, **own)
+        return EngineChoice(VLLM, args.engine_bits or begun["engine_bits"], why, **own)
     return replace(cheaper(), **own)
 
 
@@ -97,7 +95,7 @@ def choose_engine(
     try:
         if device == machine.this_device():
             check_driver()
-        bits = vllm_server.serving_bits(spec, engine_bits, memory_of(device), beside_gb=beside(guard))
+        bits = vllm_server.serving_bits(spec, engine_bits, memory_of(device), beside_gb=beside(spec, guard))
     except UserError as error:
         if asked == VLLM:
             raise
@@ -125,9 +123,9 @@ def memory_of(device: str) -> float:
     return here or machine_of(device).memory_gb
 
 
-def beside(guard: ModelSpec | None) -> float:
-    """GB that the guard's model takes on the same GPU."""
-    return guard.memory_gb(guard.bits) if guard else 0.0
+def beside(spec: ModelSpec, guard: ModelSpec | None) -> float:
+    """GB that the guard's model takes on the same GPU; none if it is the one that writes."""
+    return guard.memory_gb(guard.bits) if guard and guard.name != spec.name else 0.0
 
 
 def to_download(spec: ModelSpec, bits: int) -> float:
@@ -136,7 +134,7 @@ def to_download(spec: ModelSpec, bits: int) -> float:
     repo, revision = spec.source(bits)
     if (ROOT / repo).is_dir() or machine.cached(repo, revision):
         return 0.0
-    return max(0.0, vllm_server.download_gb(spec, bits) - machine.cached_bytes(repo) / machine.GB)
+    return max(0.0, spec.download_gb(bits) - machine.cached_bytes(repo) / machine.GB)
 
 
 def disk_short(spec: ModelSpec, bits: int) -> str:
@@ -203,7 +201,7 @@ def side_by_side(
 
 def _fits(spec: ModelSpec, weights: Weights, device: str, guard: ModelSpec | None = None) -> bool:
     try:
-        vllm_server.serving_bits(spec, weights.bits, memory_of(device), beside_gb=beside(guard))
+        vllm_server.serving_bits(spec, weights.bits, memory_of(device), beside_gb=beside(spec, guard))
     except UserError:
         return False
     return True
@@ -238,7 +236,7 @@ def forecast_of(
             guard=guard,
         )
 
-    choice = choice_of(args, spec, cheaper, begun=begun, beside=guard)
+    choice = choice_of(args, spec, cheaper, begun=begun, guard=guard)
     placed = units if choice.is_local else with_server(spec, units, weights_of(choice))
     ahead = replace(forecast(spec, placed, **know), choice=choice)
     if compared and could_be_served(spec, device):

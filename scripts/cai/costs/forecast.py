@@ -246,12 +246,7 @@ def weights_to_fetch(spec: ModelSpec, all_weights: Iterable[Weights]) -> dict[st
     if spec.repo.startswith("models/"):
         return {}
     return {
-        spec.source(bits)[0]: (
-            vllm_server.download_gb(spec, bits) if engine == "vllm" else spec.download_gb(bits)
-        )
-        * 1e9
-        for engine, bits in all_weights
-        if engine != SERVER
+        spec.source(bits)[0]: spec.download_gb(bits) * 1e9 for engine, bits in all_weights if engine != SERVER
     }
 
 

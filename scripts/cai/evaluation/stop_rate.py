@@ -10,7 +10,7 @@ from typing import Any
 
 from cai.core.schema import content_id, row_seed
 from cai.core.stats import wilson
-from cai.models.engine import Completion, Engine, complete_all, sampling
+from cai.models.engine import EOS, Completion, Engine, complete_all, sampling
 from cai.prompts.markers import INSTRUCTION, RESPONSE
 from cai.prompts.templates import Prompter
 from cai.prompts.training_format import training_prompt
@@ -37,4 +37,4 @@ def stop_rate(
 
 def ending(finish_reason: str, ended_by: str | None) -> str:
     """How one answer ended."""
-    return "cut off" if finish_reason != "stop" else STOPPED if ended_by == "<eos>" else "next marker"
+    return "cut off" if finish_reason != "stop" else STOPPED if ended_by == EOS else "next marker"

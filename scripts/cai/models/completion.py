@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cai.models.engine import Completion, Sampling
+from cai.models.engine import EOS, Completion, Sampling
 from cai.prompts.markers import CHAT_TOKENS
 
 
@@ -29,5 +29,5 @@ def completion_of(
         at, stop = min(found)
         return Completion(text[:at].strip(), len(row[:end]), prompt_tokens, "stop", stop)
     if end is not None:
-        return Completion(text.strip(), end + 1, prompt_tokens, "stop", "<eos>")
+        return Completion(text.strip(), end + 1, prompt_tokens, "stop", EOS)
     return Completion(text.strip(), len(row), prompt_tokens, "length")

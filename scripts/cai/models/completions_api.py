@@ -8,6 +8,7 @@ the model's own: vLLM gives those of the logits as they were before temperature 
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.core.text import one_line
 from cai.models.completion import completion_of
-from cai.models.engine import Completion, Sampling
+from cai.models.engine import EOS, Completion, Sampling
 
+KEY = "CAI_API_KEY"  # where the servers' key stands, theirs and their clients'; nowhere else
 TOP = 20  # log-probabilities of a position that any server gives
 LOWEST = -9999.0  # how vLLM writes minus infinity
 SAID = 200  # characters of a server's own words in a sentence of ours
@@ -61,7 +63,7 @@ class CompletionsApi:
         done = completion_of(self.tokenizer, self.ends, row, len(ids), sampling)
         if done.finish_reason == "length" and choice["finish_reason"] == "stop":
             reason = choice.get("stop_reason")  # an end or a stop string that only the server sees
-            ended_by = reason if isinstance(reason, str) else "<eos>"
+            ended_by = reason if isinstance(reason, str) else EOS
             return Completion(str(choice.get("text")).strip(), len(row), len(ids), "stop", ended_by)
         return done
 
@@ -133,6 +135,14 @@ async def call(
         raise Fault("an answer that is cut off or no JSON") from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own. A name that only looks like one may be anybody's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def words_of(error: Any) -> str:
     """What a server says of its refusal, in a line."""
     body = error.body if isinstance(error.body, dict) else {}
@@ -148,9 +158,7 @@ def _refusal(url: str, status: int, words: str) -> Exception:
     if status in (408, 409, 425, 429):
         return Fault(f"status {status} ({words})")
     if status in (401, 403):
-        return UserError(
-            f"{url} wants a key (status {status}): set CAI_API_KEY to the one it was started with"
-        )
+        return UserError(f"{url} wants a key (status {status}): set {KEY} to the one it was started with")
     return UserError(f"{url} refuses a request (status {status}: {words}): see the server's log")
 
 

@@ -21,9 +21,8 @@ from typing import Any, Protocol, TypeVar
 
 from cai.core.errors import RERUN, UserError
 from cai.core.text import format_duration
-from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault, call
+from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, KEY, Fault, call
 
-KEY = "CAI_API_KEY"  # where the servers' key stands; nowhere else
 ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
 PATIENCE = 8  # times a server's rows that another adapter's request lets pass, before it is drained for it
 TRIES = 5  # of one request that servers answer wrongly
@@ -286,7 +285,7 @@ class Endpoints:
 
 def client(kind: str = "AsyncOpenAI") -> Any:
     """A client of the openai package that does one try, follows nobody elsewhere and takes its key from
-    CAI_API_KEY alone. It belongs to one event loop."""
+    KEY alone. It belongs to one event loop."""
     import httpx2  # openai's own
     import openai
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +36,12 @@ class EngineChoice:
         return self.engine == LOCAL
 
     def settings(self) -> dict[str, Any]:
-        """What rows depend on. In this process they are generated with the very weights that --bits names."""
-        return {} if self.is_local else {"engine": "server", "engine_bits": self.bits}
+        """What rows depend on. In this process they are generated with the very weights that --bits names.
+        deterministic: a run some of whose texts were not could not say that it can be repeated."""
+        if self.is_local:
+            return {}
+        own = {"deterministic": True} if self.deterministic else {}
+        return {"engine": "server", "engine_bits": self.bits, **own}
 
 
 def engine_of(model: Model, max_batch: int | None = None) -> Engine:
@@ -56,7 +59,7 @@ def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], No
         precision, device = precision_of(choice.bits), this_device()
     else:
         servers = FixedServers(choice.engine.split(","))
-        precision, device = f"{choice.bits} bits, as --engine-bits says", ELSEWHERE
+        precision, device = f"taken for {choice.bits} bits (--engine-bits)", ELSEWHERE
     return ServerEngine(
         spec,
         servers,
@@ -68,12 +71,3 @@ def server_engine(spec: ModelSpec, choice: EngineChoice, log: Callable[[str], No
         deterministic=choice.deterministic,
         log=log,
     )
-
-
-def free_memory() -> None:
-    """After the last reference to a model is gone."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import io
 import json
@@ -336,3 +337,12 @@ def quiet() -> Iterator[None]:
     except BaseException:
         say(held.getvalue())
         raise
+
+
+def free_memory() -> None:
+    """Gives the GPU what nothing refers to any more: after the last reference to a model is gone."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

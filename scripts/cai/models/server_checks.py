@@ -32,7 +32,8 @@ class Adapters(Protocol):
 
 
 class Checks:
-    """See models.endpoints.Checks. adapters: served name -> directory, of those that servers must have."""
+    """See models.endpoints.Checks. adapters: served name -> directory, of those that servers must have.
+    noise: see ServerEngine."""
 
     def __init__(
         self,
@@ -43,10 +44,10 @@ class Checks:
         revision: str | None,
         bits: int,
         precision: str,
+        noise: bool,
     ):
         self._spec, self._api, self._servers = spec, api, servers
-        self._revision, self._bits, self._precision = revision, bits, precision
-        self.noise = False
+        self._revision, self._bits, self._precision, self._noise = revision, bits, precision, noise
         self.adapters: dict[str, Path] = {}
         self.seen = False
         self._models: dict[str, str] = {}  # url -> the base model's name, of those that were checked
@@ -161,7 +162,7 @@ class Checks:
                 "--logprobs-mode raw_logprobs"
             )
         mean, even = sum(values) / len(values), -math.log(len(self._api.tokenizer))
-        if mean < CHANCE * even and not self.noise:
+        if mean < CHANCE * even and not self._noise:
             raise UserError(
                 f"the server {at.url} finds a plain passage as unlikely as random tokens ({mean:.1f} nats a "
                 f"token): its weights are not those of {self._wanted()}; start it with them"

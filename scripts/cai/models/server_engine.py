@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import time
 from collections import Counter
@@ -23,25 +22,23 @@ from cai.core.ledger import STEP, Usage
 from cai.core.text import one_line
 from cai.models.chat import chat_template
 from cai.models.completion import end_tokens
-from cai.models.completions_api import CompletionsApi, Target, words_of
-from cai.models.endpoints import KEY, ROWS, Endpoint, Endpoints, client
+from cai.models.completions_api import KEY, CompletionsApi, Target, is_loopback, words_of
+from cai.models.endpoints import ROWS, Endpoint, Endpoints, client
 from cai.models.engine import Completion, Sampling, Score, TooLong
 from cai.models.model import check_adapter
 from cai.models.registry import ModelSpec
 from cai.models.server_checks import Checks
 from cai.prompts.markers import END_OF_TEXT
 
-# Examples in flight for each request that the servers take: more than one keeps them busy while other
-# requests of an example wait for an adapter's turn (specs/engines.md has the figures).
-IN_FLIGHT = 1
 T = TypeVar("T")
 CAVEAT = "a server's rounding depends on which requests share its batch: texts may differ between two runs"
 
 
 class Servers(Protocol):
-    """Who runs the servers. name: "vllm" (ours) or "server" (somebody else's)."""
+    """Who runs the servers. name: "vllm" (ours) or "server" (somebody else's). number: how many."""
 
     name: str
+    number: int
 
     def urls(self) -> Sequence[str]:
         """Their URLs, without /v1. Ours starts what is not running and waits for it. Raises UserError."""
@@ -117,19 +114,12 @@ def checked_url(text: str) -> str:
             f"--engine: the URL of {one_line(host)} holds more than host, port and path: "
             f"a key belongs into the environment variable {KEY}"
         )
-    if parts.scheme == "http" and os.environ.get(KEY) and not _is_loopback(host):
+    if parts.scheme == "http" and os.environ.get(KEY) and not is_loopback(host):
         raise UserError(
             f"--engine {shown}: {KEY} would be sent unencrypted: use https, a tunnel to this machine "
             f"(ssh -L), or unset {KEY}"
         )
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class ServerEngine:
@@ -162,15 +152,17 @@ class ServerEngine:
         self._servers, self._tokenizer, self._rows, self._log = servers, tokenizer, rows, log
         ends = end_tokens(tokenizer, [tokenizer.get_vocab().get(END_OF_TEXT)])
         self._api = CompletionsApi(tokenizer, ends, spec.max_seq_length)
-        self._checks = Checks(spec, self._api, servers, revision=revision, bits=bits, precision=precision)
-        self._checks.noise = noise
+        told = {"revision": revision, "bits": bits, "precision": precision, "noise": noise}
+        self._checks = Checks(spec, self._api, servers, **told)
         self._endpoints: Endpoints | None = None
         self._flying: Counter[str] = Counter()
         self._since = 0.0
 
     # ---- the contract ----
 
-    capacity = property(lambda self: IN_FLIGHT * self._rows * getattr(self._servers, "number", 1))
+    # An example asks for several things side by side, so that one for each row keeps the servers busy
+    # (specs/engines.md has the figures).
+    capacity = property(lambda self: self._rows * self._servers.number)
 
     def load_adapter(self, path: Path, name: str) -> None:
         source = (self.spec.source(self.bits)[0], self.revision) if self.revision else None

@@ -16,9 +16,9 @@ from cai.core.run import Run, read_manifest
 from cai.models import probe
 from cai.models.device import hourly_rate, this_device
 from cai.models.engine import Engine, together
-from cai.models.engines import EngineChoice, engine_of, free_memory, server_engine
+from cai.models.engines import EngineChoice, engine_of, server_engine
 from cai.models.loader import check_bits, check_local, load
-from cai.models.model import Model
+from cai.models.model import Model, free_memory
 from cai.models.registry import ModelSpec, choose, with_registry, with_values
 from cai.prompts.constitution import Constitution
 from cai.prompts.constitution import load as load_constitution

@@ -21,11 +21,11 @@ from typing import Any, TextIO
 from cai.core.errors import UserError
 from cai.core.files import directories
 from cai.models import vllm_watchdog
+from cai.models.completions_api import KEY
 
 WATCHDOG = Path(vllm_watchdog.__file__).name
 END_SECONDS = 15.0  # that vLLM has to end by itself
 PORTS = 100  # that are looked at
-KEY = "CAI_API_KEY"  # the servers' key, if they want one: theirs and their clients'
 STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
 # Without proxies: what is asked is this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -21,6 +21,7 @@ from cai.core.errors import UserError
 from cai.core.files import directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
+from cai.models.completions_api import KEY, is_loopback
 from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
 from cai.models.loader import fetch
 from cai.models.model import lora_of
@@ -36,7 +37,6 @@ from cai.models.vllm_environment import (
 )
 from cai.models.vllm_process import (
     END_SECONDS,
-    KEY,
     ask,
     end,
     free_port,
@@ -51,8 +51,6 @@ from cai.models.vllm_settings import (
     check_deterministic,
     child_environment,
     command,
-    download_gb,
-    is_loopback,
     lora_rank,
     serving_bits,
     serving_precision,
@@ -63,7 +61,6 @@ __all__ = [
     "ENVIRONMENT_GB",
     "START_SECONDS",
     "VllmServer",
-    "download_gb",
     "environment_ready",
     "serving_bits",
 ]
@@ -102,7 +99,7 @@ class VllmServer:
     """See models.server_engine.Servers. port: the first free one from 8000 on, if none is given.
     revision: of the weights, once it runs."""
 
-    name = "vllm"
+    name, number = "vllm", 1
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import write_json
+from cai.models.completions_api import KEY, is_loopback
 from cai.models.device import GB, Gpu
 from cai.models.registry import ModelSpec
-from cai.models.vllm_process import KEY
 from cai.prompts.markers import CHAT_TOKENS
 
 MOST_OF_A_GPU = 0.92  # the rest is for log-probabilities of prompts, which vLLM's own measurement leaves out
@@ -54,11 +54,6 @@ def serving_bits(spec: ModelSpec, bits: int | None, gpu_memory_gb: float, *, bes
 
 def need_gb(spec: ModelSpec, bits: int, cache: float) -> float:
     return spec.memory_gb(bits) + OVERHEAD_GB + cache * 2 * spec.parameters if spec.parameters else 0.0
-
-
-def download_gb(spec: ModelSpec, bits: int) -> float:
-    """16 bits and FP8, which vLLM makes of them on loading: the 16-bit weights. 4: the ready ones, if any."""
-    return spec.download_gb(bits)
 
 
 def utilization(gpu: Gpu, beside_gb: float) -> float:
@@ -188,7 +183,3 @@ def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dic
         env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         env.setdefault("OMP_NUM_THREADS", "1")  # several that wait for each other on busy cores are slower
     return env
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -19,7 +19,7 @@ from cai.models import device as machine
 from cai.models.engine import Engine
 from cai.models.engines import engine_of
 from cai.models.loader import load, load_tokenizer
-from cai.models.model import Model
+from cai.models.model import Model, free_memory
 from cai.models.registry import ModelSpec
 from cai.models.server_engine import ServerEngine
 from cai.models.vllm_server import VllmServer, precision_of, serving_bits
@@ -122,7 +122,7 @@ class GpuFigures:
 
     def _vllm(self) -> None:
         self.__dict__.pop("model", None)  # it would be in the server's way
-        measurements.free_memory()
+        free_memory()
         for stored, served in SERVED.items():
             lacking = [bits for bits in served if not self._whole(Weights("vllm", bits))]
             if possible := [bits for bits in lacking if self._fits(bits)]:

@@ -7,7 +7,6 @@ and the training that the milestones use.
 from __future__ import annotations
 
 import contextlib
-import gc
 import random
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from cai.core.errors import UserError
 from cai.models import device as machine
 from cai.models.engine import Engine, Sampling, complete_all
-from cai.models.model import Model
+from cai.models.model import Model, free_memory
 from cai.models.registry import ModelSpec
 from cai.preflight.random_weights import shape_of, write_random
 from cai.training.dpo import train_dpo
@@ -172,14 +171,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     result = work()
     drain()
     return result, time.perf_counter() - start
-
-
-def free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if _cuda():
-        torch.cuda.empty_cache()
 
 
 def forget_peak() -> None:

@@ -26,12 +26,12 @@ from cai.core.run import Run
 from cai.core.stats import wilson
 from cai.costs.budget import Budget
 from cai.models.engines import engine_of
-from cai.models.model import Model, lora_of
+from cai.models.model import Model, free_memory, lora_of
 from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
 from cai.training.callbacks import LOG_KEYS, Log, Watched
 from cai.training.likelihood_displacement import DISPLACED, WAY_OUT, displaced, pair_statistics
-from cai.training.memory import after_out_of_memory, fitting, give_memory_back, out_of_memory
+from cai.training.memory import after_out_of_memory, fitting, out_of_memory
 from cai.training.pair_files import refuse_special_tokens, same_tokens
 from cai.training.settings import FINISHED, Settings, default_every
 from cai.training.trainer import build, told
@@ -278,7 +278,7 @@ def _back_to_the_start(model: Model, output: Path) -> None:
     start = checkpoints.place(output, 0)
     if start.exists():
         checkpoints.load_weights(model.model, start)
-    give_memory_back()
+    free_memory()
 
 
 def begin(model: Model, settings: Settings, start: Path | None) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -91,15 +90,6 @@ def out_of_memory(step: int, pairs: int) -> UserError:
         "--bits, a smaller --set max_seq_length=..., or a larger GPU "
         "(nvidia-smi says whether another process holds memory)"
     )
-
-
-def give_memory_back() -> None:
-    """What nothing refers to any more, to the GPU."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _registry_batch(spec: ModelSpec) -> int:
