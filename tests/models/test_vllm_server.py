@@ -17,6 +17,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device, vllm_environment, vllm_process, vllm_server, vllm_settings
 from cai.models.device import Gpu
+from cai.models.fit import beside_gb, memory_fit
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
 from cai.models.vllm_server import VllmServer, precision_of, serving_bits
@@ -84,6 +85,27 @@ def test_the_share_of_the_gpu_leaves_room_for_another_model():
     assert utilization(A100, 0.0) == 0.92
     assert utilization(A100, 18.1) == 0.77  # (85.2 - 18.1 - 0.5) / 85.9
     assert utilization(replace(A100, free=40e9), 0.0) == 0.45  # what another process has taken
+
+
+def test_a_guard_that_is_loaded_by_then_is_not_left_its_memory_twice(monkeypatch):
+    """As when a server that has ended is started again in the middle of Milestone 3."""
+    import torch
+
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
+    monkeypatch.setattr(vllm_server, "gpu_to_serve_on", lambda: replace(A100, free=85.2e9 - 17.5e9))
+    server = VllmServer(BIG, 8, beside_gb=beside_gb(GUARD))
+    with pytest.raises(UserError, match="44 GB of GPU memory with vLLM, 42 GB can be had beside 20 GB"):
+        server._check_memory()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 17 * 10**9)
+    server._check_memory()
+
+
+def test_beside_a_server_a_guard_finds_its_memory_free():
+    """The server's context, and this process's own, are in no sum of vLLM's."""
+    share, contexts = utilization(A100, beside_gb(GUARD)), 1.0
+    left = A100.free / 1e9 - share * A100.memory / 1e9 - contexts
+    assert left > memory_fit(GUARD, 16, 0, gpu=True).need + 1
 
 
 @pytest.mark.parametrize(

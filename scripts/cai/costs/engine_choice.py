@@ -19,7 +19,7 @@ from cai.costs.units import SERVER, Units, Weights, add_units, local, milestone_
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
-from cai.models.fit import DISK_MARGIN
+from cai.models.fit import DISK_MARGIN, beside_gb
 from cai.models.registry import ModelSpec, choose, with_values
 from cai.models.vllm_environment import check_driver
 from cai.models.vllm_environment import environment as environment_place
@@ -42,7 +42,7 @@ def choice_of(
     UserError for flags that do not go together."""
     own = {
         "deterministic": args.deterministic,
-        "beside_gb": beside.memory_gb(beside.bits) if beside and beside.name != spec.name else 0.0,
+        "beside_gb": beside_gb(beside if beside and beside.name != spec.name else None),
     }
     if args.engine not in (AUTO, LOCAL, VLLM):
         if args.deterministic:
@@ -97,7 +97,7 @@ def choose_engine(
     try:
         if device == machine.this_device():
             check_driver()
-        bits = vllm_server.serving_bits(spec, engine_bits, memory_of(device), beside_gb=beside(guard))
+        bits = vllm_server.serving_bits(spec, engine_bits, memory_of(device), beside_gb=beside_gb(guard))
     except UserError as error:
         if asked == VLLM:
             raise
@@ -123,11 +123,6 @@ def memory_of(device: str) -> float:
     """GB of a GPU: this machine's, or what one of the name has."""
     here = next((gpu.memory / machine.GB for gpu in machine.visible_gpus() if gpu.name == device), 0.0)
     return here or machine_of(device).memory_gb
-
-
-def beside(guard: ModelSpec | None) -> float:
-    """GB that the guard's model takes on the same GPU."""
-    return guard.memory_gb(guard.bits) if guard else 0.0
 
 
 def to_download(spec: ModelSpec, bits: int) -> float:
@@ -203,7 +198,7 @@ def side_by_side(
 
 def _fits(spec: ModelSpec, weights: Weights, device: str, guard: ModelSpec | None = None) -> bool:
     try:
-        vllm_server.serving_bits(spec, weights.bits, memory_of(device), beside_gb=beside(guard))
+        vllm_server.serving_bits(spec, weights.bits, memory_of(device), beside_gb=beside_gb(guard))
     except UserError:
         return False
     return True

@@ -249,7 +249,14 @@ class VllmServer:
 
     def _check_memory(self) -> None:
         if gpu := gpu_to_serve_on():
-            serving_bits(self.spec, self.bits, gpu.free / GB, beside_gb=self.beside_gb)
+            serving_bits(self.spec, self.bits, gpu.free / GB, beside_gb=self._still_left())
+
+    def _still_left(self) -> float:
+        """Of the memory that is left to another model, what that has not taken yet: it is loaded here once
+        the server runs, and is there when one that has ended is started again."""
+        torch = sys.modules.get("torch")
+        taken = torch.cuda.memory_reserved() / GB if torch and torch.cuda.is_initialized() else 0.0
+        return max(0.0, self.beside_gb - taken)
 
     def _settings(self) -> dict[str, Any]:
         """What a server must have in common with ours for us to use it."""
@@ -267,7 +274,7 @@ class VllmServer:
             weights,
             self.bits,
             gpu=gpu,
-            beside_gb=self.beside_gb,
+            beside_gb=self._still_left(),
             host=self._host,
             port=int(self.url.rpartition(":")[2]),
             rank=self._rank,
