@@ -175,6 +175,20 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in env and env["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
+def test_a_server_that_starts_after_a_training_has_the_environment_of_the_one_before(monkeypatch):
+    """Unsloth sets dozens of variables: Triton's and Inductor's, the allocator's, Protobuf's."""
+    monkeypatch.setattr(device, "_CHANGED", {})
+    monkeypatch.setenv("TRITON_OWN", "the user's")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    told = {"gpu": A100, "host": "127.0.0.1", "deterministic": False}
+    before = child_environment(**told)
+    for _ in range(2):  # a guard is loaded, too
+        with device.changing_environment():
+            for name in ("TRITON_OWN", "PYTORCH_ALLOC_CONF"):
+                monkeypatch.setenv(name, "a library's")
+    assert child_environment(**told) == before
+
+
 def test_lora_ranks_are_those_that_vllm_takes():
     assert [lora_rank([r]) for r in (1, 2, 8, 9, 32, 33, 512)] == [1, 8, 8, 16, 32, 64, 512]
     with pytest.raises(UserError, match="LoRA rank 513: vLLM serves at most 512"):

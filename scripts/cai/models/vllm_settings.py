@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import write_json
-from cai.models.device import GB, Gpu
+from cai.models.device import GB, Gpu, environment_as_given
 from cai.models.registry import ModelSpec
 from cai.models.vllm_process import KEY
 from cai.prompts.markers import CHAT_TOKENS
@@ -169,11 +169,11 @@ def command(
 
 
 def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dict[str, str]:
-    """Ours without what belongs to this process and without secrets, but for the servers' key, which the
-    server asks its clients for where it is set."""
+    """The user's without what belongs to this process and without secrets, but for the servers' key, which
+    the server asks its clients for where it is set."""
     env = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in environment_as_given().items()
         if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") and not name.upper().endswith(SECRETS)
     }
     if key := os.environ.get(KEY):
