@@ -49,16 +49,17 @@ BEGINS = (
     "--logprobs-mode raw_logprobs{} --enable-lora --max-lora-rank 32 --max-loras 1 --max-cpu-loras 8{} "
     "--max-num-seqs 256 --disable-uvicorn-access-log"
 )
+HEAD = ' --hf-overrides {"head_dtype": "float32"}'
 BASE = " --chat-template {{ raise_exception('a base model has no chat template: use /v1/completions') }}"
 
 
 @pytest.mark.parametrize(
     ("bits", "more", "ends"),
     [
-        (8, {}, "--load-format safetensors --quantization fp8_per_block --linear-backend marlin"),
-        (16, {}, "--load-format safetensors"),
+        (8, {}, "--load-format safetensors --quantization fp8_per_block --linear-backend marlin" + HEAD),
+        (16, {}, "--load-format safetensors" + HEAD),
         (16, {"deterministic": True}, "--load-format safetensors --attention-backend FLASH_ATTN"),
-        (4, {}, "--quantization bitsandbytes --load-format bitsandbytes"),
+        (4, {}, "--quantization bitsandbytes --load-format bitsandbytes" + HEAD),
     ],
 )
 def test_the_whole_command_line_on_a_gpu(bits, more, ends):

@@ -163,8 +163,12 @@ def command(
         parts += ["--load-format", "safetensors"]
     if bits == 8:  # Marlin on every GPU: weights alone are FP8, what they are multiplied with is not
         parts += ["--quantization", "fp8_per_block", "--linear-backend", "marlin"]
+    # The output layer's sums as they are, not rounded to bfloat16, in which logits from 16 to 32 are 0.125
+    # apart. Its batch-invariant kernel has no such variant.
     if deterministic:
         parts += ["--attention-backend", "FLASH_ATTN"]
+    else:
+        parts += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
     return parts
 
 
