@@ -170,6 +170,7 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     assert not {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "PYTHONPATH", "VLLM_BATCH_INVARIANT"} & env.keys()
     assert env.keys() >= {"PATH", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} and "VLLM_API_KEY" not in env
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "VLLM_CPU_KVCACHE_SPACE" not in env
+    assert env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"  # or nvcc, which a pod may lack, compiles it at the start
     monkeypatch.setenv("CAI_API_KEY", "k")
     env = child_environment(gpu=None, host="0.0.0.0", deterministic=True)
     assert env["VLLM_API_KEY"] == "k" and env["VLLM_BATCH_INVARIANT"] == "1" and "CAI_API_KEY" not in env
