@@ -17,7 +17,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device, vllm_environment, vllm_process, vllm_server, vllm_settings
 from cai.models.device import Gpu
-from cai.models.fit import beside_gb, memory_fit
+from cai.models.fit import Fit, beside_gb, memory_fit
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
 from cai.models.vllm_server import VllmServer, precision_of, serving_bits
@@ -170,7 +170,7 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     assert not {"HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "PYTHONPATH", "VLLM_BATCH_INVARIANT"} & env.keys()
     assert env.keys() >= {"PATH", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} and "VLLM_API_KEY" not in env
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "VLLM_CPU_KVCACHE_SPACE" not in env
-    assert env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"  # or nvcc, which a pod may lack, compiles it at the start
+    assert env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"  # or the machine's nvcc compiles it at the start
     monkeypatch.setenv("CAI_API_KEY", "k")
     env = child_environment(gpu=None, host="0.0.0.0", deterministic=True)
     assert env["VLLM_API_KEY"] == "k" and env["VLLM_BATCH_INVARIANT"] == "1" and "CAI_API_KEY" not in env
@@ -298,6 +298,22 @@ def test_an_installation_that_fails_is_a_sentence_with_pips_reason(place):
         vllm_environment.ensure_environment(lambda text: None)
     assert "\n" not in str(error.value) and "use --engine local" in str(error.value)
     assert not vllm_environment.environment_ready()
+
+
+@pytest.mark.parametrize(("free", "refused"), [(70.0, True), (90.0, False)])
+def test_nothing_is_installed_on_the_disk_that_the_weights_lack_then(free, refused, place, monkeypatch):
+    place(":")
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
+    monkeypatch.setattr(vllm_server, "gpu_to_serve_on", lambda: A100)
+    monkeypatch.setattr(vllm_server, "disk_fit", lambda spec, bits: Fit(68.8, free))
+    monkeypatch.setattr(vllm_server, "same_disk", lambda one, other: True)
+    server = VllmServer(BIG, 8)
+    with pytest.raises(UserError) if refused else contextlib.nullcontext() as error:
+        server._check_disk()
+    if refused:
+        said = "weights (69 GB) and environment (14 GB) need more disk than the 70 GB that are free at"
+        assert said in str(error.value)
+    VllmServer(replace(BIG, repo="models/sandbox"), 8)._check_disk()  # nothing is fetched
 
 
 def test_a_full_disk_and_another_installation_are_sentences(place, tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dic
     if key := os.environ.get(KEY):
         env["VLLM_API_KEY"] = key
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    # Its kernels for top-k and top-p, which nobody asks for here, are compiled at the start by the machine's nvcc.
+    # Kernels for top-k and top-p, which nobody asks for: nvcc, if there is one, compiles them at the start.
     env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if is_loopback(host):  # whoever can reach it could make it read any directory
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
