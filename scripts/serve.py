@@ -69,7 +69,7 @@ def make_server(args: argparse.Namespace):
     from cai.core.files import ROOT
     from cai.core.text import format_table
     from cai.models.device import GB, disk_free
-    from cai.models.fit import disk_fit
+    from cai.models.fit import beside_gb, disk_fit
     from cai.models.loader import check_disk
     from cai.models.registry import choose, resolve, with_values
     from cai.models.vllm_environment import ENVIRONMENT_GB, environment, environment_ready
@@ -79,13 +79,13 @@ def make_server(args: argparse.Namespace):
     spec, why = choose(args.model, instruct=args.instruct)
     spec = with_values(spec, args.set)
     beside = resolve(args.beside, flag="--beside") if args.beside else None
-    beside_gb = beside.memory_gb(beside.bits) if beside else 0.0
+    left = beside_gb(beside)
     gpu = gpu_to_serve_on()
-    bits = serving_bits(spec, args.bits, gpu.free / GB, beside_gb=beside_gb) if gpu else args.bits or 16
+    bits = serving_bits(spec, args.bits, gpu.free / GB, beside_gb=left) if gpu else args.bits or 16
     server = VllmServer(
         spec,
         bits,
-        beside_gb=beside_gb,
+        beside_gb=left,
         deterministic=args.deterministic,
         port=args.port,
         host=args.host,
@@ -103,7 +103,7 @@ def make_server(args: argparse.Namespace):
         ("weights", weights if spec.parameters else "their size is not in the registry"),
         ("environment", f"{environment()}: {there}, {disk_free(ROOT) / GB:.0f} GB free"),
         ("GPU", f"{gpu.name}, {gpu.free / GB:.0f} GB free" if gpu else "none: vLLM's CPU build, for tests"),
-        *([("beside", f"{beside.name}: {beside_gb:.0f} GB are left to it")] if beside else []),
+        *([("beside", f"{beside.name}: {left:.0f} GB are left to it")] if beside else []),
         ("adapters", ", ".join(args.adapter) or "none"),
         ("context", f"{spec.max_seq_length} tokens"),
     ]

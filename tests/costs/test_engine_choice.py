@@ -110,7 +110,7 @@ def test_two_disks_are_looked_at_one_by_one(monkeypatch, here):
 
 def test_the_guard_needs_its_room_too():
     assert choose_engine(BIG, work(guard=True), guard=GUARD).bits == 8
-    with pytest.raises(UserError, match="does not fit into 80 GB beside 18 GB"):
+    with pytest.raises(UserError, match="does not fit into 80 GB beside 20 GB"):
         choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=GUARD)
     # A model that guards what it writes itself is there once.
     assert choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=BIG).bits == 16

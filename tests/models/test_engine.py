@@ -48,6 +48,24 @@ def test_the_roomy_cache_holds_what_transformers_own_cache_holds():
         assert roomy.get_seq_length() == plain.get_seq_length()
 
 
+def test_a_cache_that_unsloth_keeps_on_a_gpu_goes_with_its_batch(base):
+    """Till the next forward pass it would: rows that the memory takes are reckoned before that."""
+    import importlib.util
+    import re
+    from pathlib import Path
+
+    from cai.models.kv_cache import UNSLOTHS
+
+    source = Path(importlib.util.find_spec("unsloth").origin).with_name("models") / "llama.py"
+    forward = source.read_text().partition("\ndef LlamaAttention_fast_forward(\n")[2]
+    assert set(re.findall(r"del self\.(\w+)", forward.partition("bsz, q_len")[0])) == set(UNSLOTHS)
+    layer = base.model.model.layers[0].self_attn
+    for name in UNSLOTHS:
+        setattr(layer, name, torch.zeros(1))
+    complete_all(LocalEngine(base), ["Say something."], SHORT, [0])
+    assert not vars(layer).keys() & set(UNSLOTHS)
+
+
 def test_a_checkpoints_own_sampling_settings_do_not_slip_in(base):
     base.model.generation_config.top_k, base.model.generation_config.repetition_penalty = 1, 5.0
     LocalEngine(base)

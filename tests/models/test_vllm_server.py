@@ -17,6 +17,7 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT
 from cai.models import device, vllm_environment, vllm_process, vllm_server, vllm_settings
 from cai.models.device import Gpu
+from cai.models.fit import Fit, beside_gb, memory_fit
 from cai.models.registry import REGISTRY
 from cai.models.vllm_process import end, running, stop_running
 from cai.models.vllm_server import VllmServer, precision_of, serving_bits
@@ -48,16 +49,17 @@ BEGINS = (
     "--logprobs-mode raw_logprobs{} --enable-lora --max-lora-rank 32 --max-loras 1 --max-cpu-loras 8{} "
     "--max-num-seqs 256 --disable-uvicorn-access-log"
 )
+HEAD = ' --hf-overrides {"head_dtype": "float32"}'
 BASE = " --chat-template {{ raise_exception('a base model has no chat template: use /v1/completions') }}"
 
 
 @pytest.mark.parametrize(
     ("bits", "more", "ends"),
     [
-        (8, {}, "--load-format safetensors --quantization fp8_per_block --linear-backend marlin"),
-        (16, {}, "--load-format safetensors"),
+        (8, {}, "--load-format safetensors --quantization fp8_per_block --linear-backend marlin" + HEAD),
+        (16, {}, "--load-format safetensors" + HEAD),
         (16, {"deterministic": True}, "--load-format safetensors --attention-backend FLASH_ATTN"),
-        (4, {}, "--quantization bitsandbytes --load-format bitsandbytes"),
+        (4, {}, "--quantization bitsandbytes --load-format bitsandbytes" + HEAD),
     ],
 )
 def test_the_whole_command_line_on_a_gpu(bits, more, ends):
@@ -84,6 +86,27 @@ def test_the_share_of_the_gpu_leaves_room_for_another_model():
     assert utilization(A100, 0.0) == 0.92
     assert utilization(A100, 18.1) == 0.77  # (85.2 - 18.1 - 0.5) / 85.9
     assert utilization(replace(A100, free=40e9), 0.0) == 0.45  # what another process has taken
+
+
+def test_a_guard_that_is_loaded_by_then_is_not_left_its_memory_twice(monkeypatch):
+    """As when a server that has ended is started again in the middle of Milestone 3."""
+    import torch
+
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
+    monkeypatch.setattr(vllm_server, "gpu_to_serve_on", lambda: replace(A100, free=85.2e9 - 17.5e9))
+    server = VllmServer(BIG, 8, beside_gb=beside_gb(GUARD))
+    with pytest.raises(UserError, match="44 GB of GPU memory with vLLM, 42 GB can be had beside 20 GB"):
+        server._check_memory()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 17 * 10**9)
+    server._check_memory()
+
+
+def test_beside_a_server_a_guard_finds_its_memory_free():
+    """The server's context, and this process's own, are in no sum of vLLM's."""
+    share, contexts = utilization(A100, beside_gb(GUARD)), 1.0
+    left = A100.free / 1e9 - share * A100.memory / 1e9 - contexts
+    assert left > memory_fit(GUARD, 16, 0, gpu=True).need + 1
 
 
 @pytest.mark.parametrize(
@@ -148,10 +171,25 @@ def test_the_childs_environment_has_no_secrets_and_no_telemetry(monkeypatch):
     assert env.keys() >= {"PATH", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} and "VLLM_API_KEY" not in env
     assert env["HF_HUB_OFFLINE"] == "1"  # what it serves was fetched and checked here
     assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1" and "VLLM_CPU_KVCACHE_SPACE" not in env
+    assert env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"  # or the machine's nvcc compiles it at the start
     monkeypatch.setenv("CAI_API_KEY", "k")
     env = child_environment(gpu=None, host="0.0.0.0", deterministic=True)
     assert env["VLLM_API_KEY"] == "k" and env["VLLM_BATCH_INVARIANT"] == "1" and "CAI_API_KEY" not in env
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in env and env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+def test_a_server_that_starts_after_a_training_has_the_environment_of_the_one_before(monkeypatch):
+    """Unsloth sets dozens of variables: Triton's and Inductor's, the allocator's, Protobuf's."""
+    monkeypatch.setattr(device, "_CHANGED", {})
+    monkeypatch.setenv("TRITON_OWN", "the user's")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    told = {"gpu": A100, "host": "127.0.0.1", "deterministic": False}
+    before = child_environment(**told)
+    for _ in range(2):  # a guard is loaded, too
+        with device.changing_environment():
+            for name in ("TRITON_OWN", "PYTORCH_ALLOC_CONF"):
+                monkeypatch.setenv(name, "a library's")
+    assert child_environment(**told) == before
 
 
 def test_lora_ranks_are_those_that_vllm_takes():
@@ -261,6 +299,22 @@ def test_an_installation_that_fails_is_a_sentence_with_pips_reason(place):
         vllm_environment.ensure_environment(lambda text: None)
     assert "\n" not in str(error.value) and "use --engine local" in str(error.value)
     assert not vllm_environment.environment_ready()
+
+
+@pytest.mark.parametrize(("free", "refused"), [(70.0, True), (90.0, False)])
+def test_nothing_is_installed_on_the_disk_that_the_weights_lack_then(free, refused, place, monkeypatch):
+    place(":")
+    monkeypatch.setattr(vllm_server, "cuda_major", lambda: 13)
+    monkeypatch.setattr(vllm_server, "gpu_to_serve_on", lambda: A100)
+    monkeypatch.setattr(vllm_server, "disk_fit", lambda spec, bits: Fit(68.8, free))
+    monkeypatch.setattr(vllm_server, "same_disk", lambda one, other: True)
+    server = VllmServer(BIG, 8)
+    with pytest.raises(UserError) if refused else contextlib.nullcontext() as error:
+        server._check_disk()
+    if refused:
+        said = "weights (69 GB) and environment (14 GB) need more disk than the 70 GB that are free at"
+        assert said in str(error.value)
+    VllmServer(replace(BIG, repo="models/sandbox"), 8)._check_disk()  # nothing is fetched
 
 
 def test_a_full_disk_and_another_installation_are_sentences(place, tmp_path, monkeypatch):

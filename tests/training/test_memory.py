@@ -1,6 +1,7 @@
 """How many pairs go through the model at once: forecast, and halved where memory runs out."""
 
 import json
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -141,3 +142,25 @@ def test_out_of_memory_with_one_pair_is_a_sentence(tmp_path, monkeypatch):
     model.add_adapter(r=8, alpha=8, seed=0)
     with pytest.raises(UserError, match="out of GPU memory"):
         dpo.train_dpo(model, TRAIN[:1], replace(QUICK, batch_size=1, loss="dpo"), tmp_path / "bare")
+
+
+def test_nothing_keeps_a_trained_model_alive(tmp_path, monkeypatch):
+    """With the optimizer of a GPU, whose steps no CPU can do."""
+    import_unsloth()
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    build = dpo.build
+
+    def for_a_gpu(*args):
+        trainer = build(*args)
+        trainer.args.optim = type(trainer.args.optim)("adamw_8bit")
+        return trainer
+
+    monkeypatch.setattr(dpo, "build", for_a_gpu)
+    monkeypatch.setattr(Optimizer8bit, "step", lambda self, closure=None: None)
+    model = new()
+    left = [weakref.ref(part) for part in (model.model, model.model.get_input_embeddings())]
+    dpo.train(model, TRAIN, HELD, QUICK, tmp_path / "run", resume=True, log=str)
+    del model
+    memory.give_memory_back()
+    assert [part() for part in left] == [None, None]

@@ -19,7 +19,7 @@ from cai.costs.units import SERVER, Units, Weights, add_units, local, milestone_
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
-from cai.models.fit import DISK_MARGIN
+from cai.models.fit import DISK_MARGIN, beside_gb
 from cai.models.registry import ModelSpec, choose, with_values
 from cai.models.vllm_environment import check_driver
 from cai.models.vllm_environment import environment as environment_place
@@ -125,7 +125,7 @@ def memory_of(device: str) -> float:
 
 def beside(spec: ModelSpec, guard: ModelSpec | None) -> float:
     """GB that the guard's model takes on the same GPU; none if it is the one that writes."""
-    return guard.memory_gb(guard.bits) if guard and guard.name != spec.name else 0.0
+    return beside_gb(guard if guard and guard.name != spec.name else None)
 
 
 def to_download(spec: ModelSpec, bits: int) -> float:

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +195,29 @@ def _busy_seconds() -> float | None:
     except (OSError, ValueError, LookupError):
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# ---- the environment's variables ----
+
+_CHANGED: dict[str, str | None] = {}  # by loading a model here: what each was before
+
+
+@contextmanager
+def changing_environment() -> Iterator[None]:
+    """Around what sets variables for this process alone, such as importing Unsloth, which sets dozens."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in before.keys() | os.environ.keys():
+            if before.get(name) != os.environ.get(name):
+                _CHANGED.setdefault(name, before.get(name))
+
+
+def environment_as_given() -> dict[str, str]:
+    """For another program: a server that starts after a training is to be the one that was there before."""
+    given = dict(os.environ) | _CHANGED
+    return {name: value for name, value in given.items() if value is not None}
 
 
 # ---- CUDA's allocator ----

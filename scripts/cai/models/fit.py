@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from cai.models.device import GB, cache_dir, cached, cached_bytes, disk_free
 from cai.models.registry import ModelSpec
 
+# Of a model beside a server: its batches, and the CUDA contexts of both, which vLLM does not count.
+BATCHES_GB = 2.0
 DISK_MARGIN = 1.05  # of a download: tokenizer, configuration, the file system's own
 
 
@@ -33,6 +35,11 @@ def memory_fit(spec: ModelSpec, bits: int, free_bytes: float, *, gpu: bool) -> F
 
     free = free_bytes / GB
     return Fit(need(bits), free, max((b for b in (4, 8) if b < bits and need(b) <= free), default=None))
+
+
+def beside_gb(spec: ModelSpec | None) -> float:
+    """GPU memory that a server leaves to another model, in GB."""
+    return spec.memory_gb(spec.bits) + BATCHES_GB if spec else 0.0
 
 
 def disk_fit(spec: ModelSpec, bits: int) -> Fit:

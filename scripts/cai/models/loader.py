@@ -16,6 +16,7 @@ from cai.models.device import (
     CpuTime,
     cache_dir,
     cached,
+    changing_environment,
     choose_threads,
     hub_token,
     settle_allocator,
@@ -44,6 +45,7 @@ SAFE_FILES = (
 )
 
 
+@changing_environment()
 def load(spec: ModelSpec, bits: int | None = None) -> Model:
     """Loads weights and tokenizer through Unsloth in 4 (NF4), 8 or 16 bits.
 

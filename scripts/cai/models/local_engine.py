@@ -205,6 +205,9 @@ class LocalEngine:
             request.settle(result)
 
     def _smaller_batches(self, batch: list[Request], new_tokens: int) -> None:
+        from cai.models.kv_cache import drop_caches
+
+        drop_caches(self._model.model)
         self._torch.cuda.empty_cache()
         if len(batch) == 1:
             error = UserError(
@@ -252,7 +255,7 @@ class LocalEngine:
 
     def _generate(self, batch: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """about: the row's seed."""
-        from cai.models.kv_cache import roomy  # it needs transformers
+        from cai.models.kv_cache import drop_caches, roomy  # it needs transformers
 
         tokenizer = self._model.tokenizer
         ids, mask = self._pad(batch)
@@ -271,6 +274,7 @@ class LocalEngine:
             stopping_criteria=self._stopping(sampling.stop),
             **own,
         )
+        drop_caches(self._model.model)
         rows = out[:, ids.shape[1] :].tolist()
         return [self._completion(row, len(r.ids), sampling) for r, row in zip(batch, rows, strict=True)]
 

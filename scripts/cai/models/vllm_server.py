@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cai.core.errors import UserError
-from cai.core.files import directories, display_path, write_json
+from cai.core.files import ROOT, directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
 from cai.models.completions_api import KEY, is_loopback
-from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
+from cai.models.device import CUDA, DRIVER, GB, Gpu, cache_dir, cuda_major, same_disk, visible_gpus
+from cai.models.fit import disk_fit
 from cai.models.loader import fetch
 from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
@@ -31,6 +32,7 @@ from cai.models.vllm_environment import (
     OWN,
     SAY_SECONDS,
     ensure_environment,
+    environment,
     environment_ready,
     last_line,
     tail,
@@ -216,6 +218,7 @@ class VllmServer:
         found = running()
         if found is None:
             self._check_memory()
+        self._check_disk()
         python = ensure_environment(self._log)
         weights, self.revision = fetch(self.spec, self.bits)
         if found and self._settings() == found["settings"] and healthy(found["url"]):
@@ -246,7 +249,27 @@ class VllmServer:
 
     def _check_memory(self) -> None:
         if gpu := gpu_to_serve_on():
-            serving_bits(self.spec, self.bits, gpu.free / GB, beside_gb=self.beside_gb)
+            serving_bits(self.spec, self.bits, gpu.free / GB, beside_gb=self._still_left())
+
+    def _check_disk(self) -> None:
+        """Before 14 GB are installed on the disk that the weights then lack."""
+        repo, _ = self.spec.source(self.bits)
+        if environment_ready() or (ROOT / repo).is_dir() or not same_disk(cache_dir(), environment()):
+            return  # what is left is checked where it is fetched, or installed
+        fit = disk_fit(self.spec, self.bits)
+        if fit.need + ENVIRONMENT_GB > fit.free:
+            raise UserError(
+                f"vLLM's weights ({fit.need:.0f} GB) and environment ({ENVIRONMENT_GB:.0f} GB) "
+                f"need more disk than the {fit.free:.0f} GB that are free at {cache_dir()}: "
+                "free some space, set HF_HOME to another disk, or use --engine local"
+            )
+
+    def _still_left(self) -> float:
+        """Of the memory that is left to another model, what that has not taken yet: it is loaded here once
+        the server runs, and is there when one that has ended is started again."""
+        torch = sys.modules.get("torch")
+        taken = torch.cuda.memory_reserved() / GB if torch and torch.cuda.is_initialized() else 0.0
+        return max(0.0, self.beside_gb - taken)
 
     def _settings(self) -> dict[str, Any]:
         """What a server must have in common with ours for us to use it."""
@@ -264,7 +287,7 @@ class VllmServer:
             weights,
             self.bits,
             gpu=gpu,
-            beside_gb=self.beside_gb,
+            beside_gb=self._still_left(),
             host=self._host,
             port=int(self.url.rpartition(":")[2]),
             rank=self._rank,

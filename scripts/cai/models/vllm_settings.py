@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.core.errors import UserError
 from cai.core.files import write_json
 from cai.models.completions_api import KEY, is_loopback
-from cai.models.device import GB, Gpu
+from cai.models.device import GB, Gpu, environment_as_given
 from cai.models.registry import ModelSpec
 from cai.prompts.markers import CHAT_TOKENS
 
@@ -158,22 +158,28 @@ def command(
         parts += ["--load-format", "safetensors"]
     if bits == 8:  # Marlin on every GPU: weights alone are FP8, what they are multiplied with is not
         parts += ["--quantization", "fp8_per_block", "--linear-backend", "marlin"]
+    # The output layer's sums as they are, not rounded to bfloat16, in which logits from 16 to 32 are 0.125
+    # apart. Its batch-invariant kernel has no such variant.
     if deterministic:
         parts += ["--attention-backend", "FLASH_ATTN"]
+    else:
+        parts += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
     return parts
 
 
 def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dict[str, str]:
-    """Ours without what belongs to this process and without secrets, but for the servers' key, which the
-    server asks its clients for where it is set."""
+    """The user's without what belongs to this process and without secrets, but for the servers' key, which
+    the server asks its clients for where it is set."""
     env = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in environment_as_given().items()
         if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") and not name.upper().endswith(SECRETS)
     }
     if key := os.environ.get(KEY):
         env["VLLM_API_KEY"] = key
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    # Kernels for top-k and top-p, which nobody asks for: nvcc, if there is one, compiles them at the start.
+    env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if is_loopback(host):  # whoever can reach it could make it read any directory
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     env.pop("VLLM_BATCH_INVARIANT", None)

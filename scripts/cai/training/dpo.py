@@ -31,7 +31,7 @@ from cai.models.session import Session
 from cai.training import checkpoints, curves, manifest, trackers
 from cai.training.callbacks import LOG_KEYS, Log, Watched
 from cai.training.likelihood_displacement import DISPLACED, WAY_OUT, displaced, pair_statistics
-from cai.training.memory import after_out_of_memory, fitting, out_of_memory
+from cai.training.memory import after_out_of_memory, fitting, forget_embeddings, out_of_memory
 from cai.training.pair_files import refuse_special_tokens, same_tokens
 from cai.training.settings import FINISHED, Settings, default_every
 from cai.training.trainer import build, told
@@ -191,7 +191,7 @@ def train(
             state = watched()
         if budget is not None:
             budget.stop_if_reached()
-    _drop_reference(model)
+    _let_go(model)
     status, kept = state.watch.stopped or FINISHED, state.kept(last)
     checkpoints.load_weights(model.model, checkpoints.place(output, kept))
     after = state.measure_all()
@@ -250,7 +250,7 @@ def train_dpo(
             build(model, pairs, settings, output, log).train()
         except torch.OutOfMemoryError as error:
             raise out_of_memory(log.step_reached, min(settings.batch_size, len(pairs))) from error
-    _drop_reference(model)
+    _let_go(model)
     shutil.rmtree(output / checkpoints.DIRECTORY, ignore_errors=True)  # the trainer's own, empty
     return log.rows
 
@@ -274,7 +274,7 @@ def _train_steps(
 
 def _back_to_the_start(model: Model, output: Path) -> None:
     """The adapter as it was before the first step, and the memory of the trainer that has failed."""
-    _drop_reference(model)
+    _let_go(model)
     start = checkpoints.place(output, 0)
     if start.exists():
         checkpoints.load_weights(model.model, start)
@@ -293,10 +293,12 @@ def begin(model: Model, settings: Settings, start: Path | None) -> Settings:
     return settings
 
 
-def _drop_reference(model: Model) -> None:
-    """TRL's copy of the adapter as it was at the start."""
+def _let_go(model: Model) -> None:
+    """What a trainer leaves in memory: TRL's copy of the adapter as it was at the start, and the model's
+    embeddings, once it is gone itself."""
     if "ref" in model.model.peft_config:
         model.model.delete_adapter("ref")
+    forget_embeddings()
 
 
 def _past_redirection(log: Callable[[str], None]) -> Callable[[str], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -90,6 +91,14 @@ def out_of_memory(step: int, pairs: int) -> UserError:
         "--bits, a smaller --set max_seq_length=..., or a larger GPU "
         "(nvidia-smi says whether another process holds memory)"
     )
+
+
+def forget_embeddings() -> None:
+    """Transformers tells bitsandbytes' 8-bit optimizers to leave a model's embeddings alone, and these keep
+    what they were told, with the weights, as long as the process lives: 1.6 GB of the 32B's for each time
+    that it was loaded and trained, where the next model or a server is to be."""
+    if optim := sys.modules.get("bitsandbytes.optim"):
+        optim.GlobalOptimManager.get_instance().module_weight_config_triple.clear()
 
 
 def _registry_batch(spec: ModelSpec) -> int:
