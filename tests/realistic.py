@@ -3,8 +3,8 @@
 The texts are our own, of the kinds that a large base model writes (tests/data/realistic/), each with what is
 true of it. A hash splits them: rules are made by looking at `seen`; of `frozen` only totals are ever printed.
 `later` and `last` were written after rules and scored once before they were looked at (specs/LOG.md).
-`fresh_a` and `fresh_b` are a hash's halves of texts by a second hand that had not seen the rules; of `fresh_b`, too,
-only totals are printed.
+`fresh_a` and `fresh_b` are a hash's halves of texts by a second hand that had not seen the rules; of `fresh_b`,
+too, only totals are printed.
 """
 
 from __future__ import annotations
