@@ -33,7 +33,7 @@ from cai.prompts.markers import CHANGE, KEEP, SEPARATOR
 DATA = Path(__file__).parent / "data" / "realistic"
 SPEC = REGISTRY["Qwen/Qwen2.5-32B"]
 TOTALS_ONLY = ("frozen", "fresh_b")
-SETS = ("seen", "frozen", "later", "last", "fresh_a", "fresh_b")
+SETS = ("seen", "frozen", "later", "last", "fresh_a", "fresh_b", "fresh_c")
 OPEN = "left open"  # a rule cannot tell, and says so
 NEXT_PAGE = "Instruction: Name a bird.\nResponse: Wren."
 FAULT = f"The response is wrong or does harm. {CHANGE}"
