@@ -2,9 +2,9 @@
 
 The texts are our own, of the kinds that a large base model writes (tests/data/realistic/), each with what is
 true of it. A hash splits them: rules are made by looking at `seen`; of `frozen` only totals are ever printed.
-`later` and `last` were written after rules and scored once before they were looked at (specs/LOG.md).
-`fresh_a` and `fresh_b` are a hash's halves of texts by a second hand that had not seen the rules; of `fresh_b`,
-too, only totals are printed.
+`later` and `last` were written after rules and scored once before they were looked at. A second hand, which
+had not seen the rules, wrote the halves `fresh_a` (looked at) and `fresh_b` (totals only); having mended the
+rules, it wrote `fresh_c`, as unlike them as it could (specs/LOG.md).
 """
 
 from __future__ import annotations

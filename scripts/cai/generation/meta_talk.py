@@ -66,6 +66,14 @@ _META = re.compile(
         |(?:reason|explanation)\ (?:for|of)\ (?:the\ |this\ )?(?:change|revision|edit|correction)s?)\b
     | [(\[](?:note:?\ )?(?:{_EDITED}|changed|removed|replaced|added)\b[^)\]\n]*[)\]]\W*\Z
     | ^\W*(?:editor'?s?\ )?note\b\W*:?[^\n]*\b(?:{_EDITED}|changed|removed|replaced|was\ wrong)\b
+    | \A[^\n]{{0,60}}\bmy\ (?:mistake|bad|apologies)\b[:.,!] | \A\W*I\ stand\ corrected\b
+    | \A\W*(?:an?|the)\ (?:better|safer|kinder|clearer|improved|possible|more\ \w+)\ (?:\w+\ ){{1,2}}
+        (?:might|would|could|should)\ (?:be|read|say)\b[^\n.]{{0,15}}:
+    | \A\W*(?:take\ out|leave\ out|cut|delete|drop|remove|replace|omit)
+        \ (?:(?:the|this|that|every|all|any)\ )?
+        (?:word|phrase|sentence|line|paragraph|claim|joke|reference|mention|part|advice)s?\b
+    | \n\s*[\[(*_]+[^\n]*\b(?:tone|wording|earlier\ text|original|previous|removed|replaced|is\ gone
+        |no\ longer)\b[^\n]*[\])*_]+\W*\Z
     # German, French, Spanish, Italian, Chinese
     | \b(?:überarbeitete|verbesserte|korrigierte|geänderte|neue)\ (?:antwort|fassung|version)\b
     | \bich\ habe\b[^.!?\n]*\b(?:antwort|satz|fehler|falsch\w*|text|stelle|formulierung|angabe)\b

@@ -34,8 +34,7 @@ _SPELLED = {
 _CANNOT = (
     r"(?:cannot|will not|do not want to|should not|must not|would rather not|would prefer not to|refuse to|"
     r"am (?:not (?:able|willing|going|allowed|permitted|in a position|prepared|inclined|about)|unable|"
-    r"unwilling) to|"
-    r"could never|shall not|will never|would not (?:want|like) to)"
+    r"unwilling) to|could never|shall not|will never|would not (?:want|like) to)"
     r"(?:,? (?:in good conscience|simply|ethically|morally|legally|really|just|be))?,?"
 )
 
@@ -51,9 +50,8 @@ _HELP = (
 )
 _DO = (
     r"(?:do|fulfill?|grant|help|assist|aid|explain|write|draft|answer|discuss|share|provide|give|supply|"
-    r"offer|"
-    r"hand over|talk about|speak about|support|describe|teach|tell you|show you|walk you|go into|get into|"
-    r"take part|be (?:a )?part|play along|produce|create|generate|encourage|advise|recommend)"
+    r"offer|hand over|talk about|speak about|support|describe|teach|tell you|show you|walk you|go into|"
+    r"get into|take part|be (?:a )?part|play along|produce|create|generate|encourage|advise|recommend)"
 )
 _WRONG = (
     r"(?:not (?:be )?(?:appropriate|right|ethical|ok|okay|responsible)|inappropriate|unethical|irresponsible|"
@@ -61,9 +59,8 @@ _WRONG = (
 )
 _HARM = (
     r"(?:harm(?!less)\w*|hurt\w*|danger\w*|unsafe|illegal\w*|unlawful|crim\w+|violen\w+|abus\w+|kill\w*|"
-    r"fraud\w*|"
-    r"unethical|immoral|hate\w*|hateful|discriminat\w*|harass\w*|exploit\w*|stalking|theft|inappropriate|"
-    r"cruel|deceptive|dishonest|against the law|offensive|malicious|wrong)"
+    r"fraud\w*|unethical|immoral|hate\w*|hateful|discriminat\w*|harass\w*|exploit\w*|stalking|theft|"
+    r"inappropriate|cruel|deceptive|dishonest|against the law|offensive|malicious|wrong)"
 )
 _REQUEST = r"(?:request|prompt|question|instruction|task|demand|query|topic)"
 
@@ -93,9 +90,8 @@ _REFUSALS = tuple(
         r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|assistant)\b"
         rf"[^.!?\n]{{0,60}}\bi {_CANNOT}",
         r"(?:^|[.!?,;] )\W*(?:so )?i (?:(?:must|have to|need to|will|will have to|would have to|"
-        r"respectfully|"
-        r"politely|am going to|am afraid i must) )*(?:decline|refuse)\b(?! to (?:believe|think|accept|"
-        r"give up))",
+        r"respectfully|politely|am going to|am afraid i must) )*(?:decline|refuse)\b(?! to (?:believe|think|"
+        r"accept|give up))",
         r"\bi (?:am|do) not (?:feel )?(?:at all )?comfortable\b",
         rf"\b(?:is|would(?: be)?) {_WRONG} (?:of|for) me to {_DO}\b|\bwould(?: be)? {_WRONG} to {_DO}\b",
         rf"\bis {_WRONG} to (?:help|assist|explain|write|answer|discuss|talk about|support|be part)\b",
@@ -115,8 +111,7 @@ _REFUSALS = tuple(
         rf"i (?:can|will|would|am (?:able|willing|going) to) {_DO}\b",
         rf"\bno way (?:that )?i (?:will|would|can|am going to) {_DO}\b",
         r"^\W*(?:sorry,? (?:but )?)?i do not (?:do|write|make|explain|discuss|share|give out|hand out|"
-        r"provide|"
-        r"help with|answer) (?:that|this|such|things|questions|requests|people|anybody|anyone|"
+        r"provide|help with|answer) (?:that|this|such|things|questions|requests|people|anybody|anyone|"
         r"personal|private)",
         r"\bdo not ask me (?:to|for|how)\b",
         r"^\W*(?:(?:we are )?(?:sorry|afraid),? (?:but )?)?we (?:cannot|will not|are (?:not able|"
@@ -124,8 +119,7 @@ _REFUSALS = tuple(
         r"(?:help|assist|answer|provide)",
         # What one will have no part in, in the first person.
         r"\bi (?:want no part|will have no part|want nothing to do|choose not to|have chosen not to|"
-        r"draw the line|"
-        r"have no (?:wish|desire|interest) (?:to|in)|am (?:declining|refusing)|refrain|"
+        r"draw the line|have no (?:wish|desire|interest) (?:to|in)|am (?:declining|refusing)|refrain|"
         r"(?:have|am going|will have) to (?:draw the line|say no)|must say no)\b",
         rf"\bi (?:would|do) (?:rather|prefer) not(?: to)?(?: {_DO}\b|[.!;,]|$)",
         r"\b(?:my answer (?:is|has to be|must be|will be|remains)|i (?:have to|must|will) say) "
@@ -133,8 +127,7 @@ _REFUSALS = tuple(
         r"\b(?:request|ask(?:ing|ed)?)\b[^.!?\n]{0,80}\bthe answer is no\b",
         r"\b(?:off[- ]limits|off the table|out of the question|a (?:hard |firm )?no) (?:for|from) me\b",
         r"^\W*(?:sorry,? )?(?:but )?(?:that|this|it|helping|doing|"
-        r"assisting)\b[^.!?\n]{0,60}\b(?:off the table|"
-        r"out of the question|off[- ]limits)\b",
+        r"assisting)\b[^.!?\n]{0,60}\b(?:off the table|out of the question|off[- ]limits)\b",
         r"\b(?:a|the) line (?:that )?i (?:will not|do not|cannot|refuse to) cross\b",
         rf"\bso i (?:will|would|shall|must|have to) (?:rather )?(?:not {_DO}\b(?! up)|leave (?:\S+ ){{1,4}}"
         r"(?:unwritten|unsaid|unanswered|undone)|stop (?:here|there))",
@@ -144,21 +137,17 @@ _REFUSALS = tuple(
         rf"\bno (?:good|safe|ethical|responsible|legal|honest) way to (?:{_DO}|comply)\b",
         rf"\b(?:under no circumstances|in no way|never) (?:will|would|can|could|should) i {_DO}\b",
         r"\b(?:you will (?:not|never) (?:get|find|hear|have)\b[^.!?\n]{0,40}\bfrom me|not from me|"
-        r"count me out|"
-        r"do not expect me to|you will have to (?:look|ask) elsewhere)\b",
+        r"count me out|do not expect me to|you will have to (?:look|ask) elsewhere)\b",
         r"\bi (?:would )?(?:urge|beg|implore|ask) you (?:not to|to (?:reconsider|stop))\b",
         r"^\W*(?:please,? do not|let us not|you must not) (?:do (?:this|that|it)|try (?:this|that|it)|"
         r"go (?:there|down|ahead|through)|act on)\b",
         r"\b(?:nobody|no one) should be (?:given|told|taught|shown) (?:\w+ )?(?:this|that|how|such|"
-        r"instructions|"
-        r"directions|advice)\b",
+        r"instructions|directions|advice)\b",
         # The request, or the help, is what is wrong.
         r"^[^.!?\n]{0,120}? (?:is|are|would be) (?:not|never) (?:\w+ ){0,3}?(?:appropriate|ethical|"
-        r"acceptable|right|moral|"
-        r"okay|ok|responsible|respectful|permissible)\b(?! (?:yet|now|after all))",
+        r"acceptable|right|moral|okay|ok|responsible|respectful|permissible)\b(?! (?:yet|now|after all))",
         rf"\b(?:this|that|your) {_REQUEST} (?:is|involves?|concerns?|asks? (?:for|me)|seeks?|calls? for|"
-        rf"would|"
-        rf"could|may|goes|crosses|promotes?|encourages?|amounts to|contains?|seems)\b[^.!?\n]{{0,60}}"
+        rf"would|could|may|goes|crosses|promotes?|encourages?|amounts to|contains?|seems)\b[^.!?\n]{{0,60}}"
         rf"\b(?:{_HARM}|against|a line)\b",
         rf"\bwhat you (?:are asking|ask|have asked|request)\b[^.!?\n]{{0,60}}\b{_HARM}\b",
         r"\b(?:helping|assisting|aiding|encouraging|enabling) (?:\w+ )?(?:with|to|you|some\w+|any\w+|others|"
@@ -174,19 +163,18 @@ _REFUSALS = tuple(
         r"[^.!?\n]{0,40}\b(?:geben|nennen|liefern|zeigen|beibringen|anbieten|beschreiben|beitragen|mitwirken|"
         r"beteiligen|verfassen|eingehen|veröffentlichen)",
         r"\b(?:das|dies|so etwas|das hier) (?:werde|kann|darf|will|möchte) ich (?:\w+ ){0,2}nicht\b"
-        r"(?! (?:sagen|wissen|beurteilen|glauben|versprechen))|\bkommt (?:für mich )?nicht in ?frage\b",
+        r"(?! (?:sagen|wissen|beurteilen|glauben|versprechen))|\b(?:da muss ich passen|"
+        r"kommt (?:für mich )?nicht in ?frage)\b",
         r"\b(?:es wäre|das wäre|es ist|wäre es) (?:falsch|unverantwortlich|nicht richtig|unethisch|"
         r"strafbar)\b"
         r"[^.!?\n]{0,60}\b(?:zu helfen|helfen|zu geben|zu schreiben|zu erklären|geben würde)",
         r"\bdiese (?:anfrage|bitte|frage)\b[^.!?\n]{0,40}\b(?:nicht (?:beantworten|erfüllen)|ablehnen|"
-        r"verstößt|"
-        r"schaden|gefährlich|illegal)",
+        r"verstößt|schaden|gefährlich|illegal)",
         r"\b(?:ich (?:verzichte|weigere mich)|ohne mich|lieber nicht[.!])",
         r"\b(?:ich (?!kann mir )(?:kann|werde|darf|möchte|will)|(?:kann|werde|darf|möchte|"
         r"will) ich)\b[^.!?\n]{0,40}\bnicht "
         r"(?:dabei |damit |weiter)?(?:helfen|weiterhelfen|behilflich|schreiben|tun|machen|erklären|"
-        r"verraten|"
-        r"beantworten|unterstützen|erfüllen|mitmachen)",
+        r"verraten|beantworten|unterstützen|erfüllen|mitmachen)",
         r"\b(?:dabei|damit|dazu) helfe ich (?:dir |ihnen |euch )?nicht\b|\bdas (?:mache|tue) ich nicht\b",
         r"\bkann ich (?:dir |ihnen |euch )?(?:leider )?keine (?:anleitung|hilfe|auskunft|informationen)",
         r"\bich (?:muss (?:das |dies |diese \w+ )?ablehnen|lehne (?:das|dies|diese \w+) ab)\b",
@@ -197,56 +185,53 @@ _REFUSALS = tuple(
         r"\bje ne (?:vous |t')?(?:aiderai|écrirai|ferai|fournirai|répondrai) pas\b",
         r"\bje (?:dois |me vois obligé de )?refuser?\b(?! de croire)",
         r"\bje ne (?:peux|veux|vais|saurais|pourrai|souhaite|compte) pas (?:vous |t'|te |y |"
-        r"en )?(?:apprendre|rédiger|"
-        r"participer|contribuer|donner suite|(?:donner|indiquer|montrer|transmettre|communiquer|décrire|"
-        r"proposer) "
+        r"en )?(?:apprendre|rédiger|participer|contribuer|donner suite|(?:donner|indiquer|montrer|"
+        r"transmettre|communiquer|décrire|proposer) "
         r"(?:ces?|cette|cet|cela|ça|(?:d'|de |des |les |l')(?:instructions|informations|conseils|aide|étapes|"
-        r"méthodes|"
-        r"adresse))\b)",
+        r"méthodes|adresse))\b)",
         r"\bje (?:préfère|choisis de|dois) (?:ne pas|m'abstenir|décliner)\b|\bje (?:m'abstiens|m'y refuse|"
         r"décline)\b"
         r"|\b(?:c'est |est )?hors de question\b|\bil m'est impossible de (?:vous |t')?(?:aider|répondre|"
         r"fournir|donner)",
         r"\b(?:cette|votre|ta) (?:demande|question|requête)\b[^.!?\n]{0,50}\b(?:illégal|dangere|nui|"
-        r"contraire|"
-        r"inappropri|bless|ne peut|haine)",
+        r"contraire|inappropri|bless|ne peut|haine)",
         r"\bil (?:serait|est) (?:contraire|irresponsable|dangereux|immoral|mal|"
-        r"illégal)\b[^.!?\n]{0,30}\b(?:aider|"
-        r"fournir|donner|écrire|répondre)",
+        r"illégal)\b[^.!?\n]{0,30}\b(?:aider|fournir|donner|écrire|répondre)",
         # Spanish, Portuguese, Italian, Dutch
+        r"\b(?:eso no lo (?:haré|hago)|no (?:haré|hago) eso|(?:isso )?eu não (?:faço|farei)(?: isso)?|"
+        r"questo non lo "
+        r"(?:faccio|farò))\b",
         r"\bno (?:te |le |os |les |me )?(?:puedo|voy a|quiero|podré|debo|pienso) (?:\w+ )?(?:enseñar|"
-        r"decir(?:te|le) cómo|"
-        r"participar|apoyar|contribuir|colaborar|ayudar\w*|(?:dar|ofrecer|mostrar|compartir)(?:te|le)? "
+        r"decir(?:te|le) cómo|participar|apoyar|contribuir|colaborar|ayudar\w*|(?:dar|ofrecer|mostrar|"
+        r"compartir)(?:te|le)? "
         r"(?:es[aeo]s?|est[aeo]s?|instrucciones|información|consejos|detalles|ayuda))\b",
         r"(?:^|[.!?,] )\W*(?:prefiero|prefiro|preferisco) (?:no|não|non) (?!tener|usar)\w+|"
         r"\bno estoy dispuest[oa]\b"
         r"|\b(?:debo|tengo que|devo|tenho que|mi vedo costretto a) (?:negarme|rechazar|declinar|recusar|"
         r"rifiutar\w*)",
         r"\bno (?:sería|es) (?:correcto|ético|responsable|apropiado)\b[^.!?\n]{0,30}\b(?:ayudar|dar|escribir|"
-        r"explicar|"
-        r"que (?:te|le|yo))",
+        r"explicar|que (?:te|le|yo))",
         r"\b(?:não posso|não vou|não quero|non posso|non voglio|non intendo) (?:te |lhe |ti |vi )?(?:dar|"
-        r"mostrar|"
-        r"ensinar|compartilhar|participar|apoiar|dare|dirti come|mostrar|insegnar|partecipar|collaborar|"
-        r"aiutar|ajudar)",
+        r"mostrar|ensinar|compartilhar|participar|apoiar|dare|dirti come|mostrar|insegnar|partecipar|"
+        r"collaborar|aiutar|ajudar)",
         r"\b(?:esta|essa|questa|tu|su) (?:solicitud|petición|pedido|richiesta)\b[^.!?\n]{0,50}\b(?:ilegal|"
-        r"dañ|peligro|"
-        r"perigo|pericol|illegal|no puede|não pode|non può|prejudic)",
+        r"dañ|peligro|perigo|pericol|illegal|no puede|não pode|non può|prejudic)",
         r"\bik (?:kan|wil|ga|mag|zal) (?:je|jou|u|jullie|hier|daar|dit|dat)\b[^.!?\n]{0,25}\b(?:niet|geen)\b"
         r"[^.!?\n]{0,25}\b(?:helpen|bij|mee|doen|geven|schrijven|uitleggen|beantwoorden)",
         r"\b(?:no (?:te |le |os |les )?(?:ayudaré|escribiré)|me niego a|mi rifiuto di|recuso-me a)\b",
         r"\bnon (?:ti |vi |la )?aiuterò\b",
         r"\bno (?:te |le |os |les )?(?:puedo|voy a|quiero|podré) (?:ayudar|asistir|hacer (?:eso|esto)|"
-        r"proporcionar|facilitar|"
-        r"escribir (?:eso|esto)|responder|explicar (?:eso|esto|cómo))",
+        r"proporcionar|facilitar|escribir (?:eso|esto)|responder|explicar (?:eso|esto|cómo))",
         r"\bnão (?:posso|vou|quero|consigo) (?:te |lhe )?(?:ajud|assist|fornecer|fazer (?:isso|isto)|"
         r"escrever (?:isso|isto)|responder|explicar (?:isso|isto|como))",
         r"\bnon (?:posso|voglio|intendo) (?:aiutar|assister|fornir|farlo|scriver|risponder|spiegar)",
         # Chinese, Japanese, Korean
-        r"我(?:真的|是)?(?:不能|无法|不会|不愿意?|不便|不想|不应该?)(?:这样|这么)?(?:帮|协助|提供|回答|满足|完成|写|支持|参与|教|告诉你(?:如何|怎么)|给出|"
-        r"给你|分享|讨论|执行|处理|描述|做这|做[。，])",
-        r"(?:这个|该|您的|你的)(?:请求|要求|问题)[^。！？\n]{0,20}(?:伤害|违法|非法|危险|不适当|不合适|不恰当|有害|歧视|无法|不能)",
-        r"我(?:必须|只能)?拒绝|恕我(?:不能|无法)|お断り(?:し|いた)|ご遠慮|मदद नहीं कर",
+        r"我(?:真的|是)?(?:不能|无法|不会|不愿意?|不便|不想|不应该?)(?:这样|这么)?"
+        r"(?:帮|协助|提供|回答|满足|完成|写|支持|参与|教|告诉你(?:如何|怎么)|给出|给你|分享|讨论|执行|处理|描述|做这|做[。，])",
+        r"(?:这个|该|您的|你的)(?:请求|要求|问题)[^。！？\n]{0,20}"
+        r"(?:伤害|违法|非法|危险|不适当|不合适|不恰当|有害|歧视|无法|不能)",
+        r"我?(?:帮不了|没法帮|没办法帮)[你您]|我(?:必须|只能)?拒绝|恕我(?:不能|无法)|"
+        r"お断り(?:し|いた)|ご遠慮|मदद नहीं कर",
         r"(?:抱歉|对不起|很遗憾|我)[^。！？\n]{0,10}(?:不能|无法|不会|不可以)[^。！？\n]{0,8}"
         r"(?:帮|协助|提供|回答|满足|完成|写)",
         r"(?:手伝い|お答え|お応え|対応|協力|支援|提供|ご案内)(?:は|を|することは|することが|する)?"
@@ -256,8 +241,7 @@ _REFUSALS = tuple(
         r"\bя (?:вынужден[а-я]* )?отказ(?:ываюсь|аться)|\bне (?:могу|буду|стану) (?:этого|"
         r"это) (?:с?делать|писать)",
         r"\bне (?:могу|буду|стану|смогу) (?:[а-яё]+ ){0,3}?(?:помо|предостав|ответ|отвеча|"
-        r"написать (?:это|такое)|"
-        r"выполн|объясн)",
+        r"написать (?:это|такое)|выполн|объясн)",
         r"(?:لا أستطيع|لا يمكنني|لن أ)[^.!؟\n]{0,12}(?:مساعد|أساعد|تقديم|ساعد)",
     )
 )
@@ -279,8 +263,7 @@ _HELPS_AFTER = re.compile(
     r"(?!i (?:can|could|will|would|am|must|do)\b|if\b|please\b|let\b|feel\b|perhaps\b|maybe\b|we can\b|"
     r"you (?:can|could|may|might|should) (?:always |still )?(?:talk|call|ask|contact|reach|turn)|"
     r"there are (?:people|others|places)|ich\b|gerne?\b|vielleicht\b|wenn\b|je\b|peut-être\b|si\b|puedo\b|"
-    r"posso\b|"
-    r"ik\b|wende\b|bitte\b)"
+    r"posso\b|ik\b|wende\b|bitte\b)"
     r"(?:\S+\s+){7}"
 )
 

@@ -54,8 +54,8 @@ _OTHER_LINE_ENDS = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _FENCED = re.compile(r"^ *(```+|~~~+).*?(?:^ *\1|\Z)", re.MULTILINE | re.DOTALL)
 
 # Pages of other forms that a base model knows, at the end of a text: a question and its answer.
-_QUESTION = re.compile(r"\n\s*\n(Q|Question|Human|User|Prompt)(?: \d+)?: ")
-_ANSWER = {"Q": "A", "Question": "Answer", "Human": "Assistant", "User": "Assistant", "Prompt": "Response"}
+_QUESTION = re.compile(r"(?<=\n\n)(?:Q|Question|Human|User|Prompt|Task|Problem|Exercise)(?: \d+)?: ")
+_ANSWER = re.compile(r"^(?:A|Answer|Assistant|Response|Output|Solution)(?: \d+)?:", re.MULTILINE)
 
 # Instructions whose answer may well show a page of that form.
 _SHOWS_PAGES = re.compile(
@@ -108,13 +108,11 @@ def next_page(text: str, instruction: str) -> int | None:
 
 
 def _other_page(text: str, instruction: str) -> int | None:
-    """Where a question and its answer begin that nobody asked for; None where the text opens with one."""
+    """Where a question and its answer begin that nobody asked for; None where the text opens in that form."""
     found = _QUESTION.search(text)
-    if not found or _SHOWS_DIALOGUE.search(instruction):
+    if not found or _SHOWS_DIALOGUE.search(instruction) or re.match(r"\W*[A-Z]\w*(?: \d+)?\W*: ", text):
         return None
-    answers = re.search(rf"\n{_ANSWER[found[1]]}(?: \d+)?:", text[found.end() :])
-    opens = re.match(rf"\W*(?:{found[1]}|{_ANSWER[found[1]]})\b[^\n]*:", text)
-    return found.start() if answers and not opens else None
+    return found.start() if _ANSWER.search(text, found.end()) else None
 
 
 def own_text(completion: Completion, spec: ModelSpec, instruction: str) -> Completion:

@@ -18,7 +18,8 @@ TAIL = 200  # characters in which one of the two sentences itself, without the o
 _RESPONSE = r"(?:(?:the|this|that|your) (?:\w+ )?|^)(?:response|answer|reply)"
 _PART = (  # what a response is made of
     r"(?:the|this|that|its) (?:\w+ )?(?:claim|statement|sentence|line|advice|figure|number|date|name|tone|"
-    r"part|passage|paragraph|wording|error|mistake|refusal|summary|poem|story|text|list|code|translation|e-?mail)"
+    r"part|passage|paragraph|wording|error|mistake|refusal|summary|poem|story|text|list|code|translation|"
+    r"e-?mail)"
     r"(?: \w+){0,4}"
 )
 _SUBJECT = (  # with its space; it may be missing: "Needs to be changed."
