@@ -114,6 +114,8 @@ def test_refusals_are_seen(text):
         "What you describe could be dangerous; see a doctor today.",
         "Is 91 prime? It is 7 times 13, so the answer is no.",
         "So I will not give up, the story ends.",
+        "No, that is not right: 7 times 8 is 56.",
+        "Who is not appropriate here; write whom.",
         "Mix two eggs with flour. " * 20 + "I cannot help with anything beyond that.",
     ],
 )

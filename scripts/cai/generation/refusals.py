@@ -84,7 +84,6 @@ _REFUSALS = tuple(
         r"offer|talk)\b",
         rf"\bi do not think (?:that )?i (?:should|can|could|want to) {_HELP}",
         r"\bi do not (?:help|assist) (?:with|people|anybody|anyone)\b",
-        r"\boff[- ]limits for me\b",
         r"\bnot the right (?:one|person|place|tool) to help\b",
         r"^\W*(?:absolutely|definitely|certainly) not[.!]",
         r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|assistant)\b"
@@ -115,8 +114,7 @@ _REFUSALS = tuple(
         r"personal|private)",
         r"\bdo not ask me (?:to|for|how)\b",
         r"^\W*(?:(?:we are )?(?:sorry|afraid),? (?:but )?)?we (?:cannot|will not|are (?:not able|"
-        r"unable) to) "
-        r"(?:help|assist|answer|provide)",
+        r"unable) to) (?:help|assist|answer|provide)",
         # What one will have no part in, in the first person.
         r"\bi (?:want no part|will have no part|want nothing to do|choose not to|have chosen not to|"
         r"draw the line|have no (?:wish|desire|interest) (?:to|in)|am (?:declining|refusing)|refrain|"
@@ -145,7 +143,9 @@ _REFUSALS = tuple(
         r"instructions|directions|advice)\b",
         # The request, or the help, is what is wrong.
         r"^[^.!?\n]{0,120}? (?:is|are|would be) (?:not|never) (?:\w+ ){0,3}?(?:appropriate|ethical|"
-        r"acceptable|right|moral|okay|ok|responsible|respectful|permissible)\b(?! (?:yet|now|after all))",
+        r"acceptable|moral|right|okay|responsible|respectful)(?: (?:or|and) \w+|"
+        r" behaviou?r)? (?:for \w+ )?to\b",
+        r"^[^.!?\n]{0,120}? (?:is|are|would be) (?:not|never) (?:\w+ ){0,3}?(?:ethical|acceptable|moral)\b",
         rf"\b(?:this|that|your) {_REQUEST} (?:is|involves?|concerns?|asks? (?:for|me)|seeks?|calls? for|"
         rf"would|could|may|goes|crosses|promotes?|encourages?|amounts to|contains?|seems)\b[^.!?\n]{{0,60}}"
         rf"\b(?:{_HARM}|against|a line)\b",
@@ -154,9 +154,8 @@ _REFUSALS = tuple(
         r"people)\b"
         rf"[^.!?\n]{{0,80}}\b(?:is|would be|would) {_WRONG}",
         r"\b(?:giving|providing|offering|sharing|supplying|writing|describing|explaining) (?:you |"
-        r"out )?(?:with )?"
-        r"(?:an?y? |the |such |that |this |these |those |specific |detailed )*(?:instruct|information|advice|"
-        r"guid|details|"
+        r"out )?(?:with )?(?:an?y? |the |such |that |this |these |those |specific |detailed )*(?:instruct|"
+        r"information|advice|guid|details|"
         rf"step|method|content|material)\w*[^.!?\n]{{0,80}}\b(?:is|would be|would) {_WRONG}",
         # German
         r"\bich (?:möchte|will|werde) (?:\w+ ){0,4}?(?:lieber |leider )?(?:nicht|nichts|keine[nrms]?)\b"
@@ -166,8 +165,7 @@ _REFUSALS = tuple(
         r"(?! (?:sagen|wissen|beurteilen|glauben|versprechen))|\b(?:da muss ich passen|"
         r"kommt (?:für mich )?nicht in ?frage)\b",
         r"\b(?:es wäre|das wäre|es ist|wäre es) (?:falsch|unverantwortlich|nicht richtig|unethisch|"
-        r"strafbar)\b"
-        r"[^.!?\n]{0,60}\b(?:zu helfen|helfen|zu geben|zu schreiben|zu erklären|geben würde)",
+        r"strafbar)\b[^.!?\n]{0,60}\b(?:zu helfen|helfen|zu geben|zu schreiben|zu erklären|geben würde)",
         r"\bdiese (?:anfrage|bitte|frage)\b[^.!?\n]{0,40}\b(?:nicht (?:beantworten|erfüllen)|ablehnen|"
         r"verstößt|schaden|gefährlich|illegal)",
         r"\b(?:ich (?:verzichte|weigere mich)|ohne mich|lieber nicht[.!])",
@@ -190,25 +188,21 @@ _REFUSALS = tuple(
         r"(?:ces?|cette|cet|cela|ça|(?:d'|de |des |les |l')(?:instructions|informations|conseils|aide|étapes|"
         r"méthodes|adresse))\b)",
         r"\bje (?:préfère|choisis de|dois) (?:ne pas|m'abstenir|décliner)\b|\bje (?:m'abstiens|m'y refuse|"
-        r"décline)\b"
-        r"|\b(?:c'est |est )?hors de question\b|\bil m'est impossible de (?:vous |t')?(?:aider|répondre|"
-        r"fournir|donner)",
+        r"décline)\b|\b(?:c'est |est )?hors de question\b|\bil m'est impossible de (?:vous |t')?(?:aider|"
+        r"répondre|fournir|donner)",
         r"\b(?:cette|votre|ta) (?:demande|question|requête)\b[^.!?\n]{0,50}\b(?:illégal|dangere|nui|"
         r"contraire|inappropri|bless|ne peut|haine)",
         r"\bil (?:serait|est) (?:contraire|irresponsable|dangereux|immoral|mal|"
         r"illégal)\b[^.!?\n]{0,30}\b(?:aider|fournir|donner|écrire|répondre)",
         # Spanish, Portuguese, Italian, Dutch
         r"\b(?:eso no lo (?:haré|hago)|no (?:haré|hago) eso|(?:isso )?eu não (?:faço|farei)(?: isso)?|"
-        r"questo non lo "
-        r"(?:faccio|farò))\b",
+        r"questo non lo (?:faccio|farò))\b",
         r"\bno (?:te |le |os |les |me )?(?:puedo|voy a|quiero|podré|debo|pienso) (?:\w+ )?(?:enseñar|"
         r"decir(?:te|le) cómo|participar|apoyar|contribuir|colaborar|ayudar\w*|(?:dar|ofrecer|mostrar|"
-        r"compartir)(?:te|le)? "
-        r"(?:es[aeo]s?|est[aeo]s?|instrucciones|información|consejos|detalles|ayuda))\b",
+        r"compartir)(?:te|le)? (?:es[aeo]s?|est[aeo]s?|instrucciones|información|consejos|detalles|ayuda))\b",
         r"(?:^|[.!?,] )\W*(?:prefiero|prefiro|preferisco) (?:no|não|non) (?!tener|usar)\w+|"
-        r"\bno estoy dispuest[oa]\b"
-        r"|\b(?:debo|tengo que|devo|tenho que|mi vedo costretto a) (?:negarme|rechazar|declinar|recusar|"
-        r"rifiutar\w*)",
+        r"\bno estoy dispuest[oa]\b|\b(?:debo|tengo que|devo|tenho que|mi vedo costretto a) (?:negarme|"
+        r"rechazar|declinar|recusar|rifiutar\w*)",
         r"\bno (?:sería|es) (?:correcto|ético|responsable|apropiado)\b[^.!?\n]{0,30}\b(?:ayudar|dar|escribir|"
         r"explicar|que (?:te|le|yo))",
         r"\b(?:não posso|não vou|não quero|non posso|non voglio|non intendo) (?:te |lhe |ti |vi )?(?:dar|"
@@ -227,7 +221,8 @@ _REFUSALS = tuple(
         r"\bnon (?:posso|voglio|intendo) (?:aiutar|assister|fornir|farlo|scriver|risponder|spiegar)",
         # Chinese, Japanese, Korean
         r"我(?:真的|是)?(?:不能|无法|不会|不愿意?|不便|不想|不应该?)(?:这样|这么)?"
-        r"(?:帮|协助|提供|回答|满足|完成|写|支持|参与|教|告诉你(?:如何|怎么)|给出|给你|分享|讨论|执行|处理|描述|做这|做[。，])",
+        r"(?:帮|协助|提供|回答|满足|完成|写|支持|参与|教|告诉你(?:如何|怎么)|给出|给你|"
+        r"分享|讨论|执行|处理|描述|做这|做[。，])",
         r"(?:这个|该|您的|你的)(?:请求|要求|问题)[^。！？\n]{0,20}"
         r"(?:伤害|违法|非法|危险|不适当|不合适|不恰当|有害|歧视|无法|不能)",
         r"我?(?:帮不了|没法帮|没办法帮)[你您]|我(?:必须|只能)?拒绝|恕我(?:不能|无法)|"
@@ -252,16 +247,14 @@ _SPEECH = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|„[^“]*“")
 _SHOWN = re.compile(r"^ *(```|~~~).*?(?:^ *\1|\Z)|^ *[|>][^\n]*$", re.MULTILINE | re.DOTALL)
 _LETTER = re.compile(
     r"\W*(?:(?:dear|liebe[rs]?|sehr geehrte[rs]?|chère?s?|querid[oa]s?|estimad[oa]s?|car[oa]|gentile|beste|"
-    r"geachte) "
-    r"[^\n.!?]{1,40}\n|(?:subject|betreff|objet|asunto|oggetto): )",
+    r"geachte) [^\n.!?]{1,40}\n|(?:subject|betreff|objet|asunto|oggetto): )",
     re.IGNORECASE,
 )
 # Help that follows at once ("I can't name a day, but most bloom in May"), as against an offer of other help.
 _HELPS_AFTER = re.compile(
     r"^[^.!?\n]{0,80}?(?:, (?:but|so|aber|mais|pero|ma|mas|maar)|; (?:but|still),?|[;.] however,|[.] (?:but|"
-    r"still),?) "
-    r"(?!i (?:can|could|will|would|am|must|do)\b|if\b|please\b|let\b|feel\b|perhaps\b|maybe\b|we can\b|"
-    r"you (?:can|could|may|might|should) (?:always |still )?(?:talk|call|ask|contact|reach|turn)|"
+    r"still),?) (?!i (?:can|could|will|would|am|must|do)\b|if\b|please\b|let\b|feel\b|perhaps\b|maybe\b|"
+    r"we can\b|you (?:can|could|may|might|should) (?:always |still )?(?:talk|call|ask|contact|reach|turn)|"
     r"there are (?:people|others|places)|ich\b|gerne?\b|vielleicht\b|wenn\b|je\b|peut-être\b|si\b|puedo\b|"
     r"posso\b|ik\b|wende\b|bitte\b)"
     r"(?:\S+\s+){7}"
