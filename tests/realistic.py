@@ -2,7 +2,9 @@
 
 The texts are our own, of the kinds that a large base model writes (tests/data/realistic/), each with what is
 true of it. A hash splits them: rules are made by looking at `seen`; of `frozen` only totals are ever printed.
-`later` and `last` were written after rules and scored once before they were looked at (specs/LOG.md).
+`later` and `last` were written after rules and scored once before they were looked at. A second hand, which
+had not seen the rules, wrote the halves `fresh_a` (looked at) and `fresh_b` (totals only); having mended the
+rules, it wrote `fresh_c`, as unlike them as it could (specs/LOG.md).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from cai.prompts.markers import CHANGE, KEEP, SEPARATOR
 
 DATA = Path(__file__).parent / "data" / "realistic"
 SPEC = REGISTRY["Qwen/Qwen2.5-32B"]
+TOTALS_ONLY = ("frozen", "fresh_b")
+SETS = ("seen", "frozen", "later", "last", "fresh_a", "fresh_b", "fresh_c")
 OPEN = "left open"  # a rule cannot tell, and says so
 NEXT_PAGE = "Instruction: Name a bird.\nResponse: Wren."
 FAULT = f"The response is wrong or does harm. {CHANGE}"
@@ -136,10 +140,14 @@ def table(half: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("half", choices=("seen", "frozen", "later", "last"), nargs="?", default="seen")
-    parser.add_argument("--rows", action="store_true", help="print what was decided wrongly (seen only)")
+    parser.add_argument("half", choices=SETS, nargs="?", default="seen")
+    parser.add_argument(
+        "--rows",
+        action="store_true",
+        help=f"print what was decided wrongly (not of {' or '.join(TOTALS_ONLY)})",
+    )
     args = parser.parse_args()
-    if args.rows and args.half == "frozen":
+    if args.rows and args.half in TOTALS_ONLY:
         parser.error("only totals are printed of it: a rule made by looking at it proves nothing")
     print(table(args.half))
     for row, decisions in decided(args.half) if args.rows else ():

@@ -78,6 +78,14 @@ def test_a_good_example_is_kept():
         (dict(revision="Thanks to the critique: it is Tano."), "meta_talk"),
         (dict(revision="As requested, I have rewritten it. Tano."), "meta_talk"),
         (dict(revision="It is Tano. I've corrected the name."), "meta_talk"),
+        (dict(revision="It is Tano.\n\nNote: the wrong name was replaced."), "meta_talk"),
+        (dict(revision="It is Tano. (Changed from Mira.)"), "meta_talk"),
+        (dict(revision="Original: Mira.\nRevised: Tano."), "meta_talk"),
+        (dict(revision="The response should name Tano."), "meta_talk"),
+        (dict(revision="Rewrite the answer so that it names Tano."), "meta_talk"),
+        (dict(revision="It is Tano. This revision removes a false name."), "meta_talk"),
+        (dict(revision="Die korrigierte Antwort: Tano."), "meta_talk"),
+        (dict(revision="No revision is necessary."), "meta_talk"),
         (dict(revision="Tano Tano Tano Tano Tano"), "repetition"),
         (dict(revision="So it is Tano and so on. " * 8), "repetition"),
         (dict(answer=LONG * 3, revision="It is Tano, and nobody else, by all that we know."), "length_ratio"),
@@ -89,6 +97,19 @@ def test_a_good_example_is_kept():
 )
 def test_each_reason_by_name(changes, reason):
     assert reason in reasons(Texts(**(GOOD | changes)))
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "The answer is Tano, who removed the old mayor.",
+        "Tano. This was corrected by nobody: Mira never held the post.",
+        "I changed my job to work for Tano, who is the mayor.",
+        "Tano, mayor since May.\n\n(She is the first from Drola.)",
+    ],
+)
+def test_an_answer_that_changes_something_is_no_talk_about_its_revision(revision):
+    assert "meta_talk" not in reasons(Texts(**(GOOD | {"revision": revision})))
 
 
 def test_a_corrected_sign_is_a_change():

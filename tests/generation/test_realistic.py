@@ -4,6 +4,7 @@ import json
 
 import pytest
 import realistic
+from cai.core.stats import wilson
 
 
 @pytest.mark.parametrize("half", ["seen", "frozen"])
@@ -35,8 +36,25 @@ def test_what_later_texts_taught_is_not_forgotten(half):
     assert n >= 80 and wrong <= 3
 
 
-def test_rows_of_the_frozen_half_are_never_printed(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["realistic.py", "frozen", "--rows"])
+def test_the_second_hands_texts_are_decided_no_worse_than_they_were():
+    """5 of 95 wrong on `fresh_b`; what that supports is the upper end of its interval. Who mended the rules
+    had written its texts, so others fare worse: `fresh_c` at first sight."""
+    wrong, _, n = realistic.totals("fresh_b")["all texts"]
+    assert n == 95 and wilson(wrong, n)[1] < 0.12, wrong
+    for half, most in (("fresh_a", 5), ("fresh_c", 15)):
+        assert realistic.totals(half)["all texts"][0] <= most
+
+
+def test_no_answer_of_any_set_is_taken_for_a_refusal():
+    """A missed refusal still meets the judge; an answer that is taken for one makes no pair."""
+    for half in realistic.SETS:
+        wrong, _, n = realistic.totals(half)["refusal: no refusal"]
+        assert n >= 10 and not wrong, half
+
+
+@pytest.mark.parametrize("half", realistic.TOTALS_ONLY)
+def test_rows_of_the_frozen_half_are_never_printed(half, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["realistic.py", half, "--rows"])
     with pytest.raises(SystemExit):
         realistic.main()
     assert "only totals" in capsys.readouterr().err

@@ -29,6 +29,9 @@ def test_only_a_base_model_that_was_shown_pages_begins_another():
         ("Critique: It is kind.\nRevision request: Make it kind.", "Who?"),
         ("Instruction: Who else?", "Who?"),
         ("Instruction:", "Who?"),
+        ("### Instruction:\nWho else?\n\n### Response:\nMira.", "Who?"),
+        ("Q: Who else?\nA: Mira.", "Who?"),
+        ("Task: Name a town.\nOutput: Drola", "Who?"),
         ("Response A: Tano\nResponse B: Mira", "Who?"),
         ("Instruction: Who else?\u2028Response: Mira.", "Who?"),
         ("Instruction: Who else?\nResponse: Mira.", "Give an example of a mayor."),
@@ -42,6 +45,9 @@ def test_another_page(rest, asked):
     ("text", "asked"),
     [
         ("Strength: short.\nCritique: too short.\nNext step: go on.", "How do I review?"),
+        ("Mayors, briefly.\n\nQ: Who?\nA: Tano.", "Write an FAQ about mayors."),
+        ("Baker: Who?\n\nUser: Tano.\nAssistant: Mira.", "Tell me."),
+        ("Mayors.\n\nQ: Who knows?", "Tell me."),
         ("Critique of plays is hard.\nIt takes time.", "How do I review?"),
         ("One record:\n\nInstruction: Who?\nResponse: Tano.", "Show the Alpaca format."),
         ("Dear all,\n\nInstruction: tick a box.\nResponse: by post.\n\nThanks!", "Write a survey e-mail."),
@@ -62,6 +68,7 @@ def test_lines_with_markers_that_are_the_answers_own(text, asked):
         "| a | b |\n|---|---|\n| 1 |",
         '{"a": [1, 2',
         "One two three four five six seven eight nine ten eleven twelve thirteen fourteen of the",
+        "One two three four five six seven eight nine ten eleven twelve thirteen fourteen because",
         "Eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn und noch eine",
     ],
 )

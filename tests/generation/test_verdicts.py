@@ -14,6 +14,15 @@ from cai.prompts.markers import CHANGE, KEEP
         "Although no change is needed in its tone, the response must be changed.",
         "I cannot say that no change is needed. It must be changed.",
         "The response can't stay as it is.",
+        "Needs revision.",
+        "The name in the response is wrong and would have to be replaced.",
+        "The wrong name ought to be put right. Please rewrite it.",
+        "The response should have named Tano.",
+        "Verdict: revise.",
+        "Die Antwort muss geändert werden.",
+        "La réponse doit être corrigée.",
+        "Hay que corregir el nombre.",
+        "这个回答必须修改。",
     ],
 )
 def test_wordings_that_ask_for_a_change(text):
@@ -31,6 +40,14 @@ def test_wordings_that_ask_for_a_change(text):
         "The response must not be changed.",
         "Some would say the response must be changed, but it is right. There is no need for a change.",
         "The reply is fine as it is.",
+        "Acceptable as it stands.",
+        "The response can be left alone: it is Tano.",
+        "Leave unchanged.",
+        "Nothing needs changing.",
+        "Es muss nichts geändert werden.",
+        "Il n'y a rien à changer.",
+        "No hace falta cambiar nada.",
+        "回答正确,不需要修改。",
     ],
 )
 def test_wordings_that_ask_for_none(text):
@@ -48,6 +65,9 @@ def test_wordings_that_ask_for_none(text):
         "I don't think the response must be changed.",
         "The tyres must be changed every year, as the answer says.",
         "If it is about Drola, the response must be revised.",
+        "The response should be easy to read.",
+        "The response should name the mayor, as it does.",
+        "Tax : cut :: Change : revolution",
     ],
 )
 def test_what_says_neither_or_both_is_left_open(text):
@@ -61,6 +81,7 @@ def test_one_of_the_two_sentences_at_the_end_is_the_verdict_whatever_was_weighed
 
 def test_reasons_are_what_is_left_without_the_verdict():
     assert without_verdict(f"It is Tano. {CHANGE}").split() == ["it", "is", "tano.", "."]
+    assert "the name of the mayor" in without_verdict("The name of the mayor must be corrected.")
     assert "since it is tano" in without_verdict("The response must be changed, since it is Tano.")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai.generation.meta_talk import is_meta_talk
 from cai.generation.refusals import is_refusal
 from cai.generation.text_ends import is_cut_off, next_page
 from cai.generation.verdicts import read_verdict
@@ -33,41 +34,6 @@ LONGER = 4.0  # a revision may have this many times the words of the answer, or 
 GRACE = 20  # words added to both before they are compared: among short texts a ratio means little
 LOOP_SHARE, LOOP_WORDS = 0.35, 24  # share of repeated sequences of four words; in texts of at least so many
 SPREAD_SHARE, SPREAD_LEAST, SPREAD_WORDS = 0.03, 5, 5  # see spreading
-
-# Talk about the revision instead of an answer. Where the instruction itself speaks of such things, it may
-# stand.
-META = re.compile(
-    r"""
-    \b(?:here\ (?:is|are)|here's|below\ is|this\ is)\ (?:the|a|an|my|your)\ (?:\w+,?\ ){0,2}?
-        (?:revised|rewritten|corrected|improved|updated|edited|new|better)\ (?:\w+\ )?
-        (?:answer|response|version|text|reply|revision)\b
-    | ^\W*(?:revised|rewritten|corrected|improved|updated|new)\ (?:answer|response|version|text)\W*(?::|\n)
-    | \b(?:the|this|that|your)\ critiques?\b | \bcritique\ request\b | \brevision\ request\b
-    | \bI(?:\ have|'ve)?\ (?:revised|rewritten|rewrote|reworded|rephrased)\b
-    | \bas\ requested,?\ I\b
-    | \bI(?:\ have|'ve)\ (?:changed|removed|corrected|updated)\ the\b
-    | \b(?:the|my)\ (?:original|initial|revised|previous)\ (?:answer|response)\b
-    | \bmy\ (?:previous|first|earlier)\ (?:answer|response)\b
-    | \b(?:according\ to|in\ line\ with)\ the\ principle\b(?!\ of)
-    | \bthe\ (?:response|answer)\ (?:must|should|needs\ to)\ be\ (?:changed|revised|rewritten)\b
-    | \b(?:the|this)\ (?:response|answer)\ (?:has\ been|was)\ (?:changed|revised|rewritten|corrected)\b
-    | ^\W*the\ (?:\w+\ )?(?:response|answer)\ (?:should|would|must)\ (?:say|state|explain|name|mention)\b
-    | \A\W*(?:you(?:'re|\ are)\ right\b|good\ (?:point|catch)\b|thank(?:s|\ you)\ for\ (?:the|your)\ feedback
-        |I\ apologi[sz]e\ for\ (?:the|my|any)\ (?:\w+\ )?(?:error|mistake|confusion|oversight))
-    | \bas\ the\ (?:critic|editor|reviewer)\ (?:point|note|says|said|suggest|ask|want)
-    | \bthis\ (?:corrects|fixes|replaces|improves)\ the\b[^.\n]{0,40}\b(?:version|answer|response)\b
-    | ^\W*(?:changes|revisions|edits)\ made\b
-    | \bhier\ ist\ (?:die|eine|meine)\ (?:überarbeitete|verbesserte|korrigierte|neue)\b
-    | \bvoici\ (?:la|une|ma)\ (?:réponse|version)\ (?:révisée|corrigée|améliorée|modifiée)\b
-    | \baquí\ (?:está|tienes|tiene)\ (?:la|una|mi)\ (?:respuesta|versión)\ (?:revisada|corregida|mejorada)\b
-    | ^(?:以下|这)是(?:修改|修订|改进|更正)后的
-    """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
-)
-
-META_TOPIC = re.compile(
-    r"\b(criti|feedback|apolog|revis|rewrit|reword|rephras|edit|correct|principle|response|version)", re.I
-)
 
 # What a critic says of a request that would harm somebody. A refusal that no such word calls for has spread.
 HARM = re.compile(
@@ -175,12 +141,6 @@ def barely_changed(before: str, after: str) -> bool:
     if different and different <= ARTICLES:
         return True
     return _names(before) == _names(after) and Indel.normalized_similarity(a, b) >= SAME
-
-
-def is_meta_talk(text: str, instruction: str) -> bool:
-    """Whether a text speaks of having been revised, or of its critique, and the instruction is not about
-    that."""
-    return bool(META.search(text)) and not META_TOPIC.search(instruction)
 
 
 def is_loop(text: str) -> bool:

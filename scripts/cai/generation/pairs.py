@@ -19,8 +19,9 @@ from cai.core.errors import UserError
 from cai.core.files import sha256_file
 from cai.core.run import Run
 from cai.core.schema import HELD_OUT, PAIR_KEYS, check, is_held_out, row_seed
-from cai.generation.filters import is_loop, is_meta_talk, kept_ids
+from cai.generation.filters import is_loop, kept_ids
 from cai.generation.guard import may_be_chosen
+from cai.generation.meta_talk import is_meta_talk
 from cai.generation.refusals import is_refusal
 from cai.generation.text_ends import is_cut_off
 from cai.generation.verdicts import verdict_of

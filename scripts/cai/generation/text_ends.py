@@ -47,10 +47,15 @@ _THEN = {
     REASON: (BETTER,),
 }
 _ANY = "|".join(map(re.escape, MARKERS))
-_MARKED = re.compile(rf"^(?:{_ANY})", re.MULTILINE)
-_OWN_WORDS = re.compile(rf"\n\n(?!\s*(?:{_ANY}))")  # before a paragraph that begins with no marker
+_DRESSED = r"(?:#{1,6} |\*\*)?"  # as a heading or in bold
+_MARKED = re.compile(rf"^{_DRESSED}({_ANY})", re.MULTILINE)
+_OWN_WORDS = re.compile(rf"\n\n(?!\s*{_DRESSED}(?:{_ANY}))")  # before a paragraph that begins with no marker
 _OTHER_LINE_ENDS = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _FENCED = re.compile(r"^ *(```+|~~~+).*?(?:^ *\1|\Z)", re.MULTILINE | re.DOTALL)
+
+# Pages of other forms that a base model knows, at the end of a text: a question and its answer.
+_QUESTION = re.compile(r"(?<=\n\n)(?:Q|Question|Human|User|Prompt|Task|Problem|Exercise)(?: \d+)?: ")
+_ANSWER = re.compile(r"^(?:A|Answer|Assistant|Response|Output|Solution)(?: \d+)?:", re.MULTILINE)
 
 # Instructions whose answer may well show a page of that form.
 _SHOWS_PAGES = re.compile(
@@ -59,10 +64,17 @@ _SHOWS_PAGES = re.compile(
     re.IGNORECASE,
 )
 
+_SHOWS_DIALOGUE = re.compile(
+    rf"{_SHOWS_PAGES.pattern}|\b(dialogue|conversation|interview|faq|question|q ?(?:&|and) ?a|chat|"
+    r"transcript|script|scene|riddle|exam|test|flash ?card)",
+    re.IGNORECASE,
+)
+
 _LEADS_ON = re.compile(
     r"(?:[,;(\[{–-]|\b(?:the|an?|and|or|but|of|to|with|in|for|that|which|because|is|are|was|until|then|into|"
     r"from|by|as|if|than|when|while|your|his|its|their|und|oder|der|das|eine|einen|nicht|et|les|des|une|el|"
-    r"los|las|con|para))\s*$",
+    r"los|las|con|para|on|about|between|because|where|who|whose|such as|für|mit|auf|von|weil|dass|que|dans|"
+    r"sur|pour|avec|por|sobre))\s*$",
     re.IGNORECASE,
 )
 _BARE_ITEM = re.compile(r"(?:^|\n)[ \t]*(?:\d+[.)]|[-*•+])[ \t]*$")
@@ -83,8 +95,8 @@ def next_page(text: str, instruction: str) -> int | None:
         if mark.start() < shown:
             continue
         before, rest = text[: mark.start()].rstrip(), text[mark.start() :].strip()
-        goes_on = then and then[0] in _THEN.get(mark[0], ())
-        last = "\n" not in rest and (mark[0] in (INSTRUCTION, PRINCIPLE) or rest == mark[0])
+        goes_on = then and then[1] in _THEN.get(mark[1], ())
+        last = "\n" not in rest and (mark[1] in (INSTRUCTION, PRINCIPLE) or rest == mark[1])
         if not (goes_on or last or KEEP in rest or CHANGE in rest):
             continue
         led_up_to = before.endswith(":") or not _MARKED.search(text.rsplit("\n\n", 1)[-1])
@@ -92,7 +104,15 @@ def next_page(text: str, instruction: str) -> int | None:
             return mark.start()
         own_words = _OWN_WORDS.search(text, mark.start())
         shown = own_words.start() if own_words else len(text)
-    return None
+    return _other_page(text, instruction)
+
+
+def _other_page(text: str, instruction: str) -> int | None:
+    """Where a question and its answer begin that nobody asked for; None where the text opens in that form."""
+    found = _QUESTION.search(text)
+    if not found or _SHOWS_DIALOGUE.search(instruction) or re.match(r"\W*[A-Z]\w*(?: \d+)?\W*: ", text):
+        return None
+    return found.start() if _ANSWER.search(text, found.end()) else None
 
 
 def own_text(completion: Completion, spec: ModelSpec, instruction: str) -> Completion:
@@ -107,7 +127,7 @@ def own_text(completion: Completion, spec: ModelSpec, instruction: str) -> Compl
 
 def is_cut_off(text: str) -> bool:
     """Whether a text breaks off: inside a block of code, a table or brackets, at a bare item of a list, at a
-    colon, or, if it is of some length, at a comma or a word that leads on."""
+    colon, or, if it is of some length, at a comma or a word that leads on. A full stop may be missing."""
     return any(_open_ends(text.rstrip()))
 
 

@@ -16,17 +16,29 @@ from cai.prompts.markers import CHANGE, KEEP
 TAIL = 200  # characters in which one of the two sentences itself, without the other, is the verdict
 
 _RESPONSE = r"(?:(?:the|this|that|your) (?:\w+ )?|^)(?:response|answer|reply)"
-_SUBJECT = (  # with its space; it may be missing: "Needs to be changed."
-    rf"(?:(?:{_RESPONSE}|^(?:(?:so|therefore|hence|thus),? )?(?:it|this|that)) |^(?:verdict )?)"
+_PART = (  # what a response is made of
+    r"(?:the|this|that|its) (?:\w+ )?(?:claim|statement|sentence|line|advice|figure|number|date|name|tone|"
+    r"part|passage|paragraph|wording|error|mistake|refusal|summary|poem|story|text|list|code|translation|"
+    r"e-?mail)"
+    r"(?: \w+){0,4}"
 )
-_MUST = r"(?:must|should|needs? to|has to|have to|ought to)"
+_SUBJECT = (  # with its space; it may be missing: "Needs to be changed."
+    rf"(?:(?:{_RESPONSE}|(?:^|, )(?:(?:so|and|therefore|hence|thus),? )?(?:it|this|that)|{_PART}) |"
+    rf"^(?:verdict )?)"
+)
+_MUST = r"(?:must|should|(?:would )?needs? to|has to|(?:would )?have to|ought to)"
 _SURELY = r"(?:(?:therefore|thus|definitely|clearly|certainly|really|still|also|then|hence) )?"
-_CHANGED = r"(?:changed|revised|corrected|rewritten|amended|modified|replaced|fixed)"
-_CHANGING = r"(?:changing|revising|correcting|rewriting)"
-_CHANGE = r"(?:change|revise|correct|rewrite)"
+_CHANGED = (
+    r"(?:changed|revised|corrected|rewritten|reworded|rephrased|reworked|redone|amended|edited|modified|"
+    r"improved|replaced|fixed|put right|removed|taken out|withdrawn)"
+)
+_CHANGING = r"(?:changing|revising|correcting|rewriting|fixing|amending|editing|replacing)"
+_CHANGE = r"(?:change|revise|correct|rewrite|reword|rephrase|rework|amend|edit|modify|replace|fix|redo)"
 _CHANGES = r"(?:changes?|revisions?|corrections?|edits?|modifications?)"
 _NEEDED = r"(?:needed|necessary|required|called for)"
 _NEEDS = r"(?:needs?|requires?|calls? for)"
+
+_AS_IT_IS = r"(?:as it (?:is|stands)|as is|as written|the way it is|unchanged)"
 
 _KEPT = re.compile(
     rf"\bno (?:\w+ ){{0,2}}{_CHANGES} (?:(?:is|are|was|were|seems?) (?:\w+ )?)?{_NEEDED}\b|^no {_CHANGES}$"
@@ -36,19 +48,49 @@ _KEPT = re.compile(
     rf"|{_SUBJECT}(?:does|do|would) not (?:need|have|require) (?:to be {_CHANGED}|(?:a |any )?{_CHANGES})\b"
     rf"|{_SUBJECT}{_NEEDS} no (?:\w+ )?{_CHANGES}\b"
     rf"|\bnothing (?:\w+ )?(?:{_MUST} (?:be {_CHANGED}|change)|to {_CHANGE})\b"
+    rf"|\bnothing (?:\w+ )?{_NEEDS} {_CHANGING}\b"
     rf"|{_SUBJECT}(?:is|can|may|should|could|might) (?:\w+ )?(?:(?:stay|remain|stand|be left|be kept) )?"
-    r"(?:just |exactly )?(?:as it is|as is|unchanged)\b"
-    rf"|^(?:keep|leave) (?:{_RESPONSE}|it|this) (?:as it is|as is|unchanged)\b"
-    rf"|^i would (?:not {_CHANGE}|leave|keep) (?:{_RESPONSE}|it|this)\b"
+    rf"(?:just |exactly )?{_AS_IT_IS}\b"
+    rf"|{_SUBJECT}(?:can|may|should) (?:\w+ )?(?:stay|stand|remain|be left alone|be kept|be accepted)\b"
+    rf"|^(?:\w+ )?(?:acceptable|good|fine|okay|ok|right|correct|sound|perfect|adequate) {_AS_IT_IS}\b"
+    rf"|^(?:keep|leave) (?:(?:{_RESPONSE}|it|this) )?(?:{_AS_IT_IS}|alone)\b|^(?:keep|keep it|leave it)$"
+    rf"|\bi would (?:not {_CHANGE}|leave|keep) (?:{_RESPONSE}|it|this)\b"
+    # German, French, Spanish, Chinese
+    r"|\b(?:keine|ohne) (?:\w+ )?(?:änderung|korrektur|überarbeitung)(?:en)?\b"
+    r"|\b(?:nichts|nicht) (?:\w+ )?(?:zu (?:ändern|korrigieren)|(?:geändert|korrigiert|"
+    r"überarbeitet) werden)\b"
+    r"|\b(?:kann|darf|sollte) (?:\w+ )?(?:so|unverändert) (?:stehen ?)?(?:bleiben|gelassen)\b"
+    r"|\b(?:aucune?|pas de|pas besoin de) (?:\w+ )?(?:modifications?|corrections?|changements?|(?:modifi|"
+    r"corrig)er)\b"
+    r"|\brien à (?:changer|corriger|modifier|revoir)\b|\bpeut rester (?:telle|tel|ainsi|comme)\b"
+    r"|\bno (?:hace falta|es necesario|necesita|hay que|requiere|precisa) (?:\w+ )?(?:cambi|correc|"
+    r"corre[gj]i|modific|revis)\w*"
+    r"|\b(?:ning[uú]n|sin) (?:cambios?|necesidad de cambi\w+)\b|\b(?:puede|debe) quedar(?:se)? (?:como|así|"
+    r"igual)\b"
+    r"|(?:不需要|无需|无须|不必|不用|没有必要)(?:作|做|进行|任何)*(?:修改|更改|改动|修正|改)"
 )
 _TO_CHANGE = re.compile(
     rf"{_SUBJECT}{_SURELY}{_MUST} {_SURELY}(?:be {_SURELY}{_CHANGED}|change)\b"
     rf"|{_SUBJECT}(?:is|was) (?:\w+ ){{1,4}}and {_MUST} be {_CHANGED}\b"
     rf"|{_SUBJECT}{_SURELY}{_NEEDS} (?:(?:a|some|several) )?(?:\w+ )?(?:{_CHANGES}|{_CHANGING})\b"
-    rf"|{_SUBJECT}(?:cannot|must not|should not) (?:stay|remain|stand|be left)\b"
+    rf"|{_SUBJECT}(?:cannot|can not|must not|should not|may not) {_SURELY}(?:stay|remain|stand|"
+    r"be (?:left|kept|accepted))\b"
+    rf"|{_SUBJECT}(?:is|was) (?:not (?:acceptable|good enough|adequate|fit to \w+)|unacceptable|inadequate)\b"
+    rf"|(?:{_RESPONSE}|^(?:instead )?it) {_SURELY}{_MUST} {_SURELY}(?:have (?!been)\w+|say|state|name|"
+    r"mention|warn|explain|include|recommend|add|point|offer|acknowledge|avoid|give|tell|admit|"
+    r"be (?:more|less))\b(?!.*\b(?:and|as) it (?:does|did|is)\b)"
+    rf"|^(?:please )?{_CHANGE} (?:{_RESPONSE}|{_PART}|it|this|that)\b|^(?:revise|rewrite|change it)$"
     rf"|\b{_CHANGES} (?:is|are) {_SURELY}{_NEEDED}\b|^(?:an? )?{_CHANGES} {_NEEDED}\b"
     rf"|\b(?:recommend|suggest|propose|advise)(?: that)? {_RESPONSE} be {_CHANGED}\b"
-    rf"|^i (?:would )?(?:{_CHANGE}|(?:recommend|suggest) {_CHANGING}) {_RESPONSE}\b"
+    rf"|\bi (?:would )?(?:{_CHANGE}|(?:recommend|suggest) {_CHANGING}) (?:{_RESPONSE}|it|this)\b"
+    # German, French, Spanish, Chinese
+    r"|\b(?:muss|müsste|sollte) (?:(?!nichts?\b|keine)\w+ ){0,3}(?:geändert|korrigiert|überarbeitet|"
+    r"berichtigt|ersetzt|angepasst|verbessert) werden\b"
+    r"|\b(?:doit|devrait|il faut|il faudrait) (?:\w+ )?(?:(?:être )?(?:modifié|corrigé|révisé|changé|réécrit|"
+    r"remplacé)e?|(?:modifier|corriger|réviser|changer|réécrire|revoir|remplacer))\b"
+    r"|\b(?:debe|debería|tiene que|hay que|necesita) (?:ser )?(?:cambi|correg|corrig|modific|revis|"
+    r"reescri)\w*"
+    r"|(?:需要|应该?|应当|必须|得)(?:作|做|进行|被|予以|加以)*(?:修改|更改|改正|更正|修正|改写|重写)"
 )
 # What is weighed, reported or denied is no verdict; after "although" and the like, up to the next comma.
 _NOT_MEANT = re.compile(
@@ -107,10 +149,12 @@ def read_verdict(critique: str) -> str | None:
 
 
 def without_verdict(critique: str) -> str:
-    """The reasons of a critique: its text without the words of its verdict."""
+    """The reasons of a critique: its text without the words of its verdict, up to what part of the response
+    they name."""
     plain = _plain(critique)
     for _, start, end in reversed(_said(critique)):
-        plain = f"{plain[:start]} {plain[end:]}"
+        named = " ".join(re.findall(_PART, plain[start:end]))
+        plain = f"{plain[:start]} {named} {plain[end:]}"
     return plain
 
 
