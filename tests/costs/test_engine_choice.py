@@ -138,6 +138,18 @@ def test_a_run_that_has_begun_keeps_its_engine(here):
     assert weights_of(ahead.choice) == FP8 and ("answer", "vllm") in {(x.step, x.engine) for x in ahead.lines}
 
 
+def test_what_would_be_left_out_of_the_flags_is_refused(here, monkeypatch):
+    with pytest.raises(UserError, match="are of a server, and this run has none"):
+        milestone_forecast(flags(engine="auto", model="sandbox", engine_bits=8), 1, 10)
+    with Run.open("full", {"engine": "server", "engine_bits": 8}):
+        pass
+    with pytest.raises(UserError, match="--engine-bits 4: this run has 8 bits"):
+        milestone_forecast(flags(engine="auto", engine_bits=4), 1, 10)
+    for urls in ("http://127.0.0.1:99999", "http://a,http://a/", "http://[::1::2]"):
+        with pytest.raises(UserError, match="no URL of a server|a server twice"):
+            milestone_forecast(flags(engine=urls), 1, 10)
+
+
 # ---- the work with a server ----
 
 

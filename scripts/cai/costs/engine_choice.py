@@ -21,6 +21,7 @@ from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
 from cai.models.fit import DISK_MARGIN
 from cai.models.registry import ModelSpec, choose, with_values
+from cai.models.server_engine import FixedServers
 from cai.models.vllm_environment import check_driver
 from cai.models.vllm_environment import environment as environment_place
 
@@ -50,6 +51,7 @@ def choice_of(
                 "--deterministic is for a server that is started here: "
                 "start yours with scripts/serve.py --deterministic"
             )
+        FixedServers(args.engine.split(","))  # raises UserError for URLs that cannot be
         return EngineChoice(args.engine, args.engine_bits or URL_BITS, "asked for by --engine")
     if args.engine == LOCAL:
         if args.engine_bits or args.deterministic:
@@ -61,9 +63,24 @@ def choice_of(
     if args.engine == AUTO and begun:
         why = "with which this run has begun"
         if "engine" not in begun:
-            return EngineChoice(why=why)
-        return EngineChoice(VLLM, begun["engine_bits"], why, **own)
-    return replace(cheaper(), **own)
+            return _with_flags(EngineChoice(why=why), args)
+        return _with_flags(EngineChoice(VLLM, begun["engine_bits"], why, **own), args)
+    return replace(_with_flags(cheaper(), args), **own)
+
+
+def _with_flags(choice: EngineChoice, args: argparse.Namespace) -> EngineChoice:
+    """The choice. Raises UserError where it would leave out what the flags ask of a server."""
+    if choice.is_local and (args.engine_bits or args.deterministic):
+        raise UserError(
+            f"--engine-bits and --deterministic are of a server, and this run has none ({choice.why}): "
+            "give --engine vllm, or leave them out"
+        )
+    if args.engine_bits not in (None, choice.bits):
+        raise UserError(
+            f"--engine-bits {args.engine_bits}: this run has {choice.bits} bits ({choice.why}): "
+            "leave it out, or give --run another-name"
+        )
+    return choice
 
 
 def begun_settings(args: argparse.Namespace) -> Mapping[str, Any] | None:
