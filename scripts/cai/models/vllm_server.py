@@ -25,6 +25,7 @@ from cai.models.device import CUDA, DRIVER, GB, Gpu, cuda_major, visible_gpus
 from cai.models.loader import fetch
 from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
+from cai.models.server_key import KEY, server_key, without_key
 from cai.models.vllm_environment import (
     ENVIRONMENT_GB,
     OWN,
@@ -36,9 +37,9 @@ from cai.models.vllm_environment import (
 )
 from cai.models.vllm_process import (
     END_SECONDS,
-    KEY,
     ask,
     end,
+    end_leftovers,
     free_port,
     healthy,
     is_watchdog,
@@ -124,7 +125,7 @@ class VllmServer:
             )
         if gpu is None and bits != 16:
             raise UserError(f"{bits} bits: vLLM's CPU build serves 16-bit weights alone; use 16 bits")
-        if not is_loopback(host) and not os.environ.get(KEY):
+        if not server_key() and not is_loopback(host):
             raise UserError(
                 f"--host {host}: others could use this server: "
                 f"set {KEY} to a key of your choice first, for it and for its clients"
@@ -218,6 +219,8 @@ class VllmServer:
         atexit.register(self._at_exit)
         found = running()
         if found is None:
+            if url := end_leftovers():
+                self._log(f"ended what a vLLM server whose watchdog was killed has left: {url}")
             self._check_memory()
         python = ensure_environment(self._log)
         weights, self.revision = fetch(self.spec, self.bits)
@@ -351,7 +354,7 @@ class VllmServer:
         try:
             ask(f"{self.url}/v1/load_lora_adapter", {"lora_name": served, "lora_path": str(path)})
         except urllib.error.HTTPError as error:
-            said = one_line(error.read().decode("utf-8", "replace"))[:300]
+            said = without_key(one_line(error.read().decode("utf-8", "replace")))[:300]
             raise UserError(
                 f"vLLM does not take the adapter {display_path(path)} ({said}): "
                 "train it again, or use --engine local"

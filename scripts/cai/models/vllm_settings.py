@@ -13,7 +13,7 @@ from cai.core.errors import UserError
 from cai.core.files import write_json
 from cai.models.device import GB, Gpu
 from cai.models.registry import ModelSpec
-from cai.models.vllm_process import KEY
+from cai.models.server_key import server_key
 from cai.prompts.markers import CHAT_TOKENS
 
 MOST_OF_A_GPU = 0.92  # the rest is for log-probabilities of prompts, which vLLM's own measurement leaves out
@@ -176,7 +176,7 @@ def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dic
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") and not name.upper().endswith(SECRETS)
     }
-    if key := os.environ.get(KEY):
+    if key := server_key():
         env["VLLM_API_KEY"] = key
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     if is_loopback(host):  # whoever can reach it could make it read any directory
