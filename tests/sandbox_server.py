@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -39,6 +41,13 @@ FAULTS = {
     "error_400": "a completion is refused",
     "no_choices": "the list of choices is empty",
     "no_token_ids": "a text without its tokens",
+    "bad_token_ids": "a token that no tokenizer has",
+    "many_token_ids": "more tokens than were asked for",
+    "deep_json": "brackets in brackets",
+    "packed": "an answer that is packed, though nobody asked for it",
+    "endless": "an answer without end",
+    "says_key": "a completion is refused, in words that repeat the request's key",
+    "own_text": "a text that is not that of its tokens, with a token of a chat in it",
     "nan_logprobs": "log-probabilities that are no numbers",
     "no_seed": "the seed is ignored",
     "no_logprobs": "log-probabilities are ignored",
@@ -196,6 +205,13 @@ class SandboxServer:
         if self.faulty("no_token_ids"):
             del choice["token_ids"]
         used = {"prompt_tokens": len(ids), "completion_tokens": tokens, "total_tokens": len(ids) + tokens}
+        if self.faulty("bad_token_ids"):
+            choice["token_ids"] = [-5]
+        if self.faulty("many_token_ids"):
+            choice["token_ids"] = [*ids] * new
+        if self.faulty("own_text"):
+            choice |= {"token_ids": choice["token_ids"][:3], "finish_reason": "stop"}
+            choice["text"] = "<|im_start|>system"
         choices = [] if self.faulty("no_choices") else [choice]
         return {"object": "text_completion", "model": body["model"], "choices": choices, "usage": used}
 
@@ -318,6 +334,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(401, "Unauthorized")
             if self.path not in routes:
                 raise Refused(404, "Not Found")
+            if completion and server.faulty("says_key"):
+                raise Refused(400, f"not with {self.headers['Authorization']}")
             found = routes[self.path](body)
         except Refused as error:
             status = error.status
@@ -325,11 +343,21 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(found).encode()
         if completion and status == 200 and server.faulty("half_json"):
             content = content[: len(content) // 2]
+        if completion and status == 200 and server.faulty("deep_json"):
+            content = b"[" * 200_000
+        packed = completion and server.faulty("packed")
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
+        if packed:
+            content = gzip.compress(content)
+            self.send_header("Content-Encoding", "gzip")
+        endless = completion and status == 200 and server.faulty("endless")
+        self.send_header("Content-Length", str(len(content) + endless * 2**40))
         self.end_headers()
         self.wfile.write(content)
+        with contextlib.suppress(OSError):
+            while endless:
+                self.wfile.write(b" " * 100_000)
 
     def log_message(self, *about):
         pass

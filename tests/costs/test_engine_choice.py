@@ -157,6 +157,14 @@ def test_a_flag_that_was_given_is_not_ignored_where_a_run_has_begun(here):
     Run.open("full", milestone_forecast(flags(engine="auto"), 1, 10).choice.settings()).__exit__()
 
 
+def test_what_would_be_left_out_of_the_flags_is_refused(here):
+    with pytest.raises(UserError, match="are of a server, and this run has none"):
+        milestone_forecast(flags(engine="auto", model="sandbox", engine_bits=8), 1, 10)
+    for urls in ("http://127.0.0.1:99999", "http://a,http://a/", "http://[::1::2]"):
+        with pytest.raises(UserError, match="no URL of a server|a server twice"):
+            milestone_forecast(flags(engine=urls), 1, 10)
+
+
 # ---- the work with a server ----
 
 

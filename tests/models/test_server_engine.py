@@ -1,12 +1,16 @@
 """The engine of servers: what it refuses, what it tries again, what it does without; adapters."""
 
+import argparse
 import asyncio
+import shutil
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cai.core.errors import UserError
-from cai.models import endpoints, probe
+from cai.models import completions_api, endpoints, probe
+from cai.models.completions_api import Fault, _number
 from cai.models.endpoints import Endpoints
 from cai.models.engine import Sampling, complete_all, logprobs_all, together
 from cai.models.loader import load
@@ -97,14 +101,15 @@ def test_log_probabilities_are_held_against_those_that_the_model_had_here(
     assert texts(engine_of(base, server), PROMPTS[:1])  # nothing is known of it
     local = LocalEngine(base)
     probe.remember(local)
-    assert probe.expected(base.spec, base.revision, 16) == (pytest.approx(probe.probe(local)), True)
+    values = probe.probe(local)
+    assert probe.expected(base.spec, base.revision, 16, len(values)) == (pytest.approx(values), True)
+    assert probe.expected(base.spec, base.revision, 16, len(values) + 1) is None  # another tokenizer's
     with pytest.raises(UserError, match="0.500 nats a token apart, at most 0.01 would be rounding"):
         texts(engine_of(base, server))
     with pytest.raises(UserError, match="at most 0.15"):
         texts(engine_of(base, server, precision="bfloat16"))
-    assert (
-        probe.expected(base.spec, "another", 16)[1] is probe.expected(base.spec, base.revision, 4)[1] is False
-    )
+    for other in (("another", 16), (base.revision, 4)):
+        assert probe.expected(base.spec, *other, len(values))[1] is False
     assert texts(engine_of(base, server, bits=8, precision="FP8, bfloat16"), PROMPTS[:1])
     assert probe.tolerance("FP8, bfloat16", same_bits=False) == probe.OTHER_BITS == 0.5
     server.heal()
@@ -139,7 +144,43 @@ def test_the_key_comes_from_the_environment_alone(base, server, monkeypatch):
     server.heal(error_400=True)
     with pytest.raises(UserError) as refused:
         texts(engine)
-    assert "sesame" not in str(refused.value) + "".join(said)
+    server.heal(says_key=True)
+    with pytest.raises(UserError, match="not with Bearer <CAI_API_KEY>") as repeated:
+        texts(engine)
+    assert "sesame" not in f"{refused.value}{repeated.value}" + "".join(said)
+
+
+def test_a_key_from_a_file_loses_its_lines_end_and_one_that_no_request_carries_is_not_said(
+    base, server, monkeypatch
+):
+    server.key = "sesame-1234"
+    monkeypatch.setenv("CAI_API_KEY", "sesame-1234\r\n")
+    assert texts(engine_of(base, server), PROMPTS[:1])
+    for key in ("sesame\r1234", "sesäme-1234"):
+        monkeypatch.setenv("CAI_API_KEY", key)
+        with pytest.raises(UserError, match="CAI_API_KEY holds characters that no request") as refused:
+            engine_of(base, server)
+        assert "1234" not in str(refused.value)
+
+
+def test_a_server_of_very_many_models_is_a_sentence_not_a_page(base, server):
+    server.name = "x" * 100_000
+    with pytest.raises(UserError, match="serves xxx") as refused:
+        texts(engine_of(base, server))
+    assert len(str(refused.value)) < 500
+
+
+def test_values_left_by_two_runs_at_once_are_all_there_and_a_full_disk_stops_nobody(
+    base, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(probe, "probe", lambda engine: [-1.0])
+    engines = [argparse.Namespace(spec=base.spec, bits=bits, revision="r") for bits in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(probe.remember, engines))
+    assert all(probe.expected(base.spec, "r", e.bits, 1) == ([-1.0], True) for e in engines)
+    monkeypatch.setenv("CAI_OUTPUT", "/proc/nowhere")
+    probe.remember(engines[0])
 
 
 def test_a_proxy_is_for_other_machines(base, server, monkeypatch):
@@ -182,8 +223,12 @@ def test_urls_are_taken_with_and_without_v1_and_once(monkeypatch):
 # ---- what is tried again ----
 
 
-@pytest.mark.parametrize("fault", ["half_json", "error_500", "drop", "no_choices", "no_token_ids"])
-def test_what_another_try_mends_is_tried_again(base, server, wanted, fault):
+MENDED = ["half_json", "error_500", "drop", "no_choices", "no_token_ids", "bad_token_ids", "many_token_ids"]
+
+
+@pytest.mark.parametrize("fault", [*MENDED, "deep_json", "packed", "endless"])
+def test_what_another_try_mends_is_tried_again(base, server, wanted, fault, monkeypatch):
+    monkeypatch.setattr(endpoints, "MOST_BYTES", 1_000_000)
     engine = engine_of(base, server)
     texts(engine, PROMPTS[:1])
     server.heal(**{fault: 2})
@@ -196,6 +241,31 @@ def test_a_number_that_is_none_is_asked_for_again(base, server):
     expected = together([engine.choose(PROMPTS[0], options)])
     server.heal(nan_logprobs=2)
     assert together([engine.choose(PROMPTS[0], options)]) == expected and server.faults == {"nan_logprobs": 0}
+
+
+def test_a_number_that_no_float_holds_is_none():
+    with pytest.raises(Fault, match="a log-probability that is none"):
+        _number(-(10**400))
+
+
+def test_a_text_is_what_its_tokens_say_whatever_a_server_writes_beside_them(base, server):
+    engine = engine_of(base, server)
+    texts(engine, PROMPTS[:1])
+    server.heal(own_text=True)
+    for text in texts(engine):
+        assert "im_start" not in text.text and "None" not in text.text
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_for_ever(monkeypatch):
+    class Dripping:
+        async def get(self, *about, **more):
+            while True:
+                await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(completions_api, "CONNECT_SECONDS", 0.01)
+    with pytest.raises(Fault, match="no answer within 0 s") as fault:
+        asyncio.run(completions_api.call(Dripping(), "http://a", seconds=0.01))
+    assert fault.value.down
 
 
 def test_a_server_that_never_mends_ends_the_run(base, server):
@@ -454,6 +524,21 @@ def test_a_server_that_was_started_anew_gets_its_adapters_again(base, own, adapt
     own._engine._model.model.delete_adapter(served), own._engine._model.adapters.clear()
     own._engine._model.model = own._engine._model.model.unload()
     assert texts(engine, adapter="a") == before and list(own.adapters) == [served]
+
+
+def test_an_adapter_that_was_changed_meanwhile_is_not_loaded_under_its_old_name(
+    base, own, adapters, tmp_path
+):
+    path = tmp_path / "changed"
+    shutil.copytree(adapters["one"], path)
+    engine = engine_of(base, own, log=lambda line: None)
+    engine.load_adapter(path, "a")
+    texts(engine, adapter="a")
+    own.adapters.clear()  # it was started anew ...
+    shutil.rmtree(path)
+    shutil.copytree(adapters["two"], path)  # ... and the run was trained anew
+    with pytest.raises(UserError, match="is another one than when this run began: restore it"):
+        texts(engine, adapter="a")
 
 
 def test_an_adapters_check_that_was_broken_off_is_made_again(base, own, adapters):

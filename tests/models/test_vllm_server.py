@@ -665,9 +665,60 @@ def test_what_cannot_be_served_here_is_a_sentence(home, monkeypatch):
 def test_a_state_file_that_is_damaged_or_of_another_process_is_no_server(home):
     state = vllm_process.state_file()
     state.parent.mkdir(parents=True)
-    for text in ("{", "[]", '{"pid": 1}', json.dumps(dict.fromkeys(vllm_process.STATE_KEYS, os.getpid()))):
+    whole = {"pid": os.getpid(), "url": "http://a:1", "owner": 1, "settings": {}, "adapters": {}}
+    damaged = [whole | {"pid": pid} for pid in ("1", -5, 0, 1e30, 10**30, None)]
+    texts = ["{", "[]", "[" * 200_000, '{"pid": 1}', *map(json.dumps, [whole, *damaged])]
+    for text in (*texts, json.dumps(dict.fromkeys(vllm_process.STATE_KEYS, os.getpid()))):
         state.write_text(text)
         assert running() is None and stop_running() is None
+
+
+def test_no_other_process_is_ended_whatever_stands_in_its_command_line(home, tmp_path):
+    """An editor of the watchdog's file, and the watchdog of a server of other outputs."""
+    state, elsewhere = vllm_process.state_file(), tmp_path / "elsewhere/logs/.vllm.lock"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.touch()
+    state.parent.mkdir(parents=True)
+    vllm_process.lock_file().touch()
+    program = tmp_path / "vllm_watchdog.py"
+    program.write_text("import time\nprint(flush=True)\ntime.sleep(99)")
+    for words in ([], [str(elsewhere)], [str(vllm_process.lock_file())]):
+        command = [sys.executable, "-I", str(program), *words]
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        other.stdout.readline()
+        facts = {"pid": other.pid, "url": "http://a:1", "owner": 1, "settings": {}, "adapters": {}}
+        state.write_text(json.dumps(facts))
+        assert stop_running() == ("http://a:1" if words[:1] == [str(vllm_process.lock_file())] else None)
+        ended = other.poll() is not None
+        other.kill()
+        other.wait()
+        assert ended == (words[:1] == [str(vllm_process.lock_file())])
+
+
+@pytest.mark.parametrize("who", ["stop", "rerun"])
+def test_what_a_killed_watchdog_has_left_is_ended_by_stop_and_by_a_rerun(home, who):
+    """As after `pkill -9 python`: vLLM's engine has another name, and holds the GPU's memory."""
+    server = VllmServer(SANDBOX, 16)
+    server.urls()
+    pid, url = server._pid, server.url
+    [engine] = [p.pid for p in psutil.Process(pid).children(recursive=True) if not p.children()]
+    others = set(group(pid)) - {engine}
+    server._lock.close()  # its owner was killed, too
+    for each in others:
+        os.kill(each, signal.SIGKILL)
+    server._process.wait()
+    assert group(pid) == [engine]
+    if who == "stop":
+        assert stop_running() == url
+        assert group(pid) == [] and stop_running() is None
+    else:
+        other = VllmServer(SANDBOX, 16, log=(said := []).append)
+        other.urls()
+        assert (
+            group(pid) == [] and f"ended what a vLLM server whose watchdog was killed has left: {url}" in said
+        )
+        other.stop()
+    server._pid = 0
 
 
 def test_every_setting_is_one_that_is_explained():

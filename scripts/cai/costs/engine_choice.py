@@ -21,6 +21,7 @@ from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
 from cai.models.fit import DISK_MARGIN, beside_gb
 from cai.models.registry import ModelSpec, choose, with_values
+from cai.models.server_engine import FixedServers
 from cai.models.vllm_environment import check_driver
 from cai.models.vllm_environment import environment as environment_place
 
@@ -48,6 +49,7 @@ def choice_of(
                 "--deterministic is for a server that is started here: "
                 "start yours with scripts/serve.py --deterministic"
             )
+        FixedServers(args.engine.split(","))  # raises UserError for URLs that cannot be
         return EngineChoice(args.engine, args.engine_bits or URL_BITS, "asked for by --engine")
     if args.engine == LOCAL:
         if args.engine_bits or args.deterministic:
@@ -59,9 +61,19 @@ def choice_of(
     if args.engine == AUTO and begun:
         why = "with which this run has begun"
         if "engine" not in begun:
-            return EngineChoice(why=why)
+            return _of_a_server(EngineChoice(why=why), args)
         return EngineChoice(VLLM, args.engine_bits or begun["engine_bits"], why, **own)
-    return replace(cheaper(), **own)
+    return replace(_of_a_server(cheaper(), args), **own)
+
+
+def _of_a_server(choice: EngineChoice, args: argparse.Namespace) -> EngineChoice:
+    """The choice. Raises UserError where it would leave out what the flags ask of a server."""
+    if choice.is_local and (args.engine_bits or args.deterministic):
+        raise UserError(
+            f"--engine-bits and --deterministic are of a server, and this run has none ({choice.why}): "
+            "give --engine vllm, or leave them out"
+        )
+    return choice
 
 
 def begun_settings(args: argparse.Namespace) -> Mapping[str, Any] | None:

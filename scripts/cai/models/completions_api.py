@@ -8,8 +8,8 @@ the model's own: vLLM gives those of the logits as they were before temperature 
 
 from __future__ import annotations
 
-import ipaddress
-import math
+import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from cai.core.errors import UserError
 from cai.core.text import one_line
 from cai.models.completion import completion_of
 from cai.models.engine import EOS, Completion, Sampling
+from cai.models.server_key import KEY, without_key
 
-KEY = "CAI_API_KEY"  # where the servers' key stands, theirs and their clients'; nowhere else
 TOP = 20  # log-probabilities of a position that any server gives
+TOKENS = range(2**31)  # that a tokenizer can be asked for
 LOWEST = -9999.0  # how vLLM writes minus infinity
 SAID = 200  # characters of a server's own words in a sentence of ours
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 900.0  # an answer may stand in the server's own queue first
@@ -59,12 +60,12 @@ class CompletionsApi:
         """The text is cut here, too, whatever a server takes for its end."""
         more = {"seed": seed, "stop": list(sampling.stop), "stop_token_ids": list(self.ends)}
         choice = await self._ask(at, ids, sampling.max_tokens, sampling.temperature, more)
-        row = _generated_tokens(choice)
+        row = _generated_tokens(choice, sampling.max_tokens)
         done = completion_of(self.tokenizer, self.ends, row, len(ids), sampling)
         if done.finish_reason == "length" and choice["finish_reason"] == "stop":
             reason = choice.get("stop_reason")  # an end or a stop string that only the server sees
             ended_by = reason if isinstance(reason, str) else EOS
-            return Completion(str(choice.get("text")).strip(), len(row), len(ids), "stop", ended_by)
+            return Completion(done.text, len(row), len(ids), "stop", ended_by)
         return done
 
     async def next_token(self, at: Target, ids: Sequence[int], options: Sequence[int]) -> list[float]:
@@ -120,34 +121,27 @@ async def call(
 
     options = {"timeout": openai.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)}
     try:
-        if body is None:
-            return await client.get(url, cast_to=object, options=options)
-        return await client.post(url, cast_to=object, body=body, options=options)
-    except openai.APITimeoutError:
+        async with asyncio.timeout(CONNECT_SECONDS + seconds):  # of all of it: one may come byte by byte
+            if body is None:
+                return await client.get(url, cast_to=object, options=options)
+            return await client.post(url, cast_to=object, body=body, options=options)
+    except (openai.APITimeoutError, TimeoutError):
         raise Fault(f"no answer within {seconds:.0f} s", down=True) from None
     except openai.APIConnectionError as error:
         why = type(error.__cause__).__name__ if error.__cause__ else ""
-        why = f"{why} {one_line(error.__cause__ or error)[:SAID]}".strip()
+        why = f"{why} {without_key(one_line(error.__cause__ or error))[:SAID]}".strip()
         raise Fault(f"no connection ({why})", down=True) from None
     except openai.APIStatusError as error:
         raise _refusal(url, error.status_code, words_of(error)) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Fault("an answer that is cut off or no JSON") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own. A name that only looks like one may be anybody's."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def words_of(error: Any) -> str:
     """What a server says of its refusal, in a line."""
     body = error.body if isinstance(error.body, dict) else {}
     body = body["error"] if isinstance(body.get("error"), dict) else body
-    return one_line(str(body.get("message") or error.message))[:SAID]
+    return without_key(one_line(str(body.get("message") or error.message)))[:SAID]
 
 
 def _refusal(url: str, status: int, words: str) -> Exception:
@@ -172,10 +166,14 @@ def choice_of(answer: Any) -> dict[str, Any]:
     return choices[0]
 
 
-def _generated_tokens(choice: dict[str, Any]) -> list[int]:
+def _generated_tokens(choice: dict[str, Any], most: int) -> list[int]:
     ids = choice.get("token_ids")
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
         raise Fault("a text without its tokens (return_token_ids is ignored)")
+    if len(ids) > most:
+        raise Fault(f"{len(ids)} tokens, {most} were asked for (max_tokens is ignored)")
+    if wrong := next((i for i in ids if i not in TOKENS), None):
+        raise Fault(f"a token that is none ({one_line(wrong)[:20]})")
     if choice.get("finish_reason") not in ("stop", "length"):
         raise Fault(f"a text that was broken off (finish_reason {one_line(choice.get('finish_reason'))})")
     return ids
@@ -205,6 +203,6 @@ def _prompt_logprobs(choice: dict[str, Any], ids: Sequence[int], last: int) -> l
 
 def _number(value: Any) -> float:
     """A log-probability: finite, and not above 0 but for rounding."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value > 1e-3:
+    if not isinstance(value, (int, float)) or not -sys.float_info.max <= value <= 1e-3:
         raise Fault(f"a log-probability that is none ({one_line(value)[:20]})")
     return min(float(value), 0.0)

@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from cai.core.errors import RERUN, UserError
-from cai.core.text import format_duration
-from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, KEY, Fault, call
+from cai.core.text import format_duration, one_line
+from cai.models.completions_api import ANSWER_SECONDS, CONNECT_SECONDS, Fault, call
+from cai.models.server_key import server_key
 
+MOST_BYTES = 64_000_000  # of an answer: one with all log-probabilities of a full context has 1 MB
 ROWS = 128  # requests that a server has at a time: more fill no batch of a 32B better (assumed)
 PATIENCE = 8  # times a server's rows that another adapter's request lets pass, before it is drained for it
 TRIES = 5  # of one request that servers answer wrongly
@@ -292,13 +293,60 @@ def client(kind: str = "AsyncOpenAI") -> Any:
     http = openai.DefaultAsyncHttpxClient if kind == "AsyncOpenAI" else openai.DefaultHttpxClient
     seconds = openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=None)
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    bound = _bounded_later if kind == "AsyncOpenAI" else _bounded
     return getattr(openai, kind)(
         base_url="http://every.request.names.its.server.invalid",
-        api_key=os.environ.get(KEY) or "none",
+        api_key=server_key() or "none",
         max_retries=0,
         timeout=seconds,
-        http_client=http(follow_redirects=False, timeout=seconds, limits=limits, mounts=NO_PROXY),
+        http_client=http(
+            follow_redirects=False,
+            timeout=seconds,
+            limits=limits,
+            mounts=NO_PROXY,
+            event_hooks={"response": [bound]},
+        ),
+        default_headers={"Accept-Encoding": "identity"},
     )
+
+
+def _bounded(response: Any) -> None:
+    """Nothing that a server sends fills the memory. Packed, a few bytes could be gigabytes."""
+    import httpx2
+
+    class Bounded(httpx2.AsyncByteStream, httpx2.SyncByteStream):
+        """A body as it comes, until it is longer than an answer can be."""
+
+        def __init__(self, stream: Any):
+            self.stream, self.left = stream, MOST_BYTES
+
+        def counted(self, part: bytes) -> bytes:
+            self.left -= len(part)
+            if self.left < 0:
+                raise ValueError(f"an answer of more than {MOST_BYTES:,} bytes")
+            return part
+
+        def __iter__(self) -> Iterator[bytes]:
+            return map(self.counted, self.stream)
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for part in self.stream:
+                yield self.counted(part)
+
+        def close(self) -> None:
+            self.stream.close()
+
+        async def aclose(self) -> None:
+            await self.stream.aclose()
+
+    packed = response.headers.get("Content-Encoding", "identity")
+    if packed != "identity":
+        raise ValueError(f"an answer that is packed ({one_line(packed)[:20]}), which nobody asked for")
+    response.stream = Bounded(response.stream)
+
+
+async def _bounded_later(response: Any) -> None:
+    _bounded(response)
 
 
 async def _closed_with_the_loop(client: Any) -> AsyncIterator[None]:

@@ -5,17 +5,13 @@ file of weights; the file is committed, so that every later run takes the same w
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cai.core.errors import UserError
-from cai.core.files import ROOT, display_path, from_json, output_root, sha256_file, write_json
+from cai.core.files import ROOT, display_path, from_json, locked, output_root, sha256_file, write_json
 
 COMMITTED = ROOT / "models/pins.json"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -55,7 +51,7 @@ def _pin(repo: str, snapshot: Path) -> tuple[dict[str, Any], str | None]:
     what = f"{repo} is pinned to {ours['commit']} from now on"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
+        with locked(target.parent):
             if entry := _entry(repo):
                 return entry, None
             write_json(target, _read(target) | {repo: ours})
@@ -114,15 +110,3 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry.get("files"), dict)
         and all(isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in entry["files"].values())
     )
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks: the directory's own, so that no file stays."""
-    place = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(place, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(place)

@@ -3,11 +3,11 @@ had here (logs/probe.json, left by every local run)."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cai.core.files import directories, write_json
+from cai.core.files import directories, from_json, locked, write_json
 from cai.core.prompt_files import load_neutral
 from cai.core.schema import content_id
 from cai.models.engine import Engine, logprobs_all
@@ -31,16 +31,23 @@ def probe(engine: Engine) -> list[float]:
 
 
 def remember(engine: Engine) -> None:
-    """Leaves a local engine's values for later runs on servers."""
-    known, path = _known(), _path()
-    known.setdefault(_model(engine.spec), {})[f"{engine.bits} {engine.revision}"] = probe(engine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, known)
+    """Leaves a local engine's values for later runs on servers, where it can: no run needs them to go on."""
+    values, path = probe(engine), _path()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent):  # other runs leave theirs
+            known = _known()
+            known.setdefault(_model(engine.spec), {})[f"{engine.bits} {engine.revision}"] = values
+            write_json(path, known)
 
 
-def expected(spec: ModelSpec, revision: str | None, bits: int) -> tuple[list[float], bool] | None:
-    """(values, whether of these very weights and bits) of this model; None if it has never run here."""
+def expected(
+    spec: ModelSpec, revision: str | None, bits: int, tokens: int
+) -> tuple[list[float], bool] | None:
+    """(values, whether of these very weights and bits) of this model; None if it has never run here with a
+    tokenizer of so many tokens for the passage."""
     known, key = _known().get(_model(spec), {}), f"{bits} {revision}"
+    known = {k: values for k, values in known.items() if len(values) == tokens}
     if key in known:
         return known[key], True
     return (known[min(known)], False) if known else None
@@ -67,7 +74,7 @@ def _known() -> dict[str, dict[str, list[float]]]:
     """model and passage -> bits and revision -> values. What cannot be read is measured anew: it is a
     convenience, not a record."""
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
+        found = from_json(_path().read_text(encoding="utf-8"))
         return {m: {k: [float(x) for x in v] for k, v in of.items()} for m, of in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}

@@ -11,7 +11,15 @@ from typing import Any, Protocol
 from cai.core.errors import UserError
 from cai.core.text import one_line
 from cai.models import probe
-from cai.models.completions_api import CONNECT_SECONDS, CompletionsApi, Fault, Target, call, choice_of
+from cai.models.completions_api import (
+    CONNECT_SECONDS,
+    SAID,
+    CompletionsApi,
+    Fault,
+    Target,
+    call,
+    choice_of,
+)
 from cai.models.endpoints import Endpoint, in_a_thread
 from cai.models.engine import Sampling
 from cai.models.registry import ModelSpec
@@ -104,7 +112,7 @@ class Checks:
         except (KeyError, TypeError, AttributeError):
             raise Fault("no list of its models") from None
         if not fitting:
-            there = ", ".join(one_line(card.get("root") or card["id"]) for card in bases) or "no model"
+            there = one_line(", ".join(str(c.get("root") or c["id"]) for c in bases))[:SAID] or "no model"
             raise UserError(
                 f"the server {url} serves {there}, not {self._wanted()}: give the URL of one that does"
             )
@@ -167,7 +175,7 @@ class Checks:
                 f"the server {at.url} finds a plain passage as unlikely as random tokens ({mean:.1f} nats a "
                 f"token): its weights are not those of {self._wanted()}; start it with them"
             )
-        if known := probe.expected(self._spec, self._revision, self._bits):
+        if known := probe.expected(self._spec, self._revision, self._bits, len(values)):
             wanted, same_bits = known
             off, most = probe.distance(values, wanted), probe.tolerance(self._precision, same_bits)
             if off > most:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -17,17 +16,18 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from cai.core.errors import UserError
+from cai.core.errors import RERUN, UserError
 from cai.core.ledger import STEP, Usage
 from cai.core.text import one_line
 from cai.models.chat import chat_template
 from cai.models.completion import end_tokens
-from cai.models.completions_api import KEY, CompletionsApi, Target, is_loopback, words_of
+from cai.models.completions_api import CompletionsApi, Target, words_of
 from cai.models.endpoints import ROWS, Endpoint, Endpoints, client
 from cai.models.engine import Completion, Sampling, Score, TooLong
-from cai.models.model import check_adapter
+from cai.models.model import check_adapter, saved_adapter
 from cai.models.registry import ModelSpec
 from cai.models.server_checks import Checks
+from cai.models.server_key import KEY, is_loopback, server_key
 from cai.prompts.markers import END_OF_TEXT
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class FixedServers:
             raise UserError(
                 f"the server {url} does not load the adapter {path} ({said}): {way_out}"
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"the server {url} does not list its models: {way_out}") from None
         return True
 
@@ -114,7 +114,7 @@ def checked_url(text: str) -> str:
             f"--engine: the URL of {one_line(host)} holds more than host, port and path: "
             f"a key belongs into the environment variable {KEY}"
         )
-    if parts.scheme == "http" and os.environ.get(KEY) and not is_loopback(host):
+    if server_key() and parts.scheme == "http" and not is_loopback(host):
         raise UserError(
             f"--engine {shown}: {KEY} would be sent unencrypted: use https, a tunnel to this machine "
             f"(ssh -L), or unset {KEY}"
@@ -243,8 +243,17 @@ class ServerEngine:
     def _of_this_loop(self) -> Endpoints:
         """Connections belong to an event loop, and together() begins one each time."""
         if self._endpoints is None or self._endpoints.loop is not asyncio.get_running_loop():
-            self._endpoints = Endpoints(self._servers.urls, self._checks, self._rows, self._log)
+            self._endpoints = Endpoints(self._urls, self._checks, self._rows, self._log)
         return self._endpoints
+
+    def _urls(self) -> Sequence[str]:
+        """Of servers that are started, or have been: they read the adapters again, which must be the same."""
+        for served, path in self._checks.adapters.items():
+            if _served(saved_adapter(path)["sha256"]) != served:
+                raise UserError(
+                    f"the adapter {path} is another one than when this run began: restore it, then {RERUN}"
+                )
+        return self._servers.urls()
 
     @contextlib.contextmanager
     def _in_flight(self, step: str) -> Iterator[None]:

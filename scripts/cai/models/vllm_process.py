@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cai.core.errors import UserError
-from cai.core.files import directories
+from cai.core.files import directories, from_json
+from cai.core.schema import misfit
 from cai.models import vllm_watchdog
-from cai.models.completions_api import KEY
+from cai.models.server_key import server_key
 
 WATCHDOG = Path(vllm_watchdog.__file__).name
 END_SECONDS = 15.0  # that vLLM has to end by itself
 PORTS = 100  # that are looked at
-STATE_KEYS = {"pid", "url", "owner", "settings", "adapters"}
+STATE_KEYS = {"pid": int, "url": str, "owner": int, "settings": dict, "adapters": {str: str}}
 # Without proxies: what is asked is this machine.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -35,11 +36,14 @@ def state_file() -> Path:
     return directories("")[2] / "vllm.json"
 
 
+def lock_file() -> Path:
+    return directories("")[2] / ".vllm.lock"
+
+
 def take_lock() -> TextIO:
     """To own the server. Raises UserError while another process does."""
-    logs = directories("")[2]
-    logs.mkdir(parents=True, exist_ok=True)
-    lock = open(logs / ".vllm.lock", "a+", encoding="utf-8")
+    lock_file().parent.mkdir(parents=True, exist_ok=True)
+    lock = open(lock_file(), "a+", encoding="utf-8")
     for wait in (0.1, 0.4, 1.0, None):  # a watchdog holds it for a moment when it looks
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,22 +68,43 @@ def running() -> dict[str, Any] | None:
 
 
 def _state() -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        state = json.loads(state_file().read_text(encoding="utf-8"))
-        if isinstance(state, dict) and state.keys() >= STATE_KEYS:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        state = from_json(state_file().read_text(encoding="utf-8"))
+        if misfit(state, STATE_KEYS) is None and state["pid"] > 0:
             return state
     return None
 
 
 def is_watchdog(pid: int) -> bool:
-    """Whether this is a server's watchdog, and not another process that was given its number."""
+    """Whether this is the watchdog of a server of these outputs, and not another process that was given its
+    number: an editor of its file, a server of other outputs."""
     import psutil
 
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, OSError, ValueError):
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and any(
-            Path(part).name == WATCHDOG for part in process.cmdline()
-        )
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        script, lock = process.cmdline()[2:4]
+        return Path(script).name == WATCHDOG and os.path.samefile(lock, lock_file())
+    return False
+
+
+def end_leftovers() -> str | None:
+    """Ends what a watchdog that was killed has left of its server: all of its group that writes into our
+    logs. The server's URL, None where there is nothing. Call it where nobody owns the server."""
+    state = _state()
+    if state is None or is_watchdog(state["pid"]) or not any(map(_writes_here, _members(state["pid"]))):
+        return None
+    end(state["pid"])
+    return state["url"]
+
+
+def _writes_here(pid: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        files = [Path(file.path) for file in psutil.Process(pid).open_files()]
+        return any(f.match("vllm-*.log") and os.path.samefile(f.parent, lock_file().parent) for f in files)
     return False
 
 
@@ -112,7 +137,7 @@ def stop_running() -> str | None:
     """Ends the server that runs here, whoever owns it; its URL, None if there is none."""
     state = running()
     if state is None:
-        return None
+        return end_leftovers()
     state_file().unlink(missing_ok=True)  # its owner sees by it that this was asked for
     end(state["pid"])
     return state["url"]
@@ -154,7 +179,7 @@ def healthy(url: str) -> bool:
 def ask(url: str, body: dict[str, Any] | None = None) -> str:
     """A GET, with a body a POST; the answer's text. Raises OSError, urllib's HTTPError among them."""
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY):
+    if key := server_key():
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     with _OPENER.open(urllib.request.Request(url, data, headers), timeout=120) as answer:

@@ -21,12 +21,12 @@ from cai.core.errors import UserError
 from cai.core.files import ROOT, directories, display_path, write_json
 from cai.core.text import format_duration, one_line
 from cai.models import vllm_watchdog
-from cai.models.completions_api import KEY, is_loopback
 from cai.models.device import CUDA, DRIVER, GB, Gpu, cache_dir, cuda_major, same_disk, visible_gpus
 from cai.models.fit import disk_fit
 from cai.models.loader import fetch
 from cai.models.model import lora_of
 from cai.models.registry import ModelSpec
+from cai.models.server_key import KEY, is_loopback, server_key, without_key
 from cai.models.vllm_environment import (
     ENVIRONMENT_GB,
     OWN,
@@ -41,6 +41,7 @@ from cai.models.vllm_process import (
     END_SECONDS,
     ask,
     end,
+    end_leftovers,
     free_port,
     healthy,
     is_watchdog,
@@ -123,7 +124,7 @@ class VllmServer:
             )
         if gpu is None and bits != 16:
             raise UserError(f"{bits} bits: vLLM's CPU build serves 16-bit weights alone; use 16 bits")
-        if not is_loopback(host) and not os.environ.get(KEY):
+        if not server_key() and not is_loopback(host):
             raise UserError(
                 f"--host {host}: others could use this server: "
                 f"set {KEY} to a key of your choice first, for it and for its clients"
@@ -217,6 +218,8 @@ class VllmServer:
         atexit.register(self._at_exit)
         found = running()
         if found is None:
+            if url := end_leftovers():
+                self._log(f"ended what a vLLM server whose watchdog was killed has left: {url}")
             self._check_memory()
         self._check_disk()
         python = ensure_environment(self._log)
@@ -371,7 +374,7 @@ class VllmServer:
         try:
             ask(f"{self.url}/v1/load_lora_adapter", {"lora_name": served, "lora_path": str(path)})
         except urllib.error.HTTPError as error:
-            said = one_line(error.read().decode("utf-8", "replace"))[:300]
+            said = without_key(one_line(error.read().decode("utf-8", "replace")))[:300]
             raise UserError(
                 f"vLLM does not take the adapter {display_path(path)} ({said}): "
                 "train it again, or use --engine local"

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from cai.core.errors import UserError
 from cai.core.files import write_json
-from cai.models.completions_api import KEY, is_loopback
 from cai.models.device import GB, Gpu, environment_as_given
 from cai.models.registry import ModelSpec
+from cai.models.server_key import is_loopback, server_key
 from cai.prompts.markers import CHAT_TOKENS
 
 MOST_OF_A_GPU = 0.92  # the rest is for log-probabilities of prompts, which vLLM's own measurement leaves out
@@ -175,7 +174,7 @@ def child_environment(*, gpu: Gpu | None, host: str, deterministic: bool) -> dic
         for name, value in environment_as_given().items()
         if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") and not name.upper().endswith(SECRETS)
     }
-    if key := os.environ.get(KEY):
+    if key := server_key():
         env["VLLM_API_KEY"] = key
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     # Kernels for top-k and top-p, which nobody asks for: nvcc, if there is one, compiles them at the start.
