@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +43,25 @@ def test_the_registry_names_each_model_once_and_pins_it():
     big = registry.REGISTRY["Qwen/Qwen2.5-32B"]
     assert big.source(4)[0].endswith("bnb-4bit") and big.source(16) == (big.repo, big.revision)
     assert 18 < big.download_gb(4) < 21 and 64 < big.download_gb(16) < 67 and big.memory_gb(4) < 24
+
+
+def test_a_servers_tokenizer_leaves_the_libraries_as_a_later_training_needs_them():
+    """In a process of its own: Unsloth comes before transformers, the allocator's setting before both."""
+    program = (
+        "import os, warnings; warnings.simplefilter('error', UserWarning)\n"
+        "from cai.models.loader import load_tokenizer\n"
+        "from cai.models.model import import_unsloth\n"
+        "from cai.models.registry import REGISTRY\n"
+        "load_tokenizer(REGISTRY['sandbox'], 16)\n"
+        "import_unsloth()\n"
+        f"print(os.environ['{device.ALLOCATOR[0]}'])"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in device.ALLOCATOR}
+    env |= {"PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert "should be imported before" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert device.EXPANDABLE in done.stdout
 
 
 def test_names_resolve_to_registry_directory_or_hub_id(tmp_path):
