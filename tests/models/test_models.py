@@ -10,10 +10,13 @@ import pytest
 import torch
 from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
+from cai.core.ledger import read_ledger
+from cai.core.run import Run
 from cai.generation import guard
 from cai.models import device, loader, model, registry
 from cai.models.engine import Sampling, complete_all
 from cai.models.local_engine import LocalEngine
+from cai.models.session import record_engine
 
 SANDBOX = registry.REGISTRY["sandbox"]
 TEST_GPU = device.Gpu("Test GPU", "580.1", 8e9, 8e9, (8, 0))
@@ -449,3 +452,37 @@ def test_saving_an_adapter_clears_nothing_beside_it_away(fresh, tmp_path):
     fresh.add_adapter(r=4, alpha=8, seed=0)
     fresh.save_adapter(tmp_path / "a")
     assert (tmp_path / "a.part/mine").exists() and not (tmp_path / "a/.part").exists()
+
+
+def test_what_wrote_the_texts_stays_in_run_json_whatever_trains_or_measures_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+
+    def engine(name, bits, caveat):
+        about = {
+            "bits": bits,
+            "device": f"of {name}",
+            "precision": f"{name}'s",
+            "caveat": caveat,
+            "chat": None,
+        }
+        return SimpleNamespace(spec=SANDBOX, name=name, **about)
+
+    def made_by(run):
+        return [run.manifest[key] for key in ("engine", "bits", "device", "precision", "caveat")]
+
+    wrote, trains = engine("vllm", 8, "texts may differ"), engine("local", 4, None)
+    with Run.open("mvp", {}) as run:
+        record_engine(run, engine("server", 16, None))  # a start that wrote nothing
+        record_engine(run, wrote)
+        (run.data / "records.jsonl").touch()
+        record_engine(run, trains)
+        with run.step("training"):
+            pass
+        assert made_by(run) == ["vllm", 8, "of vllm", "vllm's", "texts may differ"]
+    with Run.reopen("mvp") as run:
+        record_engine(run, trains)
+        with run.step("evaluation: answers"):
+            pass
+        assert made_by(run) == ["vllm", 8, "of vllm", "vllm's", "texts may differ"]
+    rows = [(r["engine"], r["bits"], r["device"]) for r in read_ledger()]
+    assert rows == [("local", 4, "of local")] * 2
