@@ -138,6 +138,16 @@ def test_a_run_that_has_begun_keeps_its_engine(here):
     assert weights_of(ahead.choice) == FP8 and ("answer", "vllm") in {(x.step, x.engine) for x in ahead.lines}
 
 
+def test_a_run_that_began_with_servers_asks_for_them_where_none_can_be_started(monkeypatch):
+    with Run.open("full", {"engine": "server", "engine_bits": 16}):
+        pass
+    monkeypatch.setattr(device, "visible_gpus", list)
+    monkeypatch.delenv(vllm_environment.OWN, raising=False)
+    with pytest.raises(UserError, match="give --engine the URLs"):
+        milestone_forecast(flags(engine="auto"), 1, 10)
+    assert milestone_forecast(flags(engine="http://a:8000"), 1, 10).lines
+
+
 # ---- the work with a server ----
 
 

@@ -4,6 +4,7 @@ the forecast, with vLLM's download, installing and starts in it."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
 from cai.models.fit import DISK_MARGIN
 from cai.models.registry import ModelSpec, choose, with_values
-from cai.models.vllm_environment import check_driver
+from cai.models.vllm_environment import OWN, check_driver
 from cai.models.vllm_environment import environment as environment_place
 
 AUTO = "auto"
@@ -62,6 +63,11 @@ def choice_of(
         why = "with which this run has begun"
         if "engine" not in begun:
             return EngineChoice(why=why)
+        if not machine.visible_gpus() and not os.environ.get(OWN, "").strip():
+            raise UserError(
+                "this run's texts come from a server, and there is no GPU here to start one on: "
+                "give --engine the URLs of servers that run (evaluate.py also takes --engine local)"
+            )
         return EngineChoice(VLLM, begun["engine_bits"], why, **own)
     return replace(cheaper(), **own)
 
