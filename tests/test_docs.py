@@ -121,3 +121,9 @@ def test_the_readme_asks_for_the_disk_that_vllms_environment_is_checked_for():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     said = re.findall(r"about (\d+) GB (?:for vLLM's|with its downloads)", text)
     assert [float(gb) for gb in said] == [ENVIRONMENT_GB] * 2
+
+
+@pytest.mark.parametrize("script", ["setup_environment.sh", "tests/run.sh", "tests/vllm.sh"])
+def test_help_is_printed_and_nothing_is_done(script):
+    done = subprocess.run(["bash", ROOT / script, "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and f"bash {script}" in done.stdout and "installing" not in done.stdout
