@@ -13,7 +13,7 @@ from cai.costs.default_rates import MACHINES, machine_of
 from cai.costs.engine_choice import choose_engine, milestone_forecast, weights_of, with_server
 from cai.costs.forecast import forecast
 from cai.costs.units import UNITS, Weights, local, milestone_units, on_server
-from cai.models import device, vllm_environment, vllm_server
+from cai.models import device, fit, vllm_environment, vllm_server
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX, GUARD = (REGISTRY[m] for m in ("Qwen/Qwen2.5-32B", "sandbox", "meta-llama/Llama-Guard-3-8B"))
@@ -100,10 +100,18 @@ def test_a_driver_that_does_not_run_vllm_keeps_the_work_here(monkeypatch):
     assert choose_engine(BIG, work(), device="NVIDIA A100 80GB PCIe").engine == "vllm"  # another machine's
 
 
+def test_the_weights_that_training_loads_need_their_disk_too(monkeypatch):
+    monkeypatch.setattr(device, "disk_free", lambda path: 84e9)  # 69 GB and 12 GB, but not 21 GB more
+    assert "training's weights (89 GB)" in engine_choice.disk_short(BIG, 8)
+    monkeypatch.setattr(device, "cached", lambda repo, revision=None: repo == BIG.source(4)[0])
+    monkeypatch.setattr(fit, "cached", device.cached)
+    assert engine_choice.disk_short(BIG, 8) == ""
+
+
 def test_two_disks_are_looked_at_one_by_one(monkeypatch, here):
     monkeypatch.setattr(device, "same_disk", lambda one, other: False)
-    monkeypatch.setattr(device, "disk_free", lambda path: 75e9 if path == device.cache_dir() else 13e9)
-    assert engine_choice.disk_short(BIG, 8) == ""  # 69 GB and 12 GB, which together would be too much
+    monkeypatch.setattr(device, "disk_free", lambda path: 95e9 if path == device.cache_dir() else 13e9)
+    assert engine_choice.disk_short(BIG, 8) == ""  # 89 GB and 12 GB, which together would be too much
     monkeypatch.setattr(vllm_server, "ENVIRONMENT_GB", 14.0)
     assert "13 GB that are free" in engine_choice.disk_short(BIG, 8)
 

@@ -20,7 +20,7 @@ from cai.costs.units import SERVER, Units, Weights, add_units, local, milestone_
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
-from cai.models.fit import DISK_MARGIN
+from cai.models.fit import DISK_MARGIN, disk_fit
 from cai.models.registry import ModelSpec, choose, with_values
 from cai.models.vllm_environment import OWN, check_driver
 from cai.models.vllm_environment import environment as environment_place
@@ -146,8 +146,11 @@ def to_download(spec: ModelSpec, bits: int) -> float:
 
 
 def disk_short(spec: ModelSpec, bits: int) -> str:
-    """What the disk lacks for the server's weights and its environment, in words; "" where it suffices."""
+    """What the disk lacks for the server's weights and its environment, and for the weights that training
+    loads after it, in words; "" where it suffices."""
     weights = to_download(spec, bits) * DISK_MARGIN
+    if spec.source(spec.bits)[0] != spec.source(bits)[0]:
+        weights += disk_fit(spec, spec.bits).need
     environment = 0.0 if vllm_server.environment_ready() else vllm_server.ENVIRONMENT_GB
     cache, place = machine.cache_dir(), environment_place()
     if machine.same_disk(cache, place):
@@ -157,8 +160,8 @@ def disk_short(spec: ModelSpec, bits: int) -> str:
     for place, need in needs.items():
         if need > (free := machine.disk_free(place) / machine.GB):
             return (
-                f"vLLM's weights ({weights:.0f} GB) and environment ({environment:.0f} GB) need more disk "
-                f"than the {free:.0f} GB that are free at {place}"
+                f"vLLM's and training's weights ({weights:.0f} GB) and vLLM's environment "
+                f"({environment:.0f} GB) need more disk than the {free:.0f} GB that are free at {place}"
             )
     return ""
 
