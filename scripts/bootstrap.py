@@ -53,7 +53,7 @@ def main() -> int:
     check(plan, constitution)
     name = args.run or plan.name
     check_name(name)
-    begun = None if args.fresh else (read_manifest(name) or {}).get("settings")
+    begun = None if args.fresh else read_manifest(name)
     ahead = forecast.PlanForecast(plan, spec, controls, len(args.seeds), args.hourly_rate)
     asked = (args.engine, bits_asked_for(args))
     choice = choice_of(args, spec, lambda: ahead.cheaper(*asked, anywhere=args.forecast), begun=begun)

@@ -129,7 +129,7 @@ def forecast_of(models: tuple[ModelSpec, int] | None, args: argparse.Namespace, 
         return None
     spec, bits = models
     units, n = local(bits, {"loading": 1, "evaluation": 1}), len(files.pairs)
-    return engine_choice.forecast_of(spec, units, args, begun=files.run.settings, examples=n, of="pairs")
+    return engine_choice.forecast_of(spec, units, args, begun=files.run.manifest, examples=n, of="pairs")
 
 
 @contextlib.contextmanager

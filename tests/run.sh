@@ -7,6 +7,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+case ${1:-} in
+  -h | --help)
+    awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' tests/run.sh
+    exit 0
+    ;;
+esac
 suite='not slow'
 if [ "${1:-}" = --slow ]; then
   suite=slow

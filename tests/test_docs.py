@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from cai.core.files import ROOT
+from cai.models.vllm_environment import ENVIRONMENT_GB
 from test_rooms import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "specs").glob("*.md"))]
@@ -67,14 +68,22 @@ def test_modules_that_a_page_names_exist(page):
     assert {name for name in named if not (ROOT / "scripts/cai" / name).exists()} == set()
 
 
+INLINE = r"`((?:[A-Z_]+=\S+\s)?(?:python|bash)\s(?:scripts/|tests/|setup_)[^`]*)`"
+
+
 def commands():
-    """Each `python scripts/...` or `bash ...` line of the README's and the specs' bash blocks."""
+    """Each `python scripts/...` or `bash ...` line of the README's and the specs' bash blocks, and of their
+    texts and tables, once each. The log's are of their time."""
+    found = {}
     for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] in (["python"], ["bash"]):
-                    yield words
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        inline = re.findall(INLINE, re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for line in [*"\n".join(blocks).splitlines(), *(inline if page.name != "LOG.md" else ())]:
+            words = [w for w in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", w)]
+            if words[:1] in (["python"], ["bash"]):
+                found[" ".join(words)] = words
+    return found.values()
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
@@ -97,3 +106,24 @@ def test_pages_hold_no_path_of_one_machine():
     for page in (*PAGES, ROOT / "LICENSE", ROOT / "constitution.yaml"):
         found = re.findall(r"(?:^|[\s`(])(/(?:work|root|home|tmp|opt)/\S*)", page.read_text(encoding="utf-8"))
         assert not found, page.name
+
+
+def test_the_first_hour_names_what_its_commands_need_before_them():
+    hour = (
+        (ROOT / "specs/gpu.md").read_text(encoding="utf-8").split("## The first hour")[1].split("## Seen")[0]
+    )
+    first = hour.index("`python scripts/")
+    assert "source .venv/bin/activate\n" in hour[:first] and "export HF_HOME=" in hour[:first]
+    assert "git commit -m" in hour  # a pod may have no editor
+
+
+def test_the_readme_asks_for_the_disk_that_vllms_environment_is_checked_for():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"about (\d+) GB (?:for vLLM's|with its downloads)", text)
+    assert [float(gb) for gb in said] == [ENVIRONMENT_GB] * 2
+
+
+@pytest.mark.parametrize("script", ["setup_environment.sh", "tests/run.sh", "tests/vllm.sh"])
+def test_help_is_printed_and_nothing_is_done(script):
+    done = subprocess.run(["bash", ROOT / script, "--help"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and f"bash {script}" in done.stdout and "installing" not in done.stdout

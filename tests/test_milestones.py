@@ -78,7 +78,7 @@ def test_a_model_that_was_hardly_trained_passes_no_gate(tmp_path):
 
 def test_m1_waits_for_the_gate_of_m0(tmp_path):
     done = script("test_batch.py", output=tmp_path)
-    assert done.returncode == 2 and "no decision yet" in done.stderr and "--force" in done.stderr
+    assert done.returncode == 2 and "there is no run 'single' yet" in done.stderr and "--force" in done.stderr
 
 
 def test_a_large_model_is_forecast_for_an_a100_where_there_is_no_gpu(tmp_path):

@@ -59,6 +59,13 @@ def test_m0_writes_what_it_says_and_its_numbers_are_in_it(m0):
     assert sum(r["completion_tokens"] for r in ledger) == manifest["totals"]["completion_tokens"] > 0
 
 
+def test_the_readme_shows_what_m0_prints(m0):
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    kind = re.compile(r"^(\[\d/8\] [a-z ]+|      \[?[a-z ]+\d?:)", re.MULTILINE)
+    printed, in_readme = (set(kind.findall(text)) for text in (m0[0].stdout, shown))
+    assert {k for k in printed if "try" not in k} <= in_readme
+
+
 def test_m0_prints_every_step_and_the_models_name_first(m0):
     done, output = m0
     text = done.stdout

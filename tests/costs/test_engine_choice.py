@@ -13,7 +13,8 @@ from cai.costs.default_rates import MACHINES, machine_of
 from cai.costs.engine_choice import choose_engine, milestone_forecast, weights_of, with_server
 from cai.costs.forecast import forecast
 from cai.costs.units import UNITS, Weights, local, milestone_units, on_server
-from cai.models import device, vllm_environment, vllm_server
+from cai.models import device, fit, vllm_environment, vllm_server
+from cai.models.fit import beside_gb
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX, GUARD = (REGISTRY[m] for m in ("Qwen/Qwen2.5-32B", "sandbox", "meta-llama/Llama-Guard-3-8B"))
@@ -100,10 +101,18 @@ def test_a_driver_that_does_not_run_vllm_keeps_the_work_here(monkeypatch):
     assert choose_engine(BIG, work(), device="NVIDIA A100 80GB PCIe").engine == "vllm"  # another machine's
 
 
+def test_the_weights_that_training_loads_need_their_disk_too(monkeypatch):
+    monkeypatch.setattr(device, "disk_free", lambda path: 84e9)  # 69 GB and 12 GB, but not 21 GB more
+    assert "training's weights (89 GB)" in engine_choice.disk_short(BIG, 8)
+    monkeypatch.setattr(device, "cached", lambda repo, revision=None: repo == BIG.source(4)[0])
+    monkeypatch.setattr(fit, "cached", device.cached)
+    assert engine_choice.disk_short(BIG, 8) == ""
+
+
 def test_two_disks_are_looked_at_one_by_one(monkeypatch, here):
     monkeypatch.setattr(device, "same_disk", lambda one, other: False)
-    monkeypatch.setattr(device, "disk_free", lambda path: 75e9 if path == device.cache_dir() else 13e9)
-    assert engine_choice.disk_short(BIG, 8) == ""  # 69 GB and 12 GB, which together would be too much
+    monkeypatch.setattr(device, "disk_free", lambda path: 95e9 if path == device.cache_dir() else 13e9)
+    assert engine_choice.disk_short(BIG, 8) == ""  # 89 GB and 12 GB, which together would be too much
     monkeypatch.setattr(vllm_server, "ENVIRONMENT_GB", 14.0)
     assert "13 GB that are free" in engine_choice.disk_short(BIG, 8)
 
@@ -115,9 +124,7 @@ def test_the_guard_needs_its_room_too():
     # A model that guards what it writes itself is there once.
     assert choose_engine(BIG, work(), asked="vllm", engine_bits=16, guard=BIG).bits == 16
     assert milestone_forecast(flags(engine="vllm"), 1, 10, BIG).choice.beside_gb == 0
-    assert milestone_forecast(flags(engine="vllm"), 1, 10, GUARD).choice.beside_gb == GUARD.memory_gb(
-        GUARD.bits
-    )
+    assert milestone_forecast(flags(engine="vllm"), 1, 10, GUARD).choice.beside_gb == beside_gb(GUARD)
     assert weights_of(choose_engine(BIG, work(), asked="vllm", engine_bits=16)) == FULL
 
 
@@ -163,6 +170,20 @@ def test_what_would_be_left_out_of_the_flags_is_refused(here):
     for urls in ("http://127.0.0.1:99999", "http://a,http://a/", "http://[::1::2]"):
         with pytest.raises(UserError, match="no URL of a server|a server twice"):
             milestone_forecast(flags(engine=urls), 1, 10)
+
+
+def test_a_run_that_began_with_servers_asks_for_them_where_none_can_be_started(monkeypatch):
+    with Run.open("full", {"engine": "server", "engine_bits": 16}) as run:
+        assert milestone_forecast(flags(engine="auto"), 1, 10).choice.engine == "vllm"
+        run.record(engine="server")  # somebody else's: there is one to go on with
+        with pytest.raises(UserError, match="give --engine the URLs"):
+            milestone_forecast(flags(engine="auto"), 1, 10)
+        run.record(engine="vllm")
+    monkeypatch.setattr(device, "visible_gpus", list)
+    monkeypatch.delenv(vllm_environment.OWN, raising=False)
+    with pytest.raises(UserError, match="give --engine the URLs"):
+        milestone_forecast(flags(engine="auto"), 1, 10)
+    assert milestone_forecast(flags(engine="http://a:8000"), 1, 10).lines
 
 
 # ---- the work with a server ----

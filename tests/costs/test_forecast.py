@@ -12,9 +12,11 @@ from cai.core.files import ROOT
 from cai.core.jsonl import append
 from cai.core.ledger import read_ledger
 from cai.core.run import Run
+from cai.costs import forecast as forecasts
 from cai.costs.forecast import accuracy, forecast
 from cai.costs.rates import rates
-from cai.costs.units import Weights, add_units, local, milestone_units
+from cai.costs.units import SERVER, Weights, add_units, local, milestone_units
+from cai.models.engines import ELSEWHERE
 from cai.models.registry import REGISTRY
 
 BIG, SANDBOX = REGISTRY["Qwen/Qwen2.5-32B"], REGISTRY["sandbox"]
@@ -73,6 +75,20 @@ def test_measured_rates_are_those_of_the_latest_run_and_scale_with_the_examples(
 def test_rates_of_another_model_engine_precision_or_machine_do_not_count(other):
     ledger = [row("answer", 20.0, **({"examples": 40} | other))]
     assert rates(ledger, BIG, NF4, GPU)["answer"].source == "assumed"
+
+
+def test_rates_of_somebody_elses_servers_hold_whatever_this_machine_is():
+    ledger = [row("answer", 20.0, 40, engine="server", bits=16, device=ELSEWHERE)]
+    for here in ("cpu", GPU):
+        assert rates(ledger, BIG, Weights(SERVER, 16), here)["answer"].seconds == 0.5
+        assert not rates(ledger, BIG, Weights("local", 16), here)["answer"].measured
+
+
+def test_servers_elsewhere_are_no_machine_that_a_forecast_is_for(monkeypatch):
+    monkeypatch.setattr(forecasts.machine, "this_device", lambda: "cpu")
+    served = row("answer", 20.0, 40, engine="server", bits=16, device=ELSEWHERE)
+    assert forecasts.device_of(BIG, [served]) == forecasts.A100.name
+    assert forecasts.device_of(BIG, [row("answer", 20.0, 40), served]) == GPU
 
 
 def test_principles_multiply_critiques_and_comparisons():

@@ -152,7 +152,11 @@ def test_one_failure_makes_the_gate_a_no_go_that_says_what_to_look_at(capsys):
 
 
 def test_the_next_milestone_goes_on_only_after_go_or_by_force():
-    with pytest.raises(UserError, match="no decision yet.*--force"):
+    with pytest.raises(UserError, match="there is no run 'a' yet.*data/a/.*--force"):
+        gates.require("a", force=False)
+    with Run.open("a", {}):
+        pass
+    with pytest.raises(UserError, match="no decision yet.*data/a/.*--force"):
         gates.require("a", force=False)
     with Run.open("a", {}) as run:
         gates.decide(run, [criterion(False)])

@@ -1,16 +1,22 @@
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from cai.core.errors import UserError
 from cai.core.files import ROOT, sha256_file
+from cai.core.ledger import read_ledger
+from cai.core.run import Run
 from cai.generation import guard
 from cai.models import device, loader, model, registry
 from cai.models.engine import Sampling, complete_all
 from cai.models.local_engine import LocalEngine
+from cai.models.session import record_engine
 
 SANDBOX = registry.REGISTRY["sandbox"]
 TEST_GPU = device.Gpu("Test GPU", "580.1", 8e9, 8e9, (8, 0))
@@ -40,6 +46,25 @@ def test_the_registry_names_each_model_once_and_pins_it():
     big = registry.REGISTRY["Qwen/Qwen2.5-32B"]
     assert big.source(4)[0].endswith("bnb-4bit") and big.source(16) == (big.repo, big.revision)
     assert 18 < big.download_gb(4) < 21 and 64 < big.download_gb(16) < 67 and big.memory_gb(4) < 24
+
+
+def test_a_servers_tokenizer_leaves_the_libraries_as_a_later_training_needs_them():
+    """In a process of its own: Unsloth comes before transformers, the allocator's setting before both."""
+    program = (
+        "import os, warnings; warnings.simplefilter('error', UserWarning)\n"
+        "from cai.models.loader import load_tokenizer\n"
+        "from cai.models.model import import_unsloth\n"
+        "from cai.models.registry import REGISTRY\n"
+        "load_tokenizer(REGISTRY['sandbox'], 16)\n"
+        "import_unsloth()\n"
+        f"print(os.environ['{device.ALLOCATOR[0]}'])"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in device.ALLOCATOR}
+    env |= {"PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert "should be imported before" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert device.EXPANDABLE in done.stdout
 
 
 def test_names_resolve_to_registry_directory_or_hub_id(tmp_path):
@@ -427,3 +452,37 @@ def test_saving_an_adapter_clears_nothing_beside_it_away(fresh, tmp_path):
     fresh.add_adapter(r=4, alpha=8, seed=0)
     fresh.save_adapter(tmp_path / "a")
     assert (tmp_path / "a.part/mine").exists() and not (tmp_path / "a/.part").exists()
+
+
+def test_what_wrote_the_texts_stays_in_run_json_whatever_trains_or_measures_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAI_OUTPUT", str(tmp_path))
+
+    def engine(name, bits, caveat):
+        about = {
+            "bits": bits,
+            "device": f"of {name}",
+            "precision": f"{name}'s",
+            "caveat": caveat,
+            "chat": None,
+        }
+        return SimpleNamespace(spec=SANDBOX, name=name, **about)
+
+    def made_by(run):
+        return [run.manifest[key] for key in ("engine", "bits", "device", "precision", "caveat")]
+
+    wrote, trains = engine("vllm", 8, "texts may differ"), engine("local", 4, None)
+    with Run.open("mvp", {}) as run:
+        record_engine(run, engine("server", 16, None))  # a start that wrote nothing
+        record_engine(run, wrote)
+        (run.data / "records.jsonl").touch()
+        record_engine(run, trains)
+        with run.step("training"):
+            pass
+        assert made_by(run) == ["vllm", 8, "of vllm", "vllm's", "texts may differ"]
+    with Run.reopen("mvp") as run:
+        record_engine(run, trains)
+        with run.step("evaluation: answers"):
+            pass
+        assert made_by(run) == ["vllm", 8, "of vllm", "vllm's", "texts may differ"]
+    rows = [(r["engine"], r["bits"], r["device"]) for r in read_ledger()]
+    assert rows == [("local", 4, "of local")] * 2

@@ -93,6 +93,7 @@ class Run:
         self.name, self.settings, self.manifest, self._lock = name, settings, manifest, lock
         self.data, self.checkpoints, self.logs = directories(name)
         self.hourly_rate = 0.0
+        self.at_work: Mapping[str, Any] = {}  # the engine that its steps use now
         self.budget: Any = None  # a costs.budget.Budget, which each step asks before it begins
         self._began: float | None = None  # the step that is under way
         self._held: list[str] | None = None  # what is held back of the log
@@ -212,6 +213,7 @@ class Run:
         self._enter(rows)
 
     def _row(self, step: str, used: Usage, examples: int | None) -> dict[str, Any]:
+        at_work = self.manifest | self.at_work
         return {
             "time": _now(),
             "run": self.name,
@@ -221,11 +223,11 @@ class Run:
             "prompt_tokens": used.prompt_tokens,
             "completion_tokens": used.completion_tokens,
             "dollars": round(used.seconds / 3600 * self.hourly_rate, 6),
-            "model": self.manifest.get("model"),
-            "engine": self.manifest.get("engine") or "local",
-            "bits": self.manifest.get("bits") or self.settings.get("bits"),
+            "model": at_work.get("model"),
+            "engine": at_work.get("engine") or "local",
+            "bits": at_work.get("bits") or self.settings.get("bits"),
             "principles": self.settings.get("principles"),
-            "device": self.manifest.get("device"),
+            "device": at_work.get("device"),
         }
 
     def _enter(self, rows: list[dict[str, Any]]) -> None:

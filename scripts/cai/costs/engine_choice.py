@@ -4,6 +4,7 @@ the forecast, with vLLM's download, installing and starts in it."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,10 +20,10 @@ from cai.costs.units import SERVER, Units, Weights, add_units, local, milestone_
 from cai.models import device as machine
 from cai.models import vllm_server
 from cai.models.engines import LOCAL, VLLM, EngineChoice
-from cai.models.fit import DISK_MARGIN, beside_gb
+from cai.models.fit import DISK_MARGIN, beside_gb, disk_fit
 from cai.models.registry import ModelSpec, choose, with_values
 from cai.models.server_engine import FixedServers
-from cai.models.vllm_environment import check_driver
+from cai.models.vllm_environment import OWN, check_driver
 from cai.models.vllm_environment import environment as environment_place
 
 AUTO = "auto"
@@ -39,7 +40,7 @@ def choice_of(
     guard: ModelSpec | None = None,
 ) -> EngineChoice:
     """The engine of a run. cheaper: asked for one where --engine is auto and nothing has begun yet, or vllm.
-    begun: the settings of the run that goes on; it keeps what it has, but a flag that was given counts, and
+    begun: run.json of the run that goes on; it keeps what it has, but a flag that was given counts, and
     opening the run says what differs. guard: a model on the same GPU. Raises UserError for flags that do not
     go together."""
     own = {"deterministic": args.deterministic, "beside_gb": beside(spec, guard)}
@@ -60,9 +61,16 @@ def choice_of(
         return EngineChoice(why="asked for by --engine")
     if args.engine == AUTO and begun:
         why = "with which this run has begun"
-        if "engine" not in begun:
+        if "engine" not in begun["settings"]:
             return _of_a_server(EngineChoice(why=why), args)
-        return EngineChoice(VLLM, args.engine_bits or begun["engine_bits"], why, **own)
+        cannot_start = not machine.visible_gpus() and not os.environ.get(OWN, "").strip()
+        if begun.get("engine") == SERVER or cannot_start:
+            raise UserError(
+                "this run's texts come from servers"
+                f"{', and there is no GPU here to start one on' if cannot_start else ' that ran already'}: "
+                "give --engine the URLs of servers that run (evaluate.py also takes --engine local)"
+            )
+        return EngineChoice(VLLM, args.engine_bits or begun["settings"]["engine_bits"], why, **own)
     return replace(_of_a_server(cheaper(), args), **own)
 
 
@@ -76,9 +84,9 @@ def _of_a_server(choice: EngineChoice, args: argparse.Namespace) -> EngineChoice
     return choice
 
 
-def begun_settings(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """Of the run that a milestone's flags go on with."""
-    return None if args.fresh else (read_manifest(args.run) or {}).get("settings")
+def begun_run(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """run.json of the run that a milestone's flags go on with."""
+    return None if args.fresh else read_manifest(args.run)
 
 
 # ---- what is cheaper ----
@@ -150,8 +158,11 @@ def to_download(spec: ModelSpec, bits: int) -> float:
 
 
 def disk_short(spec: ModelSpec, bits: int) -> str:
-    """What the disk lacks for the server's weights and its environment, in words; "" where it suffices."""
+    """What the disk lacks for the server's weights and its environment, and for the weights that training
+    loads after it, in words; "" where it suffices."""
     weights = to_download(spec, bits) * DISK_MARGIN
+    if spec.source(spec.bits)[0] != spec.source(bits)[0]:
+        weights += disk_fit(spec, spec.bits).need
     environment = 0.0 if vllm_server.environment_ready() else vllm_server.ENVIRONMENT_GB
     cache, place = machine.cache_dir(), environment_place()
     if machine.same_disk(cache, place):
@@ -161,8 +172,8 @@ def disk_short(spec: ModelSpec, bits: int) -> str:
     for place, need in needs.items():
         if need > (free := machine.disk_free(place) / machine.GB):
             return (
-                f"vLLM's weights ({weights:.0f} GB) and environment ({environment:.0f} GB) need more disk "
-                f"than the {free:.0f} GB that are free at {place}"
+                f"vLLM's and training's weights ({weights:.0f} GB) and vLLM's environment "
+                f"({environment:.0f} GB) need more disk than the {free:.0f} GB that are free at {place}"
             )
     return ""
 
@@ -278,5 +289,5 @@ def milestone_forecast(
         judge=not args.no_judge,
         guard=guard is not None,
     )
-    how = {"begun": begun_settings(args), "examples": examples, "guard": guard, "compared": compared}
+    how = {"begun": begun_run(args), "examples": examples, "guard": guard, "compared": compared}
     return forecast_of(spec, local(args.bits or spec.bits, units), args, **how)

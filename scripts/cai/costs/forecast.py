@@ -28,7 +28,7 @@ from cai.costs.rates import Rate, rates, texts_of
 from cai.costs.units import GENERATING, PER_EXAMPLE, SERVER, UNITS, Units, Weights
 from cai.models import device as machine
 from cai.models import vllm_server
-from cai.models.engines import EngineChoice
+from cai.models.engines import ELSEWHERE, EngineChoice
 from cai.models.registry import ModelSpec
 
 # What the engines are compared by. Plans measure by the loop's steps: there it is all generation.
@@ -190,11 +190,12 @@ class Alternative:
 
 def device_of(spec: ModelSpec, ledger: Sequence[dict[str, Any]]) -> str:
     """What a forecast is for: this machine's GPU; without one its CPU, where the model is small enough for
-    that, else where the model has run before, else an A100."""
+    that, else where the model has run before, else an A100. What servers elsewhere run on is unknown."""
     here = machine.this_device()
     if here != "cpu" or spec.parameters <= CPU_BILLIONS:
         return here
-    return next((r["device"] for r in reversed(ledger) if r.get("model") == spec.name), None) or A100.name
+    ran_on = [r["device"] for r in ledger if r.get("model") == spec.name and r["device"] != ELSEWHERE]
+    return ran_on[-1] if ran_on and ran_on[-1] else A100.name
 
 
 def forecast(

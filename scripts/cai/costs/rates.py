@@ -17,8 +17,9 @@ from cai.costs.default_rates import (
     Tokens,
     machine_of,
 )
-from cai.costs.units import UNITS, Weights, multiple
+from cai.costs.units import SERVER, UNITS, Weights, multiple
 from cai.models import vllm_server
+from cai.models.engines import ELSEWHERE
 from cai.models.registry import ModelSpec
 
 SMALLEST_SHARE = 0.05  # a small model on a GPU: launching its kernels takes as long as a large one's
@@ -47,8 +48,9 @@ def rates(
     guard: ModelSpec | None = None,
 ) -> dict[str, Rate]:
     """step -> its rate: that of the latest run which has one for this model, engine, bits and device, else an
-    assumption. A row without an engine is of a time when there was only the local one."""
-    here = (spec.name, *weights, device)
+    assumption. A row without an engine is of a time when there was only the local one. Servers that somebody
+    else runs are not of this device, whatever it is."""
+    here = (spec.name, *weights, ELSEWHERE if weights.engine == SERVER else device)
     mine = [r for r in ledger if not r.get("interrupted") and _where(r) == here]
     return {
         step: _measured(step, mine) or _assumption(step, spec, weights, machine_of(device), guard)

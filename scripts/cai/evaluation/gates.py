@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.core.cli import GO, NO_GO, UNDECIDED
 from cai.core.errors import UserError
-from cai.core.files import directories
+from cai.core.files import directories, display_path
 from cai.core.run import Run, read_manifest
 from cai.core.stats import wilson
 from cai.models.model import WEIGHTS, saved_hash
@@ -203,10 +203,16 @@ def require(name: str, *, force: bool, record: str = "gate") -> str:
     """The decision of an earlier run's gate, as a sentence. Raises UserError unless it is GO or `force` is
     set."""
     found, gate = decision_of(name, record), record.replace("_", " ")
+    data = directories(name)[0]
+    if read_manifest(name) is None and not force:
+        raise UserError(
+            f"there is no run {name!r} yet, whose {gate} is read first ({display_path(data)}/): run the "
+            "milestone before this one (README.md), name its run by --after, or go on with --force"
+        )
     if found != "GO" and not force:
         raise UserError(
             f"the {gate} of run {name!r} says: {found}. "
-            f"Look at data/{name}/, make it anew with other flags (--fresh, or another --run and "
+            f"Look at {display_path(data)}/, make it anew with other flags (--fresh, or another --run and "
             "--after), or go on with --force"
         )
     return f"the {gate} of run {name!r} says {found}" + (" (going on: --force)" if found != "GO" else "")

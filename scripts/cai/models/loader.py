@@ -128,8 +128,14 @@ def check_bits(bits: int, *, gpu: bool) -> None:
 
 
 def load_tokenizer(spec: ModelSpec, bits: int) -> tuple[Any, str | None]:
-    """(tokenizer, revision) of the weights that a server has: these alone are needed here."""
+    """(tokenizer, revision) of the weights that a server has: these alone are needed here.
+
+    What must come before torch and transformers does so here, too: the same process may load weights later,
+    to train, and Unsloth patches nothing in a module that others have imported."""
+    short_waits()
+    settle_allocator()
     path, revision = fetch(spec, bits, weights=False)
+    import_unsloth()
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False), revision

@@ -174,10 +174,14 @@ def start(engine: Engine, run: Run, *, quiet: bool = False) -> None:
 
 
 def record_engine(run: Run, engine: Engine) -> None:
-    """What works for a run from now on, as the ledger's rows have it."""
-    about = {"model": engine.spec.name, "bits": engine.bits, "device": engine.device}
-    own = {"system_prompt": engine.chat.system} if engine.chat else {}
-    run.record(**about, engine=engine.name, precision=engine.precision, caveat=engine.caveat, **own)
+    """What works for a run from now on, as the ledger's rows have it. run.json keeps what wrote the texts, or
+    trained where there are none: a training or an evaluation by another engine changes nothing about them."""
+    about = {"model": engine.spec.name, "bits": engine.bits, "device": engine.device, "engine": engine.name}
+    run.at_work = about
+    made = "training" in run.manifest or any(run.data.glob("records*.jsonl"))
+    if not made or "engine" not in run.manifest:
+        own = {"system_prompt": engine.chat.system} if engine.chat else {}
+        run.record(**about, precision=engine.precision, caveat=engine.caveat, **own)
 
 
 def load_engine(spec: ModelSpec, bits: int, run: Run, *, quiet: bool = False) -> tuple[Model, Engine]:
