@@ -355,7 +355,7 @@ def test_a_server_that_comes_back_as_another_model_ends_the_run(base, server):
 
 
 def test_a_slow_server_keeps_nobody_else_waiting(base, two, wanted):
-    engine = engine_of(base, *two)
+    engine = engine_of(base, *two, rows=4)  # which of the two is found first may take no more than these
     texts(engine, PROMPTS[:1])
     two[0].heal(hang=True)
 

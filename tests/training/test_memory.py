@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cai.core.errors import UserError
-from cai.models.model import import_unsloth
+from cai.models.model import free_memory, import_unsloth
 from cai.models.registry import REGISTRY, with_values
 from cai.training import dpo, memory
 from cai.training.settings import Settings
@@ -162,5 +162,5 @@ def test_nothing_keeps_a_trained_model_alive(tmp_path, monkeypatch):
     left = [weakref.ref(part) for part in (model.model, model.model.get_input_embeddings())]
     dpo.train(model, TRAIN, HELD, QUICK, tmp_path / "run", resume=True, log=str)
     del model
-    memory.give_memory_back()
+    free_memory()
     assert [part() for part in left] == [None, None]
