@@ -25,7 +25,8 @@ CRITIQUE_KEYS = {"principle_id": str, "principle": str, "critique": str}
 # The page has these from other keys: the pair is revision against first answer, the two others are joined.
 LEFT_OUT = ("preference_pair", "principle", "critique")
 FACTS = (
-    "model revision bits adapter seed constitution started commit device gate counts totals settings".split()
+    *"model revision bits engine precision caveat adapter seed constitution started".split(),
+    *"commit device gate counts totals settings".split(),
 )
 SCRIPTS = ("review_diff.js", "review_marks.js", "review.js")
 
