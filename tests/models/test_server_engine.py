@@ -50,6 +50,17 @@ def texts(engine, prompts=PROMPTS, **more):
     return complete_all(engine, prompts, SHORT, range(len(prompts)), **more)
 
 
+def meet(engine):
+    """Until every server has been checked: requests go out as soon as one has been."""
+
+    async def run():
+        await engine.complete(PROMPTS[0], SHORT, 0)
+        while not all(endpoint.live for endpoint in engine._endpoints.endpoints):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
 @pytest.fixture(scope="module")
 def wanted(base):
     """What the local engine writes."""
@@ -285,7 +296,7 @@ def test_a_server_that_never_mends_ends_the_run(base, server):
 
 def test_an_answer_that_one_server_fails_at_comes_from_another(base, two, wanted):
     engine = engine_of(base, *two)
-    texts(engine, PROMPTS[:1])
+    meet(engine)
     two[0].heal(half_json=True)
     assert texts(engine) == wanted
 
@@ -293,7 +304,7 @@ def test_an_answer_that_one_server_fails_at_comes_from_another(base, two, wanted
 def test_a_server_that_dies_is_left_out_and_taken_back(base, two, wanted):
     said = []
     engine = engine_of(base, *two, log=said.append)
-    texts(engine, PROMPTS[:1])
+    meet(engine)
     two[0].heal(dead=True)
 
     async def run():
@@ -326,7 +337,7 @@ def test_without_any_server_the_requests_wait_until_one_is_back(base, server, wa
 
 def test_when_all_servers_stay_away_the_run_ends_in_a_sentence(base, two, monkeypatch):
     engine = engine_of(base, *two)
-    texts(engine, PROMPTS[:1])
+    meet(engine)
     monkeypatch.setattr(endpoints, "GIVE_UP", 0.0)
     for server in two:
         server.heal(dead=True)
@@ -356,7 +367,7 @@ def test_a_server_that_comes_back_as_another_model_ends_the_run(base, server):
 
 def test_a_slow_server_keeps_nobody_else_waiting(base, two, wanted):
     engine = engine_of(base, *two, rows=4)  # which of the two is found first may take no more than these
-    texts(engine, PROMPTS[:1])
+    meet(engine)
     two[0].heal(hang=True)
 
     async def run():

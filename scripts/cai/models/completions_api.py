@@ -28,11 +28,12 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 900.0  # an answer may stand in the serv
 
 
 class Fault(Exception):
-    """down: the server itself may be gone, not only this answer. changed: it is not what it was."""
+    """down: the server itself may be gone, not only this answer. cut: it ended the connection. changed: it is
+    not what it was."""
 
-    def __init__(self, what: str, *, down: bool = False, changed: bool = False):
+    def __init__(self, what: str, *, down: bool = False, cut: bool = False, changed: bool = False):
         super().__init__(what)
-        self.down, self.changed = down, changed
+        self.down, self.cut, self.changed = down, cut, changed
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ async def call(
     except openai.APIConnectionError as error:
         why = type(error.__cause__).__name__ if error.__cause__ else ""
         why = f"{why} {without_key(one_line(error.__cause__ or error))[:SAID]}".strip()
-        raise Fault(f"no connection ({why})", down=True) from None
+        raise Fault(f"no connection ({why})", down=True, cut=True) from None
     except openai.APIStatusError as error:
         raise _refusal(url, error.status_code, words_of(error)) from None
     except (ValueError, RecursionError):

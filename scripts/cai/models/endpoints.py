@@ -116,11 +116,12 @@ class Endpoints:
             died = fault.down and await self._ailment(endpoint)
             if died or fault.changed:
                 self._leave_out(endpoint, str(fault))
-            tries, deaths = (tries, deaths + 1) if died else (tries + 1, deaths)
+            # A server that was killed may be there again before it is asked how it is.
+            tries, deaths = (tries, deaths + 1) if died or fault.cut else (tries + 1, deaths)
             if tries >= TRIES or deaths >= DEATHS:
                 raise self._useless(endpoint, fault)
             if not died:
-                await asyncio.sleep(back_off(tries - 1))
+                await asyncio.sleep(back_off(max(0, tries - 1)))
 
     async def _start(self) -> None:
         """Requests go out as soon as one server may work."""
