@@ -69,6 +69,28 @@ class TooLong(UserError):
     """Prompt and continuation do not fit the model's context."""
 
 
+def must_fit(spec: ModelSpec, tokens: int) -> None:
+    if tokens > spec.max_seq_length:
+        raise TooLong(
+            f"prompt and continuation have {tokens} tokens, "
+            f"the context of {spec.name} is {spec.max_seq_length}: shorten them"
+        )
+
+
+def single_tokens(options: Sequence[str], coded: Sequence[Sequence[int]]) -> list[int]:
+    assert all(len(option) == 1 for option in coded), f"not single tokens: {options} are {coded}"
+    return [option[0] for option in coded]
+
+
+def check_scored(spec: ModelSpec, head: Sequence[int], tail: Sequence[int], continuation: str) -> None:
+    """Raises UserError: nothing to score, or nothing before it; TooLong."""
+    if not head or not tail:
+        raise UserError(
+            f"logprobs needs a prompt and a continuation of at least one token, got {continuation[:40]!r}"
+        )
+    must_fit(spec, len(head) + len(tail))
+
+
 class ChatTemplate(Protocol):
     """special_tokens: the longest first; in a text that is data each has to be broken up. system: the message
     that the template adds where none is given, None if it adds none."""

@@ -21,7 +21,7 @@ from cai.core.errors import UserError
 from cai.core.ledger import STEP, Usage
 from cai.models.chat import chat_template
 from cai.models.completion import completion_of, end_tokens
-from cai.models.engine import Completion, Sampling, Score, TooLong
+from cai.models.engine import Completion, Sampling, Score, check_scored, must_fit, single_tokens
 from cai.models.model import Model
 from cai.models.scores import OutputLayer, hidden_states
 
@@ -106,31 +106,19 @@ class LocalEngine:
     async def choose(
         self, prompt: str, options: Sequence[str], adapter: str | None = None
     ) -> dict[str, float]:
-        coded = [self._encode(option) for option in options]
-        assert all(len(option) == 1 for option in coded), f"not single tokens: {options} are {coded}"
+        wanted = single_tokens(options, [self._encode(option) for option in options])
         ids = self._encode(prompt)
-        self._must_fit(len(ids) + 1)
-        found = await self._ask((self._next_token, adapter), ids, [o[0] for o in coded])
+        must_fit(self.spec, len(ids) + 1)
+        found = await self._ask((self._next_token, adapter), ids, wanted)
         return dict(zip(options, found, strict=True))
 
     async def logprobs(self, prompt: str, continuation: str, adapter: str | None = None) -> Score:
         head, tail = self._encode(prompt), self._encode(continuation)
-        if not head or not tail:
-            raise UserError(
-                f"logprobs needs a prompt and a continuation of at least one token, got {continuation[:40]!r}"
-            )
-        self._must_fit(len(head) + len(tail))
+        check_scored(self.spec, head, tail, continuation)
         return await self._ask((self._score, adapter), head + tail, len(tail))
 
     def _encode(self, text: str) -> list[int]:
         return self._model.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _must_fit(self, tokens: int) -> None:
-        if tokens > self.spec.max_seq_length:
-            raise TooLong(
-                f"prompt and continuation have {tokens} tokens, "
-                f"the context of {self.spec.name} is {self.spec.max_seq_length}: shorten them"
-            )
 
     # ---- the scheduler ----
 

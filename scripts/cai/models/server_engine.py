@@ -23,7 +23,7 @@ from cai.models.chat import chat_template
 from cai.models.completion import end_tokens
 from cai.models.completions_api import CompletionsApi, Target, words_of
 from cai.models.endpoints import ROWS, Endpoint, Endpoints, client
-from cai.models.engine import Completion, Sampling, Score, TooLong
+from cai.models.engine import Completion, Sampling, Score, check_scored, must_fit, single_tokens
 from cai.models.model import check_adapter, saved_adapter
 from cai.models.registry import ModelSpec
 from cai.models.server_checks import Checks
@@ -189,33 +189,21 @@ class ServerEngine:
     async def choose(
         self, prompt: str, options: Sequence[str], adapter: str | None = None
     ) -> dict[str, float]:
-        coded = [self._encode(option) for option in options]
-        assert all(len(option) == 1 for option in coded), f"not single tokens: {options} are {coded}"
-        ids, wanted = self._encode(prompt), [option[0] for option in coded]
-        self._must_fit(len(ids) + 1)
+        wanted = single_tokens(options, [self._encode(option) for option in options])
+        ids = self._encode(prompt)
+        must_fit(self.spec, len(ids) + 1)
         found = await self._ask(adapter, len(ids), lambda at: self._api.next_token(at, ids, wanted))
         return dict(zip(options, found, strict=True))
 
     async def logprobs(self, prompt: str, continuation: str, adapter: str | None = None) -> Score:
         head, tail = self._encode(prompt), self._encode(continuation)
-        if not head or not tail:
-            raise UserError(
-                f"logprobs needs a prompt and a continuation of at least one token, got {continuation[:40]!r}"
-            )
+        check_scored(self.spec, head, tail, continuation)
         ids = head + tail
-        self._must_fit(len(ids))
         found = await self._ask(adapter, len(ids), lambda at: self._api.score(at, ids, len(tail)))
         return Score(sum(found), tuple(found))
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _must_fit(self, tokens: int) -> None:
-        if tokens > self.spec.max_seq_length:
-            raise TooLong(
-                f"prompt and continuation have {tokens} tokens, "
-                f"the context of {self.spec.name} is {self.spec.max_seq_length}: shorten them"
-            )
 
     # ---- requests ----
 
